@@ -1,0 +1,13 @@
+//! Paths inside the guest that the host names in its requests. They are Kata's.
+
+/// Where the shared file system is mounted, one folder for each container below it.
+pub const SHARED: &str = "/run/kata-containers/shared/containers";
+
+/// The tag of the shared file system.
+pub const SHARED_TAG: &str = "kataShared";
+
+/// The pod's shared memory file system.
+pub const SHM: &str = "/run/kata-containers/sandbox/shm";
+
+/// Where the agent keeps its own state of containers.
+pub const STATE: &str = "/run/kata-containers";

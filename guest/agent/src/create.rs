@@ -1,0 +1,131 @@
+//! CreateContainer: from the wire's specification to a process that waits for its start.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use coracle_container::cgroup::Cgroup;
+use coracle_protocol::agent::CreateContainerRequest;
+use coracle_protocol::protobuf::MessageDyn;
+use coracle_protocol::protobuf::well_known_types::empty::Empty;
+use oci_spec::runtime::Spec;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::process::{Process, Streams};
+use crate::state::{Agent, Container};
+use crate::{Error, Result, oom, storage};
+
+/// Makes the container.
+pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Result<Empty> {
+    let id = request.container_id;
+    let _reservation = agent.reserve(&id)?;
+    if !request.devices.is_empty() {
+        return Err(Error::Unsupported("a device in CreateContainer".into()));
+    }
+    let spec = request.OCI.as_ref().ok_or_else(|| Error::Invalid("CreateContainer without a specification".into()))?;
+    let spec: Spec = from_wire(spec)?;
+    let rootfs: PathBuf = spec
+        .root()
+        .as_ref()
+        .map(|root| root.path().clone())
+        .filter(|path| path.is_absolute())
+        .ok_or_else(|| Error::Invalid("the container's root has no absolute path".into()))?;
+    let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
+    for wanted in &request.storages {
+        storage::attach(&agent.config, wanted)?;
+    }
+    let (theirs, ours) = Streams::new(terminal)?.split();
+    let (program, parent) = (agent.config.program.clone(), agent.config.cgroups.clone());
+    let name = id.clone();
+    // The engine is synchronous: it gets a thread, so that other requests go on.
+    let (cgroup, prepared) = tokio::task::spawn_blocking(move || {
+        let cgroup = Cgroup::create(&parent, &name)?;
+        prepare(&program, &cgroup, spec, &rootfs, theirs).map(|prepared| (cgroup, prepared))
+    })
+    .await
+    .map_err(|error| Error::State(error.to_string()))??;
+    let pid = prepared.pid;
+    let process = match Process::watch(prepared, ours) {
+        Ok(process) => process,
+        Err(error) => {
+            let _ = cgroup.kill();
+            return Err(error);
+        }
+    };
+    oom::watch(&cgroup, id.clone(), agent.oom_sender.clone());
+    agent.insert(Container::new(id, cgroup, pid, process));
+    Ok(Empty::new())
+}
+
+fn prepare(
+    program: &Path,
+    cgroup: &Cgroup,
+    spec: Spec,
+    rootfs: &Path,
+    stdio: coracle_container::Stdio,
+) -> coracle_container::Result<coracle_container::Prepared> {
+    let limited = match spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        Some(resources) => cgroup.apply(resources),
+        None => Ok(()),
+    };
+    let prepared = limited.and_then(|()| coracle_container::create(program, cgroup.path(), spec, rootfs, stdio));
+    if prepared.is_err() {
+        // The first error is the one to tell; an empty cgroup is all that could stay.
+        let _ = cgroup.kill().and_then(|()| cgroup.remove());
+    }
+    prepared
+}
+
+/// A structure of the OCI specification from its message.
+pub(crate) fn from_wire<T: DeserializeOwned>(message: &dyn MessageDyn) -> Result<T> {
+    let mut value = coracle_protocol::to_json(message);
+    to_oci_names(&mut value);
+    serde_json::from_value(value).map_err(|error| Error::Invalid(format!("the specification is not valid: {error}")))
+}
+
+/// Kata's runtime writes namespaces and capabilities in their short form: `mnt`, `net`, `NET_RAW`.
+fn to_oci_names(value: &mut Value) {
+    if let Some(namespaces) = value.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut) {
+        for kind in namespaces.iter_mut().filter_map(|namespace| namespace.get_mut("type")) {
+            match kind.as_str() {
+                Some("mnt") => *kind = "mount".into(),
+                Some("net") => *kind = "network".into(),
+                _ => {}
+            }
+        }
+    }
+    for sets in ["/process/capabilities", "/capabilities"] {
+        let Some(sets) = value.pointer_mut(sets).and_then(Value::as_object_mut) else { continue };
+        for name in sets.values_mut().filter_map(Value::as_array_mut).flatten() {
+            if let Some(short) = name.as_str().filter(|name| !name.starts_with("CAP_")) {
+                *name = format!("CAP_{short}").into();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_protocol::oci;
+
+    use super::*;
+
+    #[test]
+    fn katas_short_names_are_understood() {
+        let json = r#"{"ociVersion":"1.0.2","root":{"path":"/r"},"process":{"args":["a"],"cwd":"/","user":{"uid":1},
+            "capabilities":{"bounding":["NET_RAW","CAP_KILL"]},"rlimits":[{"type":"RLIMIT_CORE"}]},
+            "linux":{"namespaces":[{"type":"mnt"},{"type":"net"},{"type":"pid"}],"resources":{"pids":{}}}}"#;
+        let message: oci::Spec = coracle_protocol::from_json(json).unwrap();
+        let spec: Spec = from_wire(&message).unwrap();
+        let capabilities = spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
+        assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 2);
+        assert_eq!(spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn an_unknown_namespace_is_refused() {
+        let json = r#"{"root":{"path":"/r"},"linux":{"namespaces":[{"type":"bogus"}]}}"#;
+        let message: oci::Spec = coracle_protocol::from_json(json).unwrap();
+        assert!(from_wire::<Spec>(&message).is_err());
+    }
+}

@@ -1,0 +1,82 @@
+//! What the guest says of itself, and what the host may set in it.
+
+use std::sync::Arc;
+
+use coracle_protocol::agent::{
+    AgentDetails, GetMetricsRequest, GuestDetailsRequest, GuestDetailsResponse, Metrics, ReseedRandomDevRequest,
+    SetGuestDateTimeRequest,
+};
+use coracle_protocol::protobuf::MessageField;
+use coracle_protocol::protobuf::well_known_types::empty::Empty;
+
+use crate::state::Agent;
+use crate::{Error, Result, storage};
+
+/// The most bytes of randomness that one request may add.
+const SEED_BYTES_MAX: usize = 4096;
+
+/// Version and abilities.
+pub(crate) async fn details(_: &Arc<Agent>, request: GuestDetailsRequest) -> Result<GuestDetailsResponse> {
+    let block = if request.mem_block_size { memory_block_bytes() } else { 0 };
+    let probe = request.mem_hotplug_probe && std::path::Path::new("/sys/devices/system/memory/probe").exists();
+    Ok(GuestDetailsResponse {
+        mem_block_size_bytes: block,
+        support_mem_hotplug_probe: probe,
+        agent_details: MessageField::some(AgentDetails {
+            version: coracle_protocol::VERSION.into(),
+            init_daemon: false,
+            storage_handlers: storage::DRIVERS.iter().map(|&name| name.to_owned()).collect(),
+            supports_seccomp: false,
+            ..Default::default()
+        }),
+        ..Default::default()
+    })
+}
+
+fn memory_block_bytes() -> u64 {
+    let text = std::fs::read_to_string("/sys/devices/system/memory/block_size_bytes").unwrap_or_default();
+    u64::from_str_radix(text.trim(), 16).unwrap_or(0)
+}
+
+/// The agent's own figures as Prometheus text.
+pub(crate) async fn metrics(agent: &Arc<Agent>, _: GetMetricsRequest) -> Result<Metrics> {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let status = std::fs::read_to_string("/proc/self/status").map_err(Error::system("read the agent's status"))?;
+    let figure = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().split(' ').next()?.parse::<u64>().ok()
+    };
+    for (name, help, value) in [
+        ("kata_agent_process_resident_memory_bytes", "Resident memory of the agent.", figure("VmRSS:").map(|kib| kib * 1024)),
+        ("kata_agent_process_anonymous_memory_bytes", "Anonymous memory of the agent.", figure("RssAnon:").map(|kib| kib * 1024)),
+        ("kata_agent_threads", "Threads of the agent.", figure("Threads:")),
+        ("coracle_agent_containers", "Containers that the agent has.", Some(agent.all().len() as u64)),
+        ("coracle_guest_tsc_at_ready", "Time stamp counter when the agent began to serve.", crate::guest::ready_tsc()),
+    ] {
+        let Some(value) = value else { continue };
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+    }
+    Ok(Metrics { metrics: text, ..Default::default() })
+}
+
+/// Mixes the host's bytes into the kernel's randomness, without crediting them.
+pub(crate) async fn reseed(_: &Arc<Agent>, request: ReseedRandomDevRequest) -> Result<Empty> {
+    if request.data.len() > SEED_BYTES_MAX {
+        return Err(Error::Invalid(format!("more than {SEED_BYTES_MAX} bytes of randomness")));
+    }
+    std::fs::write("/dev/urandom", &request.data).map_err(Error::system("reseed"))?;
+    Ok(Empty::new())
+}
+
+/// Sets the guest's clock.
+pub(crate) async fn set_clock(_: &Arc<Agent>, request: SetGuestDateTimeRequest) -> Result<Empty> {
+    let nanoseconds = request
+        .Usec
+        .checked_mul(1000)
+        .filter(|nanoseconds| (0..1_000_000_000).contains(nanoseconds))
+        .ok_or_else(|| Error::Invalid("microseconds out of range".into()))?;
+    let time = nix::sys::time::TimeSpec::new(request.Sec, nanoseconds);
+    nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time).map_err(Error::system("set the clock"))?;
+    Ok(Empty::new())
+}

@@ -1,0 +1,43 @@
+//! ExecProcess: another process beside a container's first one, started at once.
+
+use std::sync::Arc;
+
+use coracle_protocol::agent::ExecProcessRequest;
+use coracle_protocol::protobuf::well_known_types::empty::Empty;
+
+use crate::create::from_wire;
+use crate::process::{Process, Streams};
+use crate::state::Agent;
+use crate::{Error, Result};
+
+/// Starts the process.
+pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<Empty> {
+    let container = agent.container(&request.container_id)?;
+    if request.exec_id.is_empty() {
+        return Err(Error::Invalid("ExecProcess without an exec_id".into()));
+    }
+    if container.has_exec(&request.exec_id) {
+        return Err(Error::Exists(format!("process {}", request.exec_id)));
+    }
+    if container.init.has_ended() {
+        return Err(Error::State(format!("container {} has ended", container.id)));
+    }
+    let process = request.process.as_ref().ok_or_else(|| Error::Invalid("ExecProcess without a process".into()))?;
+    let process: oci_spec::runtime::Process = from_wire(process)?;
+    let (theirs, ours) = Streams::new(process.terminal().unwrap_or(false))?.split();
+    let (program, cgroup) = (agent.config.program.clone(), container.cgroup.path().to_owned());
+    let pid = container.pid;
+    let prepared =
+        tokio::task::spawn_blocking(move || coracle_container::exec(&program, &cgroup, pid, process, theirs))
+            .await
+            .map_err(|error| Error::State(error.to_string()))??;
+    let process = Process::watch(prepared, ours)?;
+    container.insert_exec(&request.exec_id, Arc::clone(&process))?;
+    if let Err(error) = process.start().await {
+        process.set_waited();
+        process.close_streams().await;
+        container.forget_exec(&request.exec_id);
+        return Err(error);
+    }
+    Ok(Empty::new())
+}

@@ -1,0 +1,77 @@
+//! The agent inside a guest: vsock, the greeting, the end.
+
+use std::sync::OnceLock;
+
+use coracle_protocol::ttrpc::asynchronous::transport::Listener;
+use coracle_protocol::{hello, ports};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+
+use crate::{Config, Error, Result};
+
+/// When the agent began to serve, by the processor's time stamp counter. Set once.
+static READY_TSC: OnceLock<u64> = OnceLock::new();
+
+/// See [`READY_TSC`].
+pub(crate) fn ready_tsc() -> Option<u64> {
+    READY_TSC.get().copied()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn tsc() -> u64 {
+    // SAFETY: the instruction is there on every x86-64 processor and touches no memory.
+    #[expect(unsafe_code, reason = "an intrinsic")]
+    unsafe {
+        std::arch::x86_64::_rdtsc()
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn tsc() -> u64 {
+    0
+}
+
+/// Runs the agent until the host has gone. The exit code is 0 then, and 1 for a failure, which is printed.
+#[must_use]
+pub fn run() -> i32 {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(std::time::Duration::from_millis(100))
+        .build();
+    let outcome = runtime.map_err(Error::system("start the event loop")).and_then(|runtime| runtime.block_on(serve()));
+    match outcome {
+        Ok(()) => {
+            println!("coracle-agent: the host has hung up");
+            0
+        }
+        Err(error) => {
+            println!("coracle-agent: {error}");
+            1
+        }
+    }
+}
+
+async fn serve() -> Result<()> {
+    let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::AGENT))
+        .map_err(Error::system("listen on the agent's vsock port"))?;
+    let from_host = futures::stream::unfold(listener, |listener| async move {
+        loop {
+            match listener.accept().await {
+                // Nobody but the host may ask the agent for anything.
+                Ok((stream, peer)) if peer.cid() == VMADDR_CID_HOST => return Some((Ok(stream), listener)),
+                Ok(_) => {}
+                Err(error) => return Some((Err(error), listener)),
+            }
+        }
+    });
+    let _server = crate::serve(Config::guest(), Listener::new(from_host)).await?;
+    let _ = READY_TSC.set(tsc());
+    let own = vsock::get_local_cid().map_err(Error::system("learn the guest's vsock address"))?;
+    let mut host = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, ports::hello(own)))
+        .await
+        .map_err(Error::system("dial the host"))?;
+    host.write_all(hello::line().as_bytes()).await.map_err(Error::system("greet the host"))?;
+    // The host says nothing on this connection: whatever ends the read ends the machine.
+    let _ = host.read(&mut [0; 1]).await;
+    Ok(())
+}

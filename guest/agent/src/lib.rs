@@ -1,0 +1,67 @@
+//! The agent.
+//!
+//! Every request takes one way: decoded by ttrpc, admitted by the [`gate`], handled by the file that bears its verb. What
+//! leaves the guest leaves through the reply. The state is in [`state`]; the engine below is `coracle_container`.
+
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+mod create;
+mod details;
+mod error;
+mod exec;
+mod gate;
+pub mod guest;
+mod oom;
+mod pause;
+mod process;
+mod remove;
+mod sandbox;
+mod service;
+mod signal;
+mod start;
+mod state;
+mod stats;
+mod storage;
+mod stream;
+mod update;
+mod wait;
+
+use std::path::PathBuf;
+
+pub use error::Error;
+pub use service::{METHODS, serve};
+
+/// What a handler gives back.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Where the agent works. In a guest it is [`Config::guest`]; the flow tests give it folders of their own.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This program's file, which is started again for every container process.
+    pub program: PathBuf,
+    /// The folder for containers' cgroups, in a cgroup2 mount.
+    pub cgroups: PathBuf,
+    /// Where a shared file system comes from.
+    pub shared: SharedSource,
+}
+
+/// Where the file system that the host shares comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SharedSource {
+    /// A virtio-fs device; the storage names its tag.
+    VirtioFs,
+    /// A folder that is there already and is used in place: host and agent see the same files.
+    InPlace,
+}
+
+impl Config {
+    /// The configuration inside a guest.
+    #[must_use]
+    pub fn guest() -> Self {
+        Self {
+            program: "/proc/self/exe".into(),
+            cgroups: "/sys/fs/cgroup/coracle".into(),
+            shared: SharedSource::VirtioFs,
+        }
+    }
+}

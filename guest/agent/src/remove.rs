@@ -1,0 +1,36 @@
+//! RemoveContainer: kills what still runs, then leaves nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_protocol::agent::RemoveContainerRequest;
+use coracle_protocol::protobuf::well_known_types::empty::Empty;
+
+use crate::state::{Agent, Container};
+use crate::{Error, Result};
+
+/// Removes the container. A `timeout` of 0 seconds waits for as long as it takes.
+pub(crate) async fn remove(agent: &Arc<Agent>, request: RemoveContainerRequest) -> Result<Empty> {
+    let container = agent.container(&request.container_id)?;
+    let removal = destroy(&container);
+    if request.timeout == 0 {
+        removal.await?;
+    } else {
+        tokio::time::timeout(Duration::from_secs(request.timeout.into()), removal)
+            .await
+            .map_err(|_| Error::State(format!("container {} did not end in {} s", container.id, request.timeout)))??;
+    }
+    agent.forget(&container.id);
+    Ok(Empty::new())
+}
+
+/// Ends the container's processes and removes its cgroup.
+pub(crate) async fn destroy(container: &Arc<Container>) -> Result<()> {
+    let cgroup = container.cgroup.clone();
+    cgroup.kill()?;
+    for process in container.processes() {
+        process.wait().await;
+    }
+    tokio::task::spawn_blocking(move || cgroup.remove()).await.map_err(|error| Error::State(error.to_string()))??;
+    Ok(())
+}

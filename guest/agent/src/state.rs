@@ -1,0 +1,155 @@
+//! The agent's state: containers and their processes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use coracle_container::cgroup::Cgroup;
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
+
+use crate::process::Process;
+use crate::{Config, Error, Result};
+
+/// The whole agent.
+pub(crate) struct Agent {
+    pub(crate) config: Config,
+    // ttrpc runs handlers side by side and wants them `Send`; each holds this lock for a look-up, never across an await.
+    containers: Mutex<HashMap<String, Slot>>,
+    pub(crate) oom_sender: mpsc::UnboundedSender<String>,
+    // One reader at a time takes the next event.
+    pub(crate) oom_events: AsyncMutex<mpsc::UnboundedReceiver<String>>,
+}
+
+/// A container's place: taken while it is being made, so that no two have one name.
+enum Slot {
+    Reserved,
+    Made(Arc<Container>),
+}
+
+/// One container.
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) cgroup: Cgroup,
+    /// The first process's pid in the agent's pid namespace.
+    pub(crate) pid: i32,
+    pub(crate) init: Arc<Process>,
+    // As above: a look-up, never held across an await.
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+}
+
+/// Gives a reserved name back where the making fails.
+pub(crate) struct Reservation<'a> {
+    agent: &'a Agent,
+    id: String,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut containers = lock(&self.agent.containers);
+        if matches!(containers.get(&self.id), Some(Slot::Reserved)) {
+            containers.remove(&self.id);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A holder that panicked has left a map in a valid state: every change is one call.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Agent {
+    pub(crate) fn new(config: Config) -> Arc<Self> {
+        let (oom_sender, oom_events) = mpsc::unbounded_channel();
+        Arc::new(Self {
+            config,
+            containers: Mutex::new(HashMap::new()),
+            oom_sender,
+            oom_events: AsyncMutex::new(oom_events),
+        })
+    }
+
+    /// Takes the name `id`.
+    pub(crate) fn reserve(&self, id: &str) -> Result<Reservation<'_>> {
+        let mut containers = lock(&self.containers);
+        if containers.contains_key(id) {
+            return Err(Error::Exists(format!("container {id}")));
+        }
+        containers.insert(id.to_owned(), Slot::Reserved);
+        Ok(Reservation { agent: self, id: id.to_owned() })
+    }
+
+    pub(crate) fn insert(&self, container: Container) {
+        lock(&self.containers).insert(container.id.clone(), Slot::Made(Arc::new(container)));
+    }
+
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
+        match lock(&self.containers).get(id) {
+            Some(Slot::Made(container)) => Ok(Arc::clone(container)),
+            Some(Slot::Reserved) => Err(Error::State(format!("container {id} is being created"))),
+            None => Err(Error::NotFound(format!("container {id}"))),
+        }
+    }
+
+    pub(crate) fn forget(&self, id: &str) {
+        lock(&self.containers).remove(id);
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Container>> {
+        lock(&self.containers)
+            .values()
+            .filter_map(|slot| match slot {
+                Slot::Made(container) => Some(Arc::clone(container)),
+                Slot::Reserved => None,
+            })
+            .collect()
+    }
+
+    /// The process `exec_id` of container `id`; an empty name is the container's own.
+    pub(crate) fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Process>> {
+        let container = self.container(id)?;
+        container.process(exec_id)
+    }
+}
+
+impl Container {
+    pub(crate) fn new(id: String, cgroup: Cgroup, pid: i32, init: Arc<Process>) -> Self {
+        Self { id, cgroup, pid, init, execs: Mutex::new(HashMap::new()) }
+    }
+
+    pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>> {
+        if exec_id.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        lock(&self.execs)
+            .get(exec_id)
+            .cloned()
+            .ok_or_else(|| Error::NotFound(format!("process {exec_id} of container {}", self.id)))
+    }
+
+    pub(crate) fn processes(&self) -> Vec<Arc<Process>> {
+        let mut all: Vec<_> = lock(&self.execs).values().cloned().collect();
+        all.push(Arc::clone(&self.init));
+        all
+    }
+
+    pub(crate) fn insert_exec(&self, exec_id: &str, process: Arc<Process>) -> Result<()> {
+        match lock(&self.execs).entry(exec_id.to_owned()) {
+            std::collections::hash_map::Entry::Occupied(_) => Err(Error::Exists(format!("process {exec_id}"))),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(process);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn has_exec(&self, exec_id: &str) -> bool {
+        lock(&self.execs).contains_key(exec_id)
+    }
+
+    /// Forgets a process that was started beside the first one, once it was waited for and its streams were read.
+    pub(crate) fn forget_exec(&self, exec_id: &str) {
+        let mut execs = lock(&self.execs);
+        if execs.get(exec_id).is_some_and(|process| process.is_done()) {
+            execs.remove(exec_id);
+        }
+    }
+}

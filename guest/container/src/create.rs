@@ -1,0 +1,174 @@
+//! The agent's side of a start: prepare `agent init`, hear what it says, let it go.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio as ChildStdio};
+
+use oci_spec::runtime::Spec;
+
+use crate::channel::{Channel, Message};
+use crate::error::Step;
+use crate::plan::{Place, Plan};
+use crate::{Error, Result};
+
+/// The descriptors on which `agent init` finds its channel and its plan.
+pub(crate) const CHANNEL_FD: i32 = 3;
+pub(crate) const PLAN_FD: i32 = 4;
+
+/// The standard streams of a process.
+#[derive(Debug)]
+pub enum Stdio {
+    /// A terminal, made inside the container; its master comes back in [`Prepared::terminal`].
+    Terminal,
+    /// Pipes or files.
+    Streams {
+        /// The reading end that the process gets.
+        stdin: OwnedFd,
+        /// The writing end that the process gets.
+        stdout: OwnedFd,
+        /// The writing end that the process gets.
+        stderr: OwnedFd,
+    },
+}
+
+/// A process that is ready and waits for its start.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its pid in the agent's pid namespace; its parent is the agent (a child subreaper), which must reap it.
+    pub pid: i32,
+    /// The terminal's master.
+    pub terminal: Option<OwnedFd>,
+    channel: Channel,
+}
+
+impl Prepared {
+    /// Lets the process exec. Where that fails the process ends and the error says why.
+    ///
+    /// # Errors
+    /// [`Error::Command`] or [`Error::System`].
+    pub fn start(self) -> Result<()> {
+        self.channel.send(&Message::Start, None)?;
+        match self.channel.receive()? {
+            None => Ok(()),
+            Some((Message::Failed(error), _)) => Err(error),
+            Some(_) => Err(Error::Invalid("the container's init spoke out of turn".into())),
+        }
+    }
+}
+
+/// Prepares a container's first process. `program` is the agent's own file, `cgroup` an existing cgroup folder.
+///
+/// # Errors
+/// What `agent init` says, or [`Error::System`]; then no process is left.
+pub fn create(program: &Path, cgroup: &Path, spec: Spec, rootfs: &Path, stdio: Stdio) -> Result<Prepared> {
+    let process =
+        spec.process().clone().ok_or_else(|| Error::Invalid("the specification has no process".into()))?;
+    let place = Place::New { spec: Box::new(spec), rootfs: rootfs.to_owned() };
+    prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place }, stdio)
+}
+
+/// Prepares another process in the container whose first process is `pid`.
+///
+/// # Errors
+/// As [`create`].
+pub fn exec(
+    program: &Path,
+    cgroup: &Path,
+    pid: i32,
+    process: oci_spec::runtime::Process,
+    stdio: Stdio,
+) -> Result<Prepared> {
+    prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place: Place::Join { pid } }, stdio)
+}
+
+fn prepare(program: &Path, plan: &Plan, stdio: Stdio) -> Result<Prepared> {
+    let sealed = plan.seal()?;
+    let (channel, theirs) = Channel::pair()?;
+    let mut command = Command::new(program);
+    command.arg("init").env_clear();
+    match stdio {
+        Stdio::Terminal => {
+            command.stdin(ChildStdio::null()).stdout(ChildStdio::null()).stderr(ChildStdio::null());
+        }
+        Stdio::Streams { stdin, stdout, stderr } => {
+            command.stdin(stdin).stdout(stdout).stderr(stderr);
+        }
+    }
+    inherit(&mut command, theirs.as_raw_fd(), sealed.as_raw_fd());
+    let mut child = command.spawn().step(|| format!("start {}", program.display()))?;
+    // Our copies of the child's ends: the channel must close when the child is gone.
+    drop((command, theirs, sealed));
+    let heard = hear(&channel);
+    // The stage that was spawned ends as soon as it has forked the process proper.
+    child.wait().step(|| "wait for the container's init".into())?;
+    match heard {
+        Ok((pid, terminal)) => Ok(Prepared { pid, terminal, channel }),
+        Err((pid, error)) => {
+            if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Puts the two descriptors where `agent init` looks for them.
+fn inherit(command: &mut Command, channel: i32, plan: i32) {
+    let place = move || {
+        // High copies first, so that neither target is overwritten before it is read.
+        let channel = fcntl_dup(channel)?;
+        let plan = fcntl_dup(plan)?;
+        dup2(channel, CHANNEL_FD)?;
+        dup2(plan, PLAN_FD)
+    };
+    // SAFETY: between fork and exec the closure makes only fcntl and dup2 calls, which are async-signal-safe, and
+    // allocates nothing.
+    #[expect(unsafe_code, reason = "pre_exec is unsafe by declaration")]
+    unsafe {
+        command.pre_exec(place);
+    }
+}
+
+fn fcntl_dup(fd: i32) -> std::io::Result<i32> {
+    // SAFETY: F_DUPFD_CLOEXEC takes no pointers; a bad descriptor is answered with EBADF.
+    #[expect(unsafe_code, reason = "the libc call is the async-signal-safe one")]
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 10) };
+    if copy < 0 { Err(std::io::Error::last_os_error()) } else { Ok(copy) }
+}
+
+fn dup2(from: i32, to: i32) -> std::io::Result<()> {
+    // SAFETY: dup2 takes no pointers; `to` is a number that only this child's start uses.
+    #[expect(unsafe_code, reason = "the libc call is the async-signal-safe one")]
+    let result = unsafe { libc::dup2(from, to) };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Listens until init is ready. An error comes with the pid of what must be killed.
+fn hear(channel: &Channel) -> std::result::Result<(i32, Option<OwnedFd>), (Option<i32>, Error)> {
+    let mut pid = None;
+    let mut terminal = None;
+    loop {
+        match channel.receive() {
+            Ok(Some((Message::Pid(number), _))) => pid = Some(number),
+            Ok(Some((Message::Terminal, fd))) => terminal = fd,
+            Ok(Some((Message::Ready, _))) => {
+                return pid.map(|pid| (pid, terminal)).ok_or((None, Error::InitGone));
+            }
+            Ok(Some((Message::Failed(error), _))) => return Err((pid, error)),
+            Ok(Some((Message::Start, _))) => return Err((pid, Error::Invalid("init spoke out of turn".into()))),
+            Ok(None) => return Err((pid, Error::InitGone)),
+            Err(error) => return Err((pid, error)),
+        }
+    }
+}
+
+/// Takes over a descriptor that this process inherited at a known number.
+pub(crate) fn inherited(number: i32) -> OwnedFd {
+    // SAFETY: `agent init` is started with exactly these descriptors open, and takes each of them once, first thing.
+    #[expect(unsafe_code, reason = "an inherited descriptor has no safe constructor")]
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    // A copy leaves the low number and gains close-on-exec; without one the original does as well.
+    fd.try_clone().unwrap_or(fd)
+}

@@ -1,0 +1,51 @@
+//! Which modules the guest loads, and in which order: found out from the modules' own `depends=` (no depmod needed).
+
+use crate::package::module_name;
+use crate::{Error, Package};
+
+/// The modules' file names and contents, each after those that it depends on.
+pub(crate) fn choose(package: &Package, wanted: &[String]) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let mut chosen = Vec::new();
+    for name in wanted {
+        add(package, &module_name(name), &mut chosen)?;
+    }
+    Ok(chosen)
+}
+
+fn add(package: &Package, name: &str, chosen: &mut Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+    let file = format!("{name}.ko");
+    if package.is_builtin(name) || chosen.iter().any(|(present, _)| *present == file) {
+        return Ok(());
+    }
+    let module = package.module(name)?.ok_or_else(|| Error::Package {
+        package: package.path().to_owned(),
+        problem: format!("the module {name} is neither there nor built in"),
+    })?;
+    for dependency in dependencies(&module) {
+        add(package, &dependency, chosen)?;
+    }
+    chosen.push((file, module));
+    Ok(())
+}
+
+/// The `depends=` entry of a module's `.modinfo` section: NUL-terminated texts, found without reading the ELF headers.
+fn dependencies(module: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"\0depends=";
+    let Some(start) = module.windows(KEY.len()).position(|window| window == KEY) else { return Vec::new() };
+    let rest = &module[start + KEY.len()..];
+    let end = rest.iter().position(|byte| *byte == 0).unwrap_or(0);
+    let list = String::from_utf8_lossy(&rest[..end]);
+    list.split(',').filter(|name| !name.is_empty()).map(module_name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_are_a_comma_list() {
+        assert_eq!(dependencies(b"x\0depends=vsock,virtio-ring\0name=y\0"), ["vsock", "virtio_ring"]);
+        assert!(dependencies(b"x\0depends=\0").is_empty());
+        assert!(dependencies(b"").is_empty());
+    }
+}
