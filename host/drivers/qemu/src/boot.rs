@@ -1,0 +1,86 @@
+//! From a specification to a running machine.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use coracle_machine::{Device, Error, MachineSpec, Result};
+use coracle_process::{Output, Ring, Spawn};
+use tokio::net::UnixStream;
+
+use crate::command::{self, QMP_FD, VHOST_FD};
+use crate::machine::{Parts, QemuMachine};
+use crate::{Config, qmp, vsock};
+
+/// How much of the console and of QEMU's messages is kept, in bytes.
+const CONSOLE_BYTES: usize = 64 * 1024;
+const MESSAGES_BYTES: usize = 8 * 1024;
+
+/// Boots. When this future is dropped, its parts are, and with them their processes and files.
+pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachine> {
+    check_files(config, &spec)?;
+    let mut vsock = vsock::prepare(config, &spec)?;
+    let hello = match vsock.address.listen(vsock.hello_port) {
+        Ok(hello) => hello,
+        Err(error) => {
+            vsock.remove_files();
+            return Err(error);
+        }
+    };
+    let device = vsock.device.take();
+    let kind = vsock.kind;
+    // From here on everything is owned by something that cleans up when it is dropped.
+    let mut parts = Parts::new(vsock, hello, spec.folder.clone());
+    let arguments = command::arguments(config, &spec, kind)?;
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(Error::system("make QEMU's control channel"))?;
+    ours.set_nonblocking(true).map_err(Error::system("make QEMU's control channel"))?;
+    let (console, messages) = (Ring::new(CONSOLE_BYTES), Ring::new(MESSAGES_BYTES));
+    let mut spawn = Spawn::new(&config.program).arguments(arguments).descriptor(QMP_FD, OwnedFd::from(theirs));
+    if let Some(device) = device {
+        spawn = spawn.descriptor(VHOST_FD, device);
+    }
+    spawn.stdout = Output::Ring(console.clone());
+    spawn.stderr = Output::Ring(messages.clone());
+    let qemu = spawn.start().map_err(|error| Error::Missing(format!("QEMU: {error}")))?;
+    let ended = qemu.wait();
+    parts.qemu = Some(qemu);
+    let stream = UnixStream::from_std(ours).map_err(Error::system("watch QEMU's control channel"))?;
+    let connected = tokio::select! {
+        biased;
+        connected = qmp::Client::connect(stream) => connected.ok(),
+        _ = ended => None,
+    };
+    let Some((control, events)) = connected else {
+        // QEMU closes the channel before its last words have passed the pipe: its end orders both.
+        if let Some(qemu) = &parts.qemu {
+            qemu.kill();
+            qemu.wait().await;
+        }
+        parts.drain_messages().await;
+        return Err(Error::Monitor(format!("QEMU did not start: {}", messages.last_lines(5).join("; "))));
+    };
+    Ok(QemuMachine::start(config.accelerator, &spec, parts, control, events, console, messages))
+}
+
+/// Says what is missing before anything is started.
+fn check_files(config: &Config, spec: &MachineSpec) -> Result<()> {
+    let readable = |what: &str, path: &Path, mend: &str| match std::fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Missing(format!("{what} {} can't be read ({error}): {mend}", path.display()))),
+    };
+    readable("QEMU's program", &config.program, "install qemu-system-x86 or set `qemu.path`")?;
+    readable("the guest's kernel", &spec.kernel.path, "run `coracle image build` or set `guest.folder`")?;
+    readable("the guest's initrd", &spec.initrd, "run `coracle image build` or set `guest.folder`")?;
+    for device in &spec.devices {
+        if let Device::SharedFs { socket, .. } = device {
+            readable_socket(socket)?;
+        }
+    }
+    Ok(())
+}
+
+fn readable_socket(socket: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(socket) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Missing(format!("the socket {} is not there: {error}", socket.display()))),
+    }
+}

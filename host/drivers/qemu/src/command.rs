@@ -1,0 +1,163 @@
+//! QEMU's command line.
+
+use std::ffi::OsString;
+
+use coracle_machine::{Accelerator, Device, Error, KernelForm, MachineSpec, MemoryKind, Result};
+
+use crate::{Config, MachineType};
+
+/// The descriptor on which QEMU finds its control channel, and that of the kernel's vsock.
+pub(crate) const QMP_FD: i32 = 3;
+pub(crate) const VHOST_FD: i32 = 4;
+
+/// How the guest's vsock is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VsockKind {
+    /// By the kernel, with this context identifier; the open device is [`VHOST_FD`].
+    Kernel(u32),
+    /// By a vhost-user server at the machine's [`crate::vsock::MONITOR_SOCKET`].
+    Server,
+}
+
+/// All arguments.
+pub(crate) fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind) -> Result<Vec<OsString>> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| OsString::from(*word)));
+    let pci = config.machine_type == MachineType::Q35;
+    let accelerator = match config.accelerator {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Emulation => "tcg",
+    };
+    let machine = match config.machine_type {
+        MachineType::Q35 => "q35,usb=off,sata=off,smbus=off,i8042=on,vmport=off,graphics=off",
+        MachineType::Microvm => "microvm,acpi=on,rtc=on,isa-serial=on,auto-kernel-cmdline=off",
+    };
+    let memory = spec.memory.size_mib;
+    let share = if spec.memory.kind == MemoryKind::Shared { "on" } else { "off" };
+    let processor = if config.accelerator == Accelerator::Kvm { "host" } else { "max" };
+    add(&["-name", &spec.name]);
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    add(&["-machine", &format!("{machine},memory-backend=ram")]);
+    add(&["-accel", accelerator, "-cpu", processor]);
+    add(&["-smp", &format!("{},maxcpus={}", spec.cpus.boot, spec.cpus.max)]);
+    add(&["-m", &format!("{memory}M")]);
+    add(&["-object", &format!("memory-backend-memfd,id=ram,size={memory}M,share={share}")]);
+    add(&["-chardev", &format!("socket,id=qmp,fd={QMP_FD}"), "-mon", "chardev=qmp,mode=control"]);
+    if spec.console {
+        add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+    }
+    match spec.kernel.form {
+        KernelForm::PvhElf | KernelForm::BzImage => {}
+        other => return Err(Error::Unsupported(format!("a kernel of the form {other:?}"))),
+    }
+    if spec.firmware.is_some() {
+        return Err(Error::Unsupported("firmware".into()));
+    }
+    let command_line = if spec.console { format!("{} console=ttyS0", spec.command_line) } else { spec.command_line.clone() };
+    let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
+    let modern = if pci { ",disable-legacy=on" } else { "" };
+    for (number, device) in spec.devices.iter().enumerate() {
+        match device {
+            Device::Rng => add(&["-device", &format!("{}{modern}", bus("virtio-rng"))]),
+            Device::Vsock => match vsock {
+                VsockKind::Kernel(cid) => {
+                    add(&["-device", &format!("{},guest-cid={cid},vhostfd={VHOST_FD}{modern}", bus("vhost-vsock"))]);
+                }
+                VsockKind::Server => {
+                    let socket = spec.folder.join(crate::vsock::MONITOR_SOCKET);
+                    let socket = plain(&socket)?;
+                    add(&["-chardev", &format!("socket,id=vsock,path={socket}")]);
+                    add(&["-device", &format!("{},chardev=vsock", bus("vhost-user-vsock"))]);
+                }
+            },
+            Device::SharedFs { tag, socket, queue_size } => {
+                let socket = plain(socket)?;
+                add(&["-chardev", &format!("socket,id=fs{number},path={socket}")]);
+                let fs = bus("vhost-user-fs");
+                add(&["-device", &format!("{fs},chardev=fs{number},tag={tag},queue-size={queue_size}")]);
+            }
+            other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
+        }
+    }
+    arguments.extend(config.extra_arguments.iter().map(Into::into));
+    arguments.extend(["-kernel".into(), spec.kernel.path.clone().into_os_string()]);
+    arguments.extend(["-initrd".into(), spec.initrd.clone().into_os_string()]);
+    arguments.extend(["-append".into(), command_line.into()]);
+    Ok(arguments)
+}
+
+/// A path as it may stand in an option: QEMU's options have commas between them.
+fn plain(path: &std::path::Path) -> Result<&str> {
+    path.to_str()
+        .filter(|text| !text.contains(','))
+        .ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_machine::{Architecture, Cpus, Kernel, Memory, Platform};
+
+    use super::*;
+
+    fn config(machine_type: MachineType) -> Config {
+        Config {
+            program: "qemu".into(),
+            machine_type,
+            accelerator: Accelerator::Emulation,
+            vsock_server: vec!["server".into()],
+            kernel_vsock: false,
+            extra_arguments: Vec::new(),
+        }
+    }
+
+    fn spec(name: &str) -> MachineSpec {
+        let socket = std::path::PathBuf::from(format!("/run/coracle/{name}/fs.sock"));
+        MachineSpec {
+            name: name.into(),
+            folder: format!("/run/coracle/{name}").into(),
+            architecture: Architecture::X86_64,
+            platform: Platform::Plain,
+            firmware: None,
+            kernel: Kernel { path: "/k/vmlinux".into(), form: KernelForm::PvhElf },
+            initrd: "/k/initrd.img".into(),
+            command_line: "quiet".into(),
+            cpus: Cpus { boot: 1, max: 1 },
+            memory: Memory { size_mib: 256, kind: MemoryKind::Shared },
+            devices: vec![Device::Vsock, Device::Rng, Device::SharedFs { tag: "t".into(), socket, queue_size: 128 }],
+            console: true,
+        }
+    }
+
+    fn after(arguments: &[OsString], option: &str) -> Vec<OsString> {
+        arguments.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].clone()).collect()
+    }
+
+    #[test]
+    fn two_pods_boot_the_same_bytes() {
+        let config = config(MachineType::Q35);
+        let one = arguments(&config, &spec("one"), VsockKind::Server).unwrap();
+        let two = arguments(&config, &spec("two"), VsockKind::Server).unwrap();
+        for option in ["-kernel", "-initrd", "-append", "-machine", "-cpu"] {
+            assert_eq!(after(&one, option), after(&two, option), "{option}");
+            assert_eq!(after(&one, option).len(), 1, "{option}");
+        }
+        assert_ne!(one, two);
+    }
+
+    #[test]
+    fn devices_are_on_the_machines_bus() {
+        let on = |machine_type| {
+            let all = arguments(&config(machine_type), &spec("x"), VsockKind::Server).unwrap();
+            after(&all, "-device").into_iter().map(|device| device.into_string().unwrap()).collect::<Vec<_>>()
+        };
+        assert!(on(MachineType::Q35).iter().all(|device| device.split(',').next().unwrap().ends_with("-pci")));
+        assert!(on(MachineType::Microvm).iter().all(|device| device.split(',').next().unwrap().ends_with("-device")));
+    }
+
+    #[test]
+    fn a_path_that_would_be_options_is_refused() {
+        let error = arguments(&config(MachineType::Q35), &spec("a,b"), VsockKind::Server).unwrap_err();
+        assert!(matches!(error, Error::Invalid(_)));
+    }
+}

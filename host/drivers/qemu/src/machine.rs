@@ -1,0 +1,233 @@
+//! A running QEMU.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use coracle_machine::{
+    Accelerator, AgentAddress, Device, End, Error, GuestListener, GuestStream, Machine, MachineSpec, Result, Stats,
+};
+use coracle_process::{Child, ExitStatus, Ring};
+use futures::future::BoxFuture;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+
+use crate::qmp;
+use crate::vsock::Vsock;
+
+/// The processes and files of a machine; all of them go when this is dropped.
+pub(crate) struct Parts {
+    pub(crate) qemu: Option<Child>,
+    vsock: Vsock,
+    hello: Option<GuestListener>,
+    folder: PathBuf,
+}
+
+impl Parts {
+    pub(crate) fn new(vsock: Vsock, hello: GuestListener, folder: PathBuf) -> Self {
+        Self { qemu: None, vsock, hello: Some(hello), folder }
+    }
+
+    /// Lets the pumps of a process that has ended take its last words.
+    pub(crate) async fn drain_messages(&self) {
+        for _ in 0..64 {
+            tokio::task::yield_now().await;
+        }
+        log::debug!("machine in {} has ended", self.folder.display());
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.vsock.remove_files();
+    }
+}
+
+/// See the module.
+pub(crate) struct QemuMachine {
+    accelerator: Accelerator,
+    address: AgentAddress,
+    hello: GuestListener,
+    control: qmp::Client,
+    stats: Stats,
+    console: Ring,
+    end: watch::Receiver<Option<End>>,
+    stop: Arc<tokio::sync::Notify>,
+}
+
+impl QemuMachine {
+    pub(crate) fn start(
+        accelerator: Accelerator,
+        spec: &MachineSpec,
+        mut parts: Parts,
+        control: qmp::Client,
+        events: mpsc::UnboundedReceiver<qmp::Event>,
+        console: Ring,
+        messages: Ring,
+    ) -> Self {
+        let (sender, end) = watch::channel(None);
+        let stop = Arc::new(tokio::sync::Notify::new());
+        let address = parts.vsock.address.clone();
+        #[expect(clippy::expect_used, reason = "it is put there by `new` and taken here only")]
+        let hello = parts.hello.take().expect("the listener");
+        let stopped = Arc::clone(&stop);
+        let watched = Outputs { console: console.clone(), messages };
+        tokio::spawn(async move {
+            let reason = supervise(&mut parts, events, &stopped, &watched).await;
+            drop(parts);
+            sender.send_replace(Some(End { reason }));
+        });
+        let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot };
+        Self { accelerator, address, hello, control, stats, console, end, stop }
+    }
+
+    async fn command(&self, name: &str) -> Result<()> {
+        if let Some(end) = &*self.end.borrow() {
+            return Err(Error::Ended(end.reason.clone()));
+        }
+        self.control.execute(name, Value::Null).await.map(drop).map_err(|error| Error::Monitor(error.to_string()))
+    }
+}
+
+impl Drop for QemuMachine {
+    fn drop(&mut self) {
+        self.stop.notify_one();
+    }
+}
+
+struct Outputs {
+    console: Ring,
+    messages: Ring,
+}
+
+/// Waits for the end of any process of the machine, ends the others, and gives the reason.
+async fn supervise(
+    parts: &mut Parts,
+    mut events: mpsc::UnboundedReceiver<qmp::Event>,
+    stop: &tokio::sync::Notify,
+    outputs: &Outputs,
+) -> String {
+    let Some(qemu) = &parts.qemu else { return "QEMU was not started".into() };
+    let server = async {
+        match &parts.vsock.server {
+            Some(server) => server.wait().await,
+            None => std::future::pending().await,
+        }
+    };
+    let reason = tokio::select! {
+        biased;
+        status = qemu.wait() => {
+            // The pumps and the control channel see the end of their pipes in the same turns.
+            parts.drain_messages().await;
+            let mut shutdown = None;
+            while let Ok(event) = events.try_recv() {
+                if event.name == "SHUTDOWN" {
+                    shutdown = Some(event.data);
+                }
+            }
+            reason(status, shutdown.as_ref(), outputs)
+        }
+        status = server => {
+            // The server ends with QEMU, too: then QEMU's end is the one to tell, and comes within the same moment.
+            let grace = std::time::Duration::from_millis(200);
+            match tokio::time::timeout(grace, qemu.wait()).await {
+                Ok(ended) => reason(ended, None, outputs),
+                Err(_) => format!("the vsock server ended with {status}"),
+            }
+        }
+        () = stop.notified() => "it was stopped".to_owned(),
+    };
+    qemu.kill();
+    qemu.wait().await;
+    if let Some(server) = &parts.vsock.server {
+        server.kill();
+        server.wait().await;
+    }
+    reason
+}
+
+fn reason(status: ExitStatus, shutdown: Option<&Value>, outputs: &Outputs) -> String {
+    if let ExitStatus::Signal(signal) = status {
+        return format!("QEMU was killed by signal {signal}");
+    }
+    let lines = outputs.console.last_lines(100);
+    let found = |text: &str| lines.iter().rev().find_map(|line| line.find(text).and_then(|at| line.get(at..)));
+    if let Some(line) = found("Kernel panic") {
+        return format!("the guest's kernel panicked: {line}");
+    }
+    if let Some(line) = found("coracle-init: ") {
+        return line.replacen("coracle-init: ", "the guest has ended: ", 1);
+    }
+    if status != ExitStatus::Code(0) {
+        let last = outputs.messages.last_lines(3).join("; ");
+        return format!("QEMU ended with {status}: {last}");
+    }
+    let how = shutdown.and_then(|data| data.get("reason")).and_then(Value::as_str).unwrap_or("no reason given");
+    format!("the guest has shut down ({how})")
+}
+
+fn unsupported<T: Send + 'static>(what: &str) -> BoxFuture<'static, Result<T>> {
+    let error = Error::Unsupported(what.to_owned());
+    Box::pin(async move { Err(error) })
+}
+
+impl Machine for QemuMachine {
+    fn agent_address(&self) -> &AgentAddress {
+        &self.address
+    }
+
+    fn guest_connection(&self) -> BoxFuture<'_, Result<GuestStream>> {
+        Box::pin(self.hello.accept())
+    }
+
+    fn attach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
+        unsupported(&format!("attaching {:?}", device.kind()))
+    }
+
+    fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
+        unsupported(&format!("detaching {:?}", device.kind()))
+    }
+
+    fn resize(&self, _: u32, _: u64) -> BoxFuture<'_, Result<()>> {
+        unsupported("resizing")
+    }
+
+    fn pause(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.command("stop"))
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.command("cont"))
+    }
+
+    fn stats(&self) -> BoxFuture<'_, Result<Stats>> {
+        let answer = match &*self.end.borrow() {
+            Some(end) => Err(Error::Ended(end.reason.clone())),
+            None => Ok(self.stats),
+        };
+        Box::pin(async move { answer })
+    }
+
+    fn wait(&self) -> BoxFuture<'static, End> {
+        let mut end = self.end.clone();
+        Box::pin(async move {
+            let reason = end.wait_for(Option::is_some).await.map(|end| end.clone());
+            reason.ok().flatten().unwrap_or_else(|| End { reason: "the machine is gone".into() })
+        })
+    }
+
+    fn stop(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.stop.notify_one();
+            self.wait().await;
+            Ok(())
+        })
+    }
+
+    fn console(&self, lines: usize) -> Vec<String> {
+        self.console.last_lines(lines)
+    }
+
+    fn accelerator(&self) -> Accelerator {
+        self.accelerator
+    }
+}

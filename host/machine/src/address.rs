@@ -1,0 +1,153 @@
+//! How the host reaches a port of the guest, and hears from it.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+
+use crate::{Error, Result};
+
+/// A connection with the guest.
+pub type GuestStream = Pin<Box<dyn GuestIo>>;
+
+/// What a [`GuestStream`] can do.
+pub trait GuestIo: AsyncRead + AsyncWrite + Send + Sync {}
+impl<T: AsyncRead + AsyncWrite + Send + Sync> GuestIo for T {}
+
+/// The longest answer to `CONNECT`, in bytes.
+const ANSWER_BYTES_MAX: u64 = 64;
+
+/// Where the guest's ports are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentAddress {
+    /// A Unix socket that takes `CONNECT <port>\n`. What the guest dials arrives at the socket of the same name followed
+    /// by `_` and the port.
+    Hybrid(PathBuf),
+    /// The host kernel's vsock.
+    Vsock {
+        /// The guest's context identifier.
+        cid: u32,
+    },
+    /// Folder with one Unix socket a port, named by its number: a guest that is no virtual machine.
+    Sockets(PathBuf),
+}
+
+impl AgentAddress {
+    /// Connects to `port` in the guest.
+    ///
+    /// # Errors
+    /// [`Error::System`] where nobody listens there.
+    pub async fn connect(&self, port: u32) -> Result<GuestStream> {
+        let step = || Error::system(format!("connect to port {port} of the guest"));
+        match self {
+            Self::Hybrid(path) => {
+                let stream = UnixStream::connect(path).await.map_err(step())?;
+                hybrid_handshake(stream, port).await.map_err(step())
+            }
+            Self::Vsock { cid } => {
+                let stream = VsockStream::connect(VsockAddr::new(*cid, port)).await.map_err(step())?;
+                Ok(Box::pin(stream))
+            }
+            Self::Sockets(folder) => {
+                let stream = UnixStream::connect(folder.join(port.to_string())).await.map_err(step())?;
+                Ok(Box::pin(stream))
+            }
+        }
+    }
+
+    /// Listens for what this guest dials on the host's `port`. It must be called before the machine starts.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn listen(&self, port: u32) -> Result<GuestListener> {
+        let step = || Error::system(format!("listen for the guest on port {port}"));
+        let listener = match self {
+            Self::Hybrid(path) => {
+                let mut name = path.as_os_str().to_owned();
+                name.push(format!("_{port}"));
+                Kind::Unix(UnixListener::bind(Path::new(&name)).map_err(step())?)
+            }
+            Self::Vsock { cid } => {
+                Kind::Vsock(VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)).map_err(step())?, *cid)
+            }
+            Self::Sockets(folder) => {
+                Kind::Unix(UnixListener::bind(folder.join(format!("host_{port}"))).map_err(step())?)
+            }
+        };
+        Ok(GuestListener(listener))
+    }
+}
+
+async fn hybrid_handshake(mut stream: UnixStream, port: u32) -> std::io::Result<GuestStream> {
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    // One byte at a time past the line would be the guest's own data, so the buffer must not read ahead.
+    let mut answer = Vec::new();
+    let mut reader = BufReader::with_capacity(1, &mut stream).take(ANSWER_BYTES_MAX);
+    reader.read_until(b'\n', &mut answer).await?;
+    if !answer.starts_with(b"OK ") || !answer.ends_with(b"\n") {
+        return Err(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "the guest does not listen"));
+    }
+    Ok(Box::pin(stream))
+}
+
+/// Accepts what one guest dials.
+#[derive(Debug)]
+pub struct GuestListener(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Unix(UnixListener),
+    Vsock(VsockListener, u32),
+}
+
+impl GuestListener {
+    /// The next connection of this guest.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub async fn accept(&self) -> Result<GuestStream> {
+        let step = || Error::system("accept a connection of the guest");
+        match &self.0 {
+            Kind::Unix(listener) => Ok(Box::pin(listener.accept().await.map_err(step())?.0)),
+            Kind::Vsock(listener, cid) => loop {
+                let (stream, peer) = listener.accept().await.map_err(step())?;
+                // All guests of a host share its ports: another one's connection is closed unheard.
+                if peer.cid() == *cid {
+                    return Ok(Box::pin(stream));
+                }
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refused_connect_is_an_error_and_data_is_not_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vsock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let address = AgentAddress::Hybrid(path);
+        let server = async {
+            let (mut first, _) = listener.accept().await.unwrap();
+            let mut line = [0; 13];
+            first.read_exact(&mut line).await.unwrap();
+            assert_eq!(&line, b"CONNECT 1024\n");
+            first.write_all(b"OK 5\ndata").await.unwrap();
+            drop(listener.accept().await.unwrap());
+            first
+        };
+        let client = async {
+            let mut stream = address.connect(1024).await.unwrap();
+            let mut data = [0; 4];
+            stream.read_exact(&mut data).await.unwrap();
+            assert_eq!(&data, b"data");
+            assert!(address.connect(9).await.is_err());
+        };
+        tokio::join!(server, client);
+    }
+}

@@ -1,0 +1,173 @@
+//! The machine contract: what every driver's machines do alike. The fake passes it in this crate's tests, each driver in
+//! its own lane. A failed expectation panics: these are tests.
+
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+
+use crate::{Device, Driver, Error, MachineSpec};
+
+/// How long a machine may take where only an event is waited for; emulation on a busy machine is slow.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: nothing within {PATIENCE:?}"),
+    }
+}
+
+/// Runs the whole contract. `spec` gives a fresh, bootable specification each time, whose guest greets the host.
+///
+/// # Panics
+/// Where the driver breaks the contract.
+pub async fn all(driver: &dyn Driver, spec: impl Fn() -> MachineSpec) {
+    lives_and_stops(driver, spec()).await;
+    says_unsupported(driver, spec()).await;
+    pauses_or_says_no(driver, spec()).await;
+    is_gone_when_dropped(driver, spec()).await;
+    names_what_is_missing(driver, spec()).await;
+    leaves_nothing_when_boot_is_dropped(driver, spec()).await;
+}
+
+/// Boot, the guest's greeting, statistics, stop; then every verb knows the end.
+pub async fn lives_and_stops(driver: &dyn Driver, spec: MachineSpec) {
+    let folder = spec.folder.clone();
+    let (memory_bytes, cpus) = (spec.memory.size_mib << 20, spec.cpus.boot);
+    let machine = patiently("boot", driver.boot(spec)).await.expect("boot");
+    let mut greeting = patiently("greeting", machine.guest_connection()).await.expect("greeting");
+    let mut byte = [0];
+    patiently("first byte", greeting.read_exact(&mut byte)).await.expect("the guest speaks first");
+    let stats = patiently("stats", machine.stats()).await.expect("stats");
+    assert_eq!((stats.memory_bytes, stats.cpus), (memory_bytes, cpus), "the machine has the size that was asked for");
+    patiently("connect", machine.agent_address().connect(1024)).await.expect("the agent listens when it greets");
+    let (first, second) = (machine.wait(), machine.wait());
+    patiently("stop", machine.stop()).await.expect("stop");
+    let (first, second) = (patiently("wait", first).await, patiently("wait", second).await);
+    assert_eq!(first, second, "all who wait hear the same");
+    assert!(!first.reason.is_empty());
+    patiently("second stop", machine.stop()).await.expect("a second stop is no error");
+    assert!(matches!(patiently("stats", machine.stats()).await, Err(Error::Ended(_))), "statistics of an ended machine");
+    drop(machine);
+    let left: Vec<_> = std::fs::read_dir(&folder).expect("the folder").flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "left in the machine's folder: {left:?}");
+}
+
+/// What the capabilities deny is answered Unsupported.
+pub async fn says_unsupported(driver: &dyn Driver, spec: MachineSpec) {
+    let capabilities = driver.capabilities(&spec);
+    let machine = patiently("boot", driver.boot(spec)).await.expect("boot");
+    for device in [Device::Rng, Device::Vsock] {
+        if !capabilities.hotplug.contains(&device.kind()) {
+            assert!(matches!(machine.attach(device.clone()).await, Err(Error::Unsupported(_))), "attach {device:?}");
+            assert!(matches!(machine.detach(device.clone()).await, Err(Error::Unsupported(_))), "detach {device:?}");
+        }
+    }
+    if !capabilities.resize {
+        assert!(matches!(machine.resize(2, 1024).await, Err(Error::Unsupported(_))), "resize");
+    }
+    patiently("stop", machine.stop()).await.expect("stop");
+}
+
+/// Pause and resume work where they are promised.
+pub async fn pauses_or_says_no(driver: &dyn Driver, spec: MachineSpec) {
+    let can = driver.capabilities(&spec).pause;
+    let machine = patiently("boot", driver.boot(spec)).await.expect("boot");
+    let paused = patiently("pause", machine.pause()).await;
+    if can {
+        paused.expect("pause");
+        patiently("resume", machine.resume()).await.expect("resume");
+        // The guest goes on: it comes to its greeting.
+        patiently("greeting", machine.guest_connection()).await.expect("greeting");
+    } else {
+        assert!(matches!(paused, Err(Error::Unsupported(_))));
+    }
+    patiently("stop", machine.stop()).await.expect("stop");
+}
+
+/// A machine that nobody holds ends.
+pub async fn is_gone_when_dropped(driver: &dyn Driver, spec: MachineSpec) {
+    let machine = patiently("boot", driver.boot(spec)).await.expect("boot");
+    let end = machine.wait();
+    drop(machine);
+    patiently("the end", end).await;
+}
+
+/// A missing kernel is named, and nothing is started.
+pub async fn names_what_is_missing(driver: &dyn Driver, mut spec: MachineSpec) {
+    let folder = spec.folder.clone();
+    spec.kernel.path = "/nowhere/vmlinux".into();
+    match patiently("boot", driver.boot(spec)).await {
+        Err(Error::Missing(text)) => assert!(text.contains("/nowhere/vmlinux"), "{text}"),
+        Err(other) => panic!("a missing kernel is not Missing: {other}"),
+        Ok(_) => panic!("a machine without a kernel was booted"),
+    }
+    assert_eq!(std::fs::read_dir(&folder).expect("the folder").count(), 0, "left after a failed boot");
+}
+
+/// A boot that is given up leaves nothing.
+pub async fn leaves_nothing_when_boot_is_dropped(driver: &dyn Driver, spec: MachineSpec) {
+    let folder = spec.folder.clone();
+    {
+        let boot = driver.boot(spec);
+        // Polled once at least, so that it has begun.
+        let _ = tokio::time::timeout(Duration::from_millis(1), boot).await;
+    }
+    patiently("an empty folder", async {
+        while std::fs::read_dir(&folder).expect("the folder").next().is_some() {
+            // The machine's own clean-up runs on this event loop.
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{UnixListener, UnixStream};
+
+    use super::*;
+    use crate::fake::{FakeDriver, FakeGuest};
+    use crate::{Architecture, Cpus, Kernel, KernelForm, Memory, MemoryKind, Platform};
+
+    /// A guest that greets, listens, and lives on.
+    fn guest(guest: FakeGuest) -> futures::future::BoxFuture<'static, String> {
+        Box::pin(async move {
+            let _agent = UnixListener::bind(guest.port_socket(1024)).unwrap();
+            let mut host = UnixStream::connect(guest.hello_socket()).await.unwrap();
+            host.write_all(b"{}\n").await.unwrap();
+            std::future::pending().await
+        })
+    }
+
+    #[tokio::test]
+    async fn the_fake_keeps_the_contract() {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = folder.path().join("vmlinux");
+        std::fs::write(&kernel, "").unwrap();
+        let count = std::cell::Cell::new(0);
+        let spec = || {
+            count.set(count.get() + 1);
+            let own = folder.path().join(count.get().to_string());
+            std::fs::create_dir(&own).unwrap();
+            MachineSpec {
+                name: "fake".into(),
+                folder: own,
+                architecture: Architecture::X86_64,
+                platform: Platform::Plain,
+                firmware: None,
+                kernel: Kernel { path: kernel.clone(), form: KernelForm::PvhElf },
+                initrd: kernel.clone(),
+                command_line: String::new(),
+                cpus: Cpus { boot: 1, max: 1 },
+                memory: Memory { size_mib: 128, kind: MemoryKind::Shared },
+                devices: vec![Device::Vsock],
+                console: true,
+            }
+        };
+        all(&FakeDriver::new(Arc::new(guest)), spec).await;
+    }
+}

@@ -1,0 +1,174 @@
+//! A machine that is no machine: its guest is a task of this process. It takes the same ways as a real one, so the
+//! sandbox can be tested without a monitor.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+
+use crate::{
+    Accelerator, AgentAddress, Capabilities, Device, DeviceKind, Driver, End, Error, GuestListener, GuestStream,
+    Machine, MachineSpec, Result, Stats,
+};
+
+/// The guest's port number on the host, for a fake.
+const HELLO_PORT: u32 = 3;
+
+/// What a fake guest gets: the folder of its sockets. It listens at `<port>` there and dials `host_<port>`.
+#[derive(Debug, Clone)]
+pub struct FakeGuest {
+    /// The folder of sockets.
+    pub sockets: PathBuf,
+    /// The specification that it was booted with.
+    pub spec: MachineSpec,
+}
+
+impl FakeGuest {
+    /// Where the guest says that it serves.
+    #[must_use]
+    pub fn hello_socket(&self) -> PathBuf {
+        self.sockets.join(format!("host_{HELLO_PORT}"))
+    }
+
+    /// Where the guest serves `port`.
+    #[must_use]
+    pub fn port_socket(&self, port: u32) -> PathBuf {
+        self.sockets.join(port.to_string())
+    }
+}
+
+/// A guest's program: it runs until the future ends, and gives the reason.
+pub type Program = Arc<dyn Fn(FakeGuest) -> BoxFuture<'static, String> + Send + Sync>;
+
+/// Boots fakes.
+pub struct FakeDriver {
+    program: Program,
+}
+
+impl FakeDriver {
+    /// A driver whose guests run `program`.
+    pub fn new(program: Program) -> Self {
+        Self { program }
+    }
+}
+
+impl Driver for FakeDriver {
+    fn capabilities(&self, _: &MachineSpec) -> Capabilities {
+        Capabilities {
+            coldplug: vec![DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::SharedFs],
+            hotplug: Vec::new(),
+            resize: false,
+            pause: false,
+            snapshot: false,
+        }
+    }
+
+    fn boot(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Box<dyn Machine>>> {
+        Box::pin(async move {
+            if !spec.kernel.path.exists() {
+                return Err(Error::Missing(format!("{} is missing", spec.kernel.path.display())));
+            }
+            let sockets = spec.folder.join("fake");
+            std::fs::create_dir_all(&sockets).map_err(Error::system("make the fake's folder"))?;
+            let address = AgentAddress::Sockets(sockets.clone());
+            let hello = address.listen(HELLO_PORT)?;
+            let (sender, end) = watch::channel(None);
+            let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot };
+            let guest = (self.program)(FakeGuest { sockets: sockets.clone(), spec });
+            let (stop, mut stopped) = watch::channel(false);
+            let task = tokio::spawn(async move {
+                let reason = tokio::select! {
+                    reason = guest => reason,
+                    _ = stopped.wait_for(|stop| *stop) => "it was stopped".to_owned(),
+                };
+                let _ = std::fs::remove_dir_all(&sockets);
+                sender.send_replace(Some(End { reason }));
+            });
+            Ok(Box::new(FakeMachine { address, hello, end, stop, stats, _task: task }) as Box<dyn Machine>)
+        })
+    }
+}
+
+struct FakeMachine {
+    address: AgentAddress,
+    hello: GuestListener,
+    end: watch::Receiver<Option<End>>,
+    stop: watch::Sender<bool>,
+    stats: Stats,
+    _task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for FakeMachine {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}
+
+fn unsupported<T: Send + 'static>(what: &str) -> BoxFuture<'static, Result<T>> {
+    let error = Error::Unsupported(what.to_owned());
+    Box::pin(async move { Err(error) })
+}
+
+impl Machine for FakeMachine {
+    fn agent_address(&self) -> &AgentAddress {
+        &self.address
+    }
+
+    fn guest_connection(&self) -> BoxFuture<'_, Result<GuestStream>> {
+        Box::pin(self.hello.accept())
+    }
+
+    fn attach(&self, _: Device) -> BoxFuture<'_, Result<()>> {
+        unsupported("attaching a device")
+    }
+
+    fn detach(&self, _: Device) -> BoxFuture<'_, Result<()>> {
+        unsupported("detaching a device")
+    }
+
+    fn resize(&self, _: u32, _: u64) -> BoxFuture<'_, Result<()>> {
+        unsupported("resizing")
+    }
+
+    fn pause(&self) -> BoxFuture<'_, Result<()>> {
+        unsupported("pausing")
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<()>> {
+        unsupported("resuming")
+    }
+
+    fn stats(&self) -> BoxFuture<'_, Result<Stats>> {
+        Box::pin(async move {
+            match &*self.end.borrow() {
+                Some(end) => Err(Error::Ended(end.reason.clone())),
+                None => Ok(self.stats),
+            }
+        })
+    }
+
+    fn wait(&self) -> BoxFuture<'static, End> {
+        let mut end = self.end.clone();
+        Box::pin(async move {
+            let reason = end.wait_for(Option::is_some).await.map(|end| end.clone());
+            reason.ok().flatten().unwrap_or_else(|| End { reason: "the machine is gone".into() })
+        })
+    }
+
+    fn stop(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.stop.send_replace(true);
+            self.wait().await;
+            Ok(())
+        })
+    }
+
+    fn console(&self, _: usize) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn accelerator(&self) -> Accelerator {
+        Accelerator::Emulation
+    }
+}

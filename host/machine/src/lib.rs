@@ -1,0 +1,89 @@
+//! The port: what the sandbox asks of a machine monitor, and what it may expect.
+//!
+//! A [`Driver`] boots a [`MachineSpec`] and gives a [`Machine`]. The specification holds all devices that the machine has
+//! from its start, so no driver keeps a queue. What a machine can do is said by [`Capabilities`] before anything is planned;
+//! what it can't is answered [`Error::Unsupported`], never Ok. The port knows no container, no setting and no protocol.
+
+mod address;
+pub mod contract;
+mod error;
+pub mod fake;
+mod spec;
+
+use futures::future::BoxFuture;
+
+pub use address::{AgentAddress, GuestListener, GuestStream};
+pub use error::Error;
+pub use spec::{
+    Accelerator, Architecture, Capabilities, Cpus, Device, DeviceKind, Kernel, KernelForm, MachineSpec, Memory,
+    MemoryKind, Platform,
+};
+
+/// What the port gives back.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Starts machines of one kind.
+pub trait Driver: Send + Sync {
+    /// What a machine of this driver with this specification can do.
+    fn capabilities(&self, spec: &MachineSpec) -> Capabilities;
+
+    /// Starts a machine. When the future is dropped, nothing of the machine is left.
+    fn boot(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Box<dyn Machine>>>;
+}
+
+/// A machine that was started.
+///
+/// Dropping it ends it. All verbs but `wait` are quick or bounded by the caller.
+pub trait Machine: Send + Sync {
+    /// Where the agent in the guest can be reached.
+    fn agent_address(&self) -> &AgentAddress;
+
+    /// The next connection that the guest opens to say that it serves. Only this machine's guest can open one.
+    fn guest_connection(&self) -> BoxFuture<'_, Result<GuestStream>>;
+
+    /// Adds a device to the running machine.
+    fn attach(&self, device: Device) -> BoxFuture<'_, Result<()>>;
+
+    /// Takes a device out.
+    fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>>;
+
+    /// Changes processors and memory.
+    fn resize(&self, cpus: u32, memory_mib: u64) -> BoxFuture<'_, Result<()>>;
+
+    /// Stops the processors.
+    fn pause(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// Lets them go on.
+    fn resume(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// What the machine has used.
+    fn stats(&self) -> BoxFuture<'_, Result<Stats>>;
+
+    /// Waits for the machine's end, whatever brings it. Any number of callers may wait.
+    fn wait(&self) -> BoxFuture<'static, End>;
+
+    /// Ends the machine, and waits until nothing of it is left.
+    fn stop(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// The last lines of the guest's console.
+    fn console(&self, lines: usize) -> Vec<String>;
+
+    /// How the machine is run.
+    fn accelerator(&self) -> Accelerator;
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// What happened, for people: "the guest's kernel panicked", "qemu was killed by signal 9".
+    pub reason: String,
+}
+
+/// What a machine has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Memory that the guest has, in bytes.
+    pub memory_bytes: u64,
+    /// Processors that the guest has.
+    pub cpus: u32,
+}

@@ -1,0 +1,170 @@
+use std::path::PathBuf;
+
+/// Everything that a machine is from its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineSpec {
+    /// A name for the monitor's process list.
+    pub name: String,
+    /// A folder of the machine's own, for sockets. Its path is short (a socket's address has 107 bytes).
+    pub folder: PathBuf,
+    /// The processor's architecture.
+    pub architecture: Architecture,
+    /// A plain machine, or a confidential one.
+    pub platform: Platform,
+    /// Firmware, where the machine doesn't start its kernel directly.
+    pub firmware: Option<PathBuf>,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The initial RAM disk.
+    pub initrd: PathBuf,
+    /// The kernel's command line, the same for every machine of a class. A driver may add its console.
+    pub command_line: String,
+    /// Processors.
+    pub cpus: Cpus,
+    /// Memory.
+    pub memory: Memory,
+    /// Devices.
+    pub devices: Vec<Device>,
+    /// Whether the guest's console is kept.
+    pub console: bool,
+}
+
+/// A processor's architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Architecture {
+    /// x86-64.
+    X86_64,
+}
+
+/// What protects a machine from its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Platform {
+    /// Nothing.
+    Plain,
+}
+
+/// The kernel and its form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// The file.
+    pub path: PathBuf,
+    /// Its form.
+    pub form: KernelForm,
+}
+
+/// The form of a kernel's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KernelForm {
+    /// An ELF file with a PVH entry note.
+    PvhElf,
+    /// A bzImage (x86 boot protocol).
+    BzImage,
+}
+
+/// Processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cpus {
+    /// From the start.
+    pub boot: u32,
+    /// At most.
+    pub max: u32,
+}
+
+/// Memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Its size.
+    pub size_mib: u64,
+    /// Its kind.
+    pub kind: MemoryKind,
+}
+
+/// Who can map a machine's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryKind {
+    /// The monitor alone.
+    Private,
+    /// Device servers too (vhost-user needs it).
+    Shared,
+}
+
+/// A device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Device {
+    /// The socket device over which the agent is reached. Every machine has one.
+    Vsock,
+    /// Randomness from the host.
+    Rng,
+    /// A file system that a vhost-user server at `socket` shares (virtio-fs).
+    SharedFs {
+        /// The name by which the guest mounts it.
+        tag: String,
+        /// The server's socket, which listens.
+        socket: PathBuf,
+        /// Entries of the request queue.
+        queue_size: u16,
+    },
+}
+
+/// A device's kind, for [`Capabilities`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceKind {
+    /// See [`Device::Vsock`].
+    Vsock,
+    /// See [`Device::Rng`].
+    Rng,
+    /// See [`Device::SharedFs`].
+    SharedFs,
+}
+
+impl Device {
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> DeviceKind {
+        match self {
+            Self::Vsock => DeviceKind::Vsock,
+            Self::Rng => DeviceKind::Rng,
+            Self::SharedFs { .. } => DeviceKind::SharedFs,
+        }
+    }
+}
+
+/// What a machine can do: a function of driver, specification and architecture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Devices that it can have from its start.
+    pub coldplug: Vec<DeviceKind>,
+    /// Devices that it can gain and lose.
+    pub hotplug: Vec<DeviceKind>,
+    /// Whether its size can change.
+    pub resize: bool,
+    /// Whether it can be paused.
+    pub pause: bool,
+    /// Whether it can be saved.
+    pub snapshot: bool,
+}
+
+/// What runs a machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The kernel's KVM: a security boundary.
+    Kvm,
+    /// Emulation: no security boundary.
+    Emulation,
+}
+
+impl Accelerator {
+    /// Its name as users see it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Emulation => "emulation",
+        }
+    }
+}

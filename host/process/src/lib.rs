@@ -1,0 +1,31 @@
+//! Child processes of the host: monitors and the servers that their devices need.
+//!
+//! A [`Spawn`] describes one; [`Child`] is one that runs. Its end is an event on a pidfd: there is no SIGCHLD handler and
+//! nobody reaps what is not theirs. A child dies with its parent (`PR_SET_PDEATHSIG`), so a shim that is killed leaves none.
+
+mod child;
+mod ring;
+mod spawn;
+
+pub use child::{Child, ExitStatus};
+pub use ring::Ring;
+pub use spawn::{Output, Spawn};
+
+/// Why a child could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The program's file is not there.
+    #[error("{program} is missing")]
+    Missing {
+        /// The program.
+        program: String,
+    },
+    /// The start failed.
+    #[error("can't start {program}: {source}")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}

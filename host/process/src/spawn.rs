@@ -1,0 +1,132 @@
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::{Child, Error, Ring};
+
+/// Where a child's output goes.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// Into a ring, from where a failure's report takes the last lines.
+    Ring(Ring),
+    /// Nowhere.
+    Null,
+}
+
+/// A child process to start: a description that has no effect until [`Spawn::start`].
+#[derive(Debug)]
+pub struct Spawn {
+    /// The program's path, or a name for `$PATH`.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Descriptors that it inherits, by the number that it finds them at, 3 or more.
+    pub descriptors: Vec<(RawFd, OwnedFd)>,
+    /// Standard output.
+    pub stdout: Output,
+    /// Standard error.
+    pub stderr: Output,
+}
+
+impl Spawn {
+    /// A child with null streams and no arguments.
+    #[must_use]
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+            descriptors: Vec::new(),
+            stdout: Output::Null,
+            stderr: Output::Null,
+        }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn arguments<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Lets the child inherit `fd` as number `target`.
+    #[must_use]
+    pub fn descriptor(mut self, target: RawFd, fd: OwnedFd) -> Self {
+        self.descriptors.push((target, fd));
+        self
+    }
+
+    /// Starts it. It must be called on a thread that lives as long as the child should: the kernel kills the child when
+    /// that thread ends.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Start`].
+    pub fn start(self) -> Result<Child, Error> {
+        let name = self.program.display().to_string();
+        let failed = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::NotFound => Error::Missing { program: name.clone() },
+            _ => Error::Start { program: name.clone(), source },
+        };
+        let mut command = Command::new(&self.program);
+        let stream = |output: &Output| match output {
+            Output::Ring(_) => Stdio::piped(),
+            Output::Null => Stdio::null(),
+        };
+        command
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(stream(&self.stdout))
+            .stderr(stream(&self.stderr));
+        let descriptors: Vec<(RawFd, RawFd)> =
+            self.descriptors.iter().map(|(target, fd)| (*target, fd.as_raw_fd())).collect();
+        let parent = rustix::process::getpid();
+        let setup = move || prepare(parent, &descriptors);
+        // SAFETY: between fork and exec the closure makes prctl, getppid, fcntl and dup2 calls only, all of them
+        // async-signal-safe, and allocates nothing.
+        #[expect(unsafe_code, reason = "pre_exec is unsafe by declaration")]
+        unsafe {
+            command.pre_exec(setup);
+        }
+        let mut child = command.spawn().map_err(failed)?;
+        let outputs = [(child.stdout.take().map(OwnedFd::from), &self.stdout), (child.stderr.take().map(OwnedFd::from), &self.stderr)];
+        for (stream, output) in outputs {
+            if let (Some(stream), Output::Ring(ring)) = (stream, output) {
+                crate::child::pump(stream, ring.clone()).map_err(failed)?;
+            }
+        }
+        Child::watch(name.clone(), &child).map_err(failed)
+    }
+}
+
+/// In the child, before exec. The targets are taken in two steps, so that no copy is overwritten before it is in place.
+fn prepare(parent: rustix::process::Pid, descriptors: &[(RawFd, RawFd)]) -> std::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    if rustix::process::getppid() != Some(parent) {
+        // The parent died before the line above.
+        return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    rustix::thread::set_no_new_privs(true)?;
+    const MOVED: RawFd = 100;
+    for (index, (_, source)) in descriptors.iter().enumerate() {
+        duplicate(*source, MOVED + RawFd::try_from(index).unwrap_or(0), libc::O_CLOEXEC)?;
+    }
+    for (index, (target, _)) in descriptors.iter().enumerate() {
+        duplicate(MOVED + RawFd::try_from(index).unwrap_or(0), *target, 0)?;
+    }
+    Ok(())
+}
+
+fn duplicate(from: RawFd, to: RawFd, flags: libc::c_int) -> std::io::Result<()> {
+    // SAFETY: dup3 takes no pointers; the target numbers are unused in the freshly forked child.
+    #[expect(unsafe_code, reason = "the safe wrappers own the target, which here is only a number")]
+    let result = unsafe { libc::dup3(from, to, flags) };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}

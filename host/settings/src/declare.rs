@@ -1,0 +1,184 @@
+//! The declarations.
+
+use std::path::PathBuf;
+
+use toml::Value;
+
+/// What may run a machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// KVM, and nothing else.
+    Kvm,
+    /// KVM where it works, else emulation, which is no security boundary.
+    Any,
+    /// Emulation always.
+    Emulation,
+}
+
+/// The machine type of QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineType {
+    /// A PC with PCI Express.
+    Q35,
+    /// A small machine without PCI.
+    Microvm,
+}
+
+/// A type that a setting can have.
+pub(crate) trait Kind: Sized {
+    /// What is expected, for error texts.
+    const EXPECTED: &'static str;
+    /// Reads a value.
+    fn read(value: &Value) -> Option<Self>;
+    /// The value as TOML.
+    fn show(&self) -> String;
+}
+
+impl Kind for PathBuf {
+    const EXPECTED: &'static str = "an absolute path";
+    fn read(value: &Value) -> Option<Self> {
+        value.as_str().map(Self::from).filter(|path| path.is_absolute())
+    }
+    fn show(&self) -> String {
+        format!("{:?}", self.display().to_string())
+    }
+}
+
+impl Kind for u32 {
+    const EXPECTED: &'static str = "a whole number above 0";
+    fn read(value: &Value) -> Option<Self> {
+        value.as_integer().and_then(|number| number.try_into().ok()).filter(|number| *number > 0)
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Kind for u64 {
+    const EXPECTED: &'static str = "a whole number above 0";
+    fn read(value: &Value) -> Option<Self> {
+        value.as_integer().and_then(|number| number.try_into().ok()).filter(|number| *number > 0)
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Kind for bool {
+    const EXPECTED: &'static str = "true or false";
+    fn read(value: &Value) -> Option<Self> {
+        value.as_bool()
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Kind for Vec<String> {
+    const EXPECTED: &'static str = "a list of texts";
+    fn read(value: &Value) -> Option<Self> {
+        value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
+    }
+    fn show(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// Gives an enumeration its words.
+macro_rules! words {
+    ($type:ident, $expected:literal, $($word:literal = $variant:ident),*) => {
+        impl Kind for $type {
+            const EXPECTED: &'static str = $expected;
+            fn read(value: &Value) -> Option<Self> {
+                match value.as_str()? {
+                    $($word => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+            fn show(&self) -> String {
+                match self {
+                    $(Self::$variant => format!("{:?}", $word),)*
+                }
+            }
+        }
+    };
+}
+
+words!(Accelerator, "one of \"kvm\", \"any\", \"emulation\"", "kvm" = Kvm, "any" = Any, "emulation" = Emulation);
+words!(MachineType, "one of \"q35\", \"microvm\"", "q35" = Q35, "microvm" = Microvm);
+
+/// One entry of the reference.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its key, with its table: `guest.memory_mib`.
+    pub key: &'static str,
+    /// What is expected.
+    pub expected: &'static str,
+    /// The default as TOML.
+    pub default: String,
+    /// What it does.
+    pub text: &'static str,
+}
+
+macro_rules! settings {
+    ($($field:ident: $type:ty = $key:literal, $default:expr, $text:literal;)*) => {
+        /// All settings.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct Settings {
+            $(#[doc = $text] pub $field: $type,)*
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl Settings {
+            /// Sets the setting `key`; false where there is none of that name.
+            pub(crate) fn set(&mut self, key: &str, value: &Value) -> Result<bool, &'static str> {
+                match key {
+                    $($key => {
+                        self.$field = <$type as Kind>::read(value).ok_or(<$type as Kind>::EXPECTED)?;
+                        Ok(true)
+                    })*
+                    _ => Ok(false),
+                }
+            }
+        }
+
+        /// The reference of all settings, in the order of their declaration.
+        #[must_use]
+        pub fn reference() -> Vec<Entry> {
+            let settings = Settings::default();
+            vec![$(Entry { key: $key, expected: <$type as Kind>::EXPECTED, default: settings.$field.show(), text: $text },)*]
+        }
+    };
+}
+
+settings! {
+    accelerator: Accelerator = "machine.accelerator", Accelerator::Kvm,
+        "What runs the guest's instructions. \"kvm\" refuses to start where KVM does not work; \"any\" falls back to emulation, which is no security boundary.";
+    machine_type: MachineType = "machine.type", MachineType::Q35,
+        "QEMU's machine type.";
+    machine_memory_mib: u64 = "machine.memory_mib", 256,
+        "Memory of a pod's machine in MiB, before the memory limits of its containers are added.";
+    machine_vcpus: u32 = "machine.vcpus", 1,
+        "Processors of a pod's machine where its containers ask for none.";
+    guest_folder: PathBuf = "guest.folder", "/var/lib/coracle/guest".into(),
+        "The folder of the guest image, as `coracle image build` writes it.";
+    guest_boot_timeout_seconds: u64 = "guest.boot_timeout_seconds", 60,
+        "How long a guest may take to come up, in seconds.";
+    agent_timeout_seconds: u64 = "agent.timeout_seconds", 120,
+        "How long the agent may take to answer a request that is not a wait, in seconds.";
+    qemu_path: PathBuf = "qemu.path", "/usr/bin/qemu-system-x86_64".into(),
+        "QEMU's program.";
+    qemu_arguments: Vec<String> = "qemu.arguments", Vec::new(),
+        "More arguments for QEMU.";
+    qemu_kernel_vsock: bool = "qemu.kernel_vsock", true,
+        "Whether the host kernel's vhost-vsock is used where it is there.";
+    virtiofsd_path: Vec<String> = "virtiofsd.paths", ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"].map(str::to_owned).into(),
+        "Where virtiofsd is looked for; the first that is there is used, whether the Rust or the older C program.";
+    run_folder: PathBuf = "run.folder", "/run/coracle".into(),
+        "The folder for what lives as long as a pod. Its path must be short: sockets are below it.";
+}

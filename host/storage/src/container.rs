@@ -1,0 +1,161 @@
+//! A container's root and its bind mounts.
+
+use std::path::{Path, PathBuf};
+
+use coracle_protocol::{oci, paths};
+use sha2::{Digest, Sha256};
+
+use crate::Error;
+
+/// A mount to make on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostMount {
+    /// The file system's type; `bind` for a bind mount.
+    pub kind: String,
+    /// What is mounted.
+    pub source: PathBuf,
+    /// Where.
+    pub target: PathBuf,
+    /// Options as in fstab.
+    pub options: Vec<String>,
+}
+
+/// What a container's storage needs.
+#[derive(Debug, Clone)]
+pub struct ContainerPlan {
+    /// The container's folder below the shared one, removed with the container.
+    pub folder: PathBuf,
+    /// Mounts to make on the host, in order.
+    pub mounts: Vec<HostMount>,
+    /// The container's mounts for the guest.
+    pub guest_mounts: Vec<oci::Mount>,
+    /// The root's path in the guest.
+    pub guest_root: String,
+}
+
+/// Plans a container's storage below the pod's `shared` folder.
+///
+/// `rootfs` are the mounts that containerd asks for; where there are none the root is `root`, a folder. `spec_mounts` are
+/// the specification's.
+///
+/// # Errors
+/// [`Error`].
+pub fn container(
+    shared: &Path,
+    id: &str,
+    root: &Path,
+    rootfs: &[HostMount],
+    spec_mounts: &[oci::Mount],
+) -> Result<ContainerPlan, Error> {
+    let folder = shared.join(id);
+    let target = folder.join("rootfs");
+    let mut mounts = Vec::new();
+    if rootfs.is_empty() {
+        if !root.is_dir() {
+            return Err(Error::Invalid(format!("the bundle's root file system {} is not a folder", root.display())));
+        }
+        mounts.push(HostMount { kind: "bind".into(), source: root.to_owned(), target, options: vec!["rbind".into()] });
+    } else {
+        mounts.extend(rootfs.iter().map(|mount| HostMount { target: target.clone(), ..mount.clone() }));
+    }
+    let guest_folder = format!("{}/{id}", paths::SHARED);
+    let mut guest_mounts = Vec::new();
+    for mount in spec_mounts {
+        let mut guest_mount = mount.clone();
+        if is_bind(mount) {
+            let name = mount_name(mount);
+            mounts.push(HostMount {
+                kind: "bind".into(),
+                source: bind_source(mount)?,
+                target: folder.join(&name),
+                options: vec!["rbind".into()],
+            });
+            guest_mount.source = format!("{guest_folder}/{name}");
+        } else if mount.destination == "/dev/shm" {
+            // In the guest it is the memory of this pod.
+            guest_mount.type_ = "tmpfs".into();
+            guest_mount.source = "shm".into();
+        } else if !KNOWN.contains(&mount.type_.as_str()) {
+            return Err(Error::Unsupported { destination: mount.destination.clone().into(), kind: mount.type_.clone() });
+        }
+        guest_mounts.push(guest_mount);
+    }
+    Ok(ContainerPlan { folder, mounts, guest_mounts, guest_root: format!("{guest_folder}/rootfs") })
+}
+
+/// File systems that the guest makes by itself.
+const KNOWN: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+
+fn is_bind(mount: &oci::Mount) -> bool {
+    mount.type_ == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
+}
+
+/// A name in the container's folder: readable, and unlike all others.
+fn mount_name(mount: &oci::Mount) -> String {
+    let digest = hex::encode(Sha256::digest(&mount.destination));
+    let base = mount.destination.rsplit('/').next().unwrap_or_default();
+    let base: String = base.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')).take(40).collect();
+    format!("{}-{base}", digest.get(..12).unwrap_or_default())
+}
+
+fn bind_source(mount: &oci::Mount) -> Result<PathBuf, Error> {
+    let source = PathBuf::from(&mount.source);
+    if !source.is_absolute() {
+        return Err(Error::Invalid(format!("the source {:?} of the mount {} is not absolute", mount.source, mount.destination)));
+    }
+    match std::fs::metadata(&source) {
+        Ok(metadata) if metadata.is_dir() || metadata.is_file() => Ok(source),
+        Ok(_) => Err(Error::Unsupported { destination: mount.destination.clone().into(), kind: "device, socket or pipe".into() }),
+        Err(error) => Err(Error::Invalid(format!("the source {} of the mount {}: {error}", mount.source, mount.destination))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> oci::Mount {
+        oci::Mount {
+            destination: destination.into(),
+            type_: kind.into(),
+            source: source.into(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn bind_mounts_move_below_the_shared_folder() {
+        let source = tempfile::tempdir().unwrap();
+        let path = source.path().to_str().unwrap();
+        let mounts = [mount("/data", "bind", path, &["rbind", "ro"]), mount("/proc", "proc", "proc", &[])];
+        let plan = container(Path::new("/run/s"), "c1", source.path(), &[], &mounts).unwrap();
+        assert_eq!(plan.mounts.len(), 2);
+        assert_eq!(plan.mounts[1].source, source.path());
+        assert!(plan.mounts[1].target.starts_with("/run/s/c1"));
+        assert!(plan.guest_mounts[0].source.starts_with("/run/kata-containers/shared/containers/c1/"));
+        assert_eq!(plan.guest_mounts[0].options, ["rbind", "ro"], "the guest applies the options");
+        assert_eq!(plan.guest_mounts[1].source, "proc");
+        assert_eq!(plan.guest_root, "/run/kata-containers/shared/containers/c1/rootfs");
+    }
+
+    #[test]
+    fn what_is_missing_or_unknown_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let plan = |mounts: &[oci::Mount]| container(Path::new("/s"), "c", root.path(), &[], mounts).unwrap_err().to_string();
+        assert!(plan(&[mount("/d", "bind", "/nowhere", &[])]).contains("/nowhere"));
+        assert!(plan(&[mount("/d", "bind", "relative", &[])]).contains("not absolute"));
+        assert!(plan(&[mount("/d", "nfs", "x", &[])]).contains("nfs"));
+        assert!(plan(&[mount("/d", "bind", "/dev/null", &[])]).contains("device"));
+        let missing = container(Path::new("/s"), "c", Path::new("/nowhere"), &[], &[]).unwrap_err().to_string();
+        assert!(missing.contains("/nowhere"));
+    }
+
+    #[test]
+    fn two_mounts_of_one_name_stay_apart() {
+        let one = mount_name(&mount("/a/conf", "bind", "/x", &[]));
+        let two = mount_name(&mount("/b/conf", "bind", "/x", &[]));
+        assert_ne!(one, two);
+        assert!(one.ends_with("-conf") && !mount_name(&mount("/..", "bind", "/", &[])).contains('/'));
+    }
+}

@@ -1,0 +1,120 @@
+//! The file system that a pod's machine shares with its host: virtio-fs, served by virtiofsd.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use coracle_machine::Device;
+use coracle_protocol::agent::Storage;
+use coracle_protocol::paths;
+
+use crate::Error;
+
+/// Entries of the request queue.
+const QUEUE_SIZE: u16 = 128;
+
+/// The descriptor on which virtiofsd finds its listening socket.
+pub const SOCKET_FD: i32 = 3;
+
+/// A virtiofsd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Virtiofsd {
+    /// Its program.
+    pub path: PathBuf,
+    /// Whether it is the older program in C, whose options are spelled otherwise.
+    pub is_c: bool,
+}
+
+/// What the shared file system needs.
+#[derive(Debug, Clone)]
+pub struct SharedFsPlan {
+    /// The folder that is shared.
+    pub folder: PathBuf,
+    /// The socket at which the server listens.
+    pub socket: PathBuf,
+    /// The server's program.
+    pub program: PathBuf,
+    /// Its arguments; it finds its listening socket at [`SOCKET_FD`].
+    pub arguments: Vec<OsString>,
+    /// The device for the machine.
+    pub device: Device,
+    /// The storage for the guest.
+    pub storage: Storage,
+}
+
+/// The first virtiofsd of `candidates` that is there. The C program is told from the Rust one by its place: Debian 12's
+/// QEMU has it in `/usr/lib/qemu`.
+///
+/// # Errors
+/// [`Error::Missing`] with the mend.
+pub fn find_virtiofsd(candidates: &[String]) -> Result<Virtiofsd, Error> {
+    candidates
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.is_file())
+        .map(|path| Virtiofsd { is_c: path.starts_with("/usr/lib/qemu"), path })
+        .ok_or_else(|| {
+            let places = candidates.join(", ");
+            Error::Missing(format!(
+                "virtiofsd is missing: it is neither of {places}; install the package virtiofsd (or Debian 12's \
+                 qemu-system-common), or set `virtiofsd.paths`"
+            ))
+        })
+}
+
+/// Plans the shared file system of a pod in `folder`, whose server listens at `socket`.
+#[must_use]
+pub fn shared_fs(server: &Virtiofsd, folder: &Path, socket: &Path) -> SharedFsPlan {
+    let mut arguments: Vec<OsString> = Vec::new();
+    if server.is_c {
+        let mut source = OsString::from("source=");
+        source.push(folder);
+        arguments.push(format!("--fd={SOCKET_FD}").into());
+        arguments.extend(["-f", "-o", "sandbox=namespace,cache=auto,announce_submounts,xattr", "-o"].map(Into::into));
+        arguments.push(source);
+        arguments.push("--thread-pool-size=1".into());
+    } else {
+        let mut shared = OsString::from("--shared-dir=");
+        shared.push(folder);
+        arguments.push(format!("--fd={SOCKET_FD}").into());
+        arguments.push(shared);
+        arguments.extend(
+            ["--sandbox=namespace", "--cache=auto", "--announce-submounts", "--xattr", "--thread-pool-size=1"].map(Into::into),
+        );
+    }
+    SharedFsPlan {
+        folder: folder.to_owned(),
+        socket: socket.to_owned(),
+        program: server.path.clone(),
+        arguments,
+        device: Device::SharedFs { tag: paths::SHARED_TAG.into(), socket: socket.to_owned(), queue_size: QUEUE_SIZE },
+        storage: Storage {
+            driver: "virtio-fs".into(),
+            source: paths::SHARED_TAG.into(),
+            fstype: "virtiofs".into(),
+            options: vec!["nodev".into()],
+            mount_point: paths::SHARED.into(),
+            ..Default::default()
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_server_names_its_mend() {
+        let error = find_virtiofsd(&["/nowhere/virtiofsd".into()]).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/virtiofsd") && error.contains("install") && error.contains("virtiofsd.paths"));
+    }
+
+    #[test]
+    fn both_programs_get_their_own_options() {
+        let plan = |is_c| {
+            let server = Virtiofsd { path: "/v".into(), is_c };
+            shared_fs(&server, Path::new("/run/s"), Path::new("/run/fs.sock")).arguments
+        };
+        assert!(plan(true).contains(&"source=/run/s".into()));
+        assert!(plan(false).contains(&"--shared-dir=/run/s".into()));
+    }
+}
