@@ -17,8 +17,21 @@ const TABLE: [(&str, &str, MsFlags, &str); 7] = [
     ("cgroup2", "/sys/fs/cgroup", STRICT, ""),
 ];
 
+/// The initrd's own file system can't be swapped for another root (pivot_root(2), EINVAL), which the container engine has
+/// to do. So the root becomes a mount of the same files on top of it.
+fn lift_root() -> nix::Result<()> {
+    let none = None::<&str>;
+    // Any folder of the initrd serves; nothing is mounted on it yet.
+    mount(Some("/"), "/run", none, MsFlags::MS_BIND, none)?;
+    nix::unistd::chdir("/run")?;
+    mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
+    nix::unistd::chroot(".")?;
+    nix::unistd::chdir("/")
+}
+
 /// Mounts them all.
 pub(crate) fn make() -> Result<(), String> {
+    lift_root().map_err(|error| format!("can't lift the root: {error}"))?;
     for (kind, target, flags, options) in TABLE {
         let target = Path::new(target);
         let failed = |error: &dyn std::fmt::Display| format!("can't mount {}: {error}", target.display());

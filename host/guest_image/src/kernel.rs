@@ -9,6 +9,10 @@ const SETUP_SECTS: usize = 0x1f1;
 const MAGIC: usize = 0x202;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
+/// The magic number of LZ4's legacy frame, which the kernel's build uses.
+const LZ4_LEGACY: [u8; 4] = 0x184c_2102_u32.to_le_bytes();
+/// The most that one block of that frame unpacks to, in bytes.
+const LZ4_BLOCK_BYTES: usize = 8 << 20;
 /// The largest kernel that is unpacked, in bytes.
 const KERNEL_BYTES_MAX: u64 = 512 << 20;
 
@@ -39,14 +43,30 @@ pub(crate) fn extract(image: &[u8]) -> Result<Vec<u8>, Error> {
         zstd::Decoder::new(payload).map(|decoder| decoder.single_frame()).and_then(|decoder| {
             decoder.take(KERNEL_BYTES_MAX).read_to_end(&mut kernel)
         })
+    } else if let Some(blocks) = payload.strip_prefix(&LZ4_LEGACY) {
+        unpack_lz4(blocks, &mut kernel)
     } else {
-        return Err(bad("its compression is neither xz nor zstd"));
+        return Err(bad("its compression is none of xz, zstd and lz4"));
     };
     unpacked.map_err(|error| Error::Kernel(format!("it can't be unpacked: {error}")))?;
     if !kernel.starts_with(b"\x7fELF") {
         return Err(bad("what it holds is no ELF file"));
     }
     Ok(kernel)
+}
+
+/// Blocks of a length and its bytes. After the last one the kernel's build puts the unpacked size, which is no block.
+fn unpack_lz4(mut blocks: &[u8], kernel: &mut Vec<u8>) -> std::io::Result<usize> {
+    while let Some((length, rest)) = blocks.split_first_chunk::<4>() {
+        let Some(block) = rest.get(..u32::from_le_bytes(*length) as usize) else { break };
+        if block.is_empty() || kernel.len() as u64 > KERNEL_BYTES_MAX {
+            break;
+        }
+        let unpacked = lz4_flex::block::decompress(block, LZ4_BLOCK_BYTES).map_err(std::io::Error::other)?;
+        kernel.extend(unpacked);
+        blocks = &rest[block.len()..];
+    }
+    Ok(kernel.len())
 }
 
 #[cfg(test)]
@@ -69,6 +89,27 @@ mod tests {
         let packed = zstd::encode_all(elf.as_slice(), 1).unwrap();
         assert_eq!(extract(&bzimage(&packed)).unwrap(), elf);
         assert_eq!(extract(elf).unwrap(), elf);
+    }
+
+    #[test]
+    fn lz4_blocks_are_joined() {
+        let elf = [b"\x7fELF".as_slice(), &[7; 100_000]].concat();
+        let mut packed = LZ4_LEGACY.to_vec();
+        for part in elf.chunks(60_000) {
+            // A block of literals only: a token, the length in steps of 255, the bytes.
+            let mut block = vec![0xf0];
+            let mut rest = part.len() - 15;
+            while rest >= 255 {
+                block.push(255);
+                rest -= 255;
+            }
+            block.push(u8::try_from(rest).unwrap());
+            block.extend(part);
+            packed.extend(u32::try_from(block.len()).unwrap().to_le_bytes());
+            packed.extend(block);
+        }
+        packed.extend(u32::try_from(elf.len()).unwrap().to_le_bytes());
+        assert_eq!(extract(&bzimage(&packed)).unwrap(), elf);
     }
 
     #[test]

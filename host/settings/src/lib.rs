@@ -7,7 +7,7 @@ mod declare;
 mod load;
 
 pub use declare::{Accelerator, MachineType, Settings, reference};
-pub use load::{Error, ENVIRONMENT, FILE};
+pub use load::{DEFAULTS, ENVIRONMENT, Error, FILE, OVERRIDES};
 
 impl Settings {
     /// The bounded time that a guest has to come up.

@@ -13,6 +13,12 @@ pub const FILE: &str = "/etc/coracle/config.toml";
 /// The variable that names another file.
 pub const ENVIRONMENT: &str = "CORACLE_CONFIG";
 
+/// Settings as TOML that count less than the file, and such that count more: how `coracle run` starts its shims. Whoever
+/// can set a shim's environment can replace the shim.
+pub const DEFAULTS: &str = "CORACLE_DEFAULTS";
+/// See [`DEFAULTS`].
+pub const OVERRIDES: &str = "CORACLE_OVERRIDES";
+
 /// Why settings can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -60,11 +66,27 @@ impl Settings {
     /// # Errors
     /// [`Error`]; a file that is named must be there.
     pub fn load() -> Result<Self, Error> {
+        let mut settings = Self::default();
+        settings.read_variable(DEFAULTS)?;
         match std::env::var_os(ENVIRONMENT) {
-            Some(path) => Self::from_file(Path::new(&path)),
-            None if Path::new(FILE).exists() => Self::from_file(Path::new(FILE)),
-            None => Ok(Self::default()),
+            Some(path) => settings.read_file(Path::new(&path))?,
+            None if Path::new(FILE).exists() => settings.read_file(Path::new(FILE))?,
+            None => {}
         }
+        settings.read_variable(OVERRIDES)?;
+        Ok(settings)
+    }
+
+    fn read_variable(&mut self, name: &str) -> Result<(), Error> {
+        match std::env::var(name) {
+            Ok(text) => self.read_text(&text, Path::new(&format!("${name}"))),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<(), Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
+        self.read_text(&text, path)
     }
 
     /// The defaults, changed by the file at `path`.
@@ -72,25 +94,25 @@ impl Settings {
     /// # Errors
     /// [`Error`].
     pub fn from_file(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        let mut settings = Self::default();
+        settings.read_file(path)?;
+        Ok(settings)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+    fn read_text(&mut self, text: &str, path: &Path) -> Result<(), Error> {
         let table: Table =
             text.parse().map_err(|error: toml::de::Error| Error::Syntax { path: path.to_owned(), text: error.to_string() })?;
-        let mut settings = Self::default();
         for (name, value) in &table {
             match value {
                 Value::Table(inner) => {
                     for (key, value) in inner {
-                        settings.apply(&format!("{name}.{key}"), value, path)?;
+                        self.apply(&format!("{name}.{key}"), value, path)?;
                     }
                 }
-                other => settings.apply(name, other, path)?,
+                other => self.apply(name, other, path)?,
             }
         }
-        Ok(settings)
+        Ok(())
     }
 
     fn apply(&mut self, key: &str, value: &Value, path: &Path) -> Result<(), Error> {
@@ -128,7 +150,9 @@ mod tests {
     use crate::{Accelerator, MachineType};
 
     fn parse(text: &str) -> Result<Settings, Error> {
-        Settings::parse(text, Path::new("f.toml"))
+        let mut settings = Settings::default();
+        settings.read_text(text, Path::new("f.toml"))?;
+        Ok(settings)
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod shared_fs;
 use std::path::PathBuf;
 
 pub use container::{ContainerPlan, HostMount, container};
-pub use shared_fs::{SharedFsPlan, Virtiofsd, find_virtiofsd, shared_fs};
+pub use shared_fs::{SOCKET_FD, SharedFsPlan, Virtiofsd, find_virtiofsd, shared_fs};
 
 /// Why something can't be planned.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,54 @@
+//! The agent's client: every request to the guest goes through here, with its deadline.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use coracle_machine::GuestStream;
+use coracle_protocol::agent_ttrpc::AgentServiceClient;
+use coracle_protocol::ttrpc::asynchronous::Client;
+use coracle_protocol::ttrpc::asynchronous::transport::Socket;
+use coracle_protocol::ttrpc::{self, context};
+
+use crate::Result;
+
+/// A connection to the agent.
+pub(crate) struct Agent {
+    client: AgentServiceClient,
+    timeout: Duration,
+    calls: AtomicU64,
+}
+
+/// Whether a request has a deadline.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    /// The configured one.
+    Bounded,
+    /// None: it waits for an event in the guest.
+    Event,
+}
+
+impl Agent {
+    pub(crate) fn new(stream: GuestStream, timeout: Duration) -> Self {
+        let client = AgentServiceClient::new(Client::new(Socket::new(stream)));
+        Self { client, timeout, calls: AtomicU64::new(0) }
+    }
+
+    /// Makes a request: `request` gets the client and the context.
+    pub(crate) async fn call<'a, T, F>(
+        &'a self,
+        name: &'static str,
+        patience: Patience,
+        request: impl FnOnce(&'a AgentServiceClient, context::Context) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = ttrpc::Result<T>>,
+    {
+        let count = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        log::debug!("agent call {count}: {name}");
+        let context = match patience {
+            Patience::Bounded => context::with_duration(self.timeout),
+            Patience::Event => context::with_timeout(0),
+        };
+        Ok(request(&self.client, context).await?)
+    }
+}

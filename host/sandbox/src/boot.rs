@@ -1,0 +1,258 @@
+//! Boot: from nothing to an agent that answers.
+
+use std::sync::Arc;
+
+use coracle_machine::{
+    Architecture, Cpus, Device, GuestStream, Machine, MachineSpec, Memory, MemoryKind, Platform,
+};
+use coracle_process::{Child, Output, Ring, Spawn};
+use coracle_protocol::agent::{CreateSandboxRequest, GetOOMEventRequest, Storage};
+use coracle_protocol::{hello, ports};
+use coracle_storage::{SOCKET_FD, SharedFsPlan};
+use tokio::io::AsyncReadExt;
+
+use crate::agent::{Agent, Patience};
+use crate::pod::Pod;
+use crate::state::Phase;
+use crate::{Config, Error, Event, Result, Sandbox, mount};
+
+/// How many lines of the guest's console an error carries.
+const CONSOLE_LINES: usize = 10;
+
+/// The size that a pod's containers ask for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) cpus: Option<u32>,
+    pub(crate) memory_mib: Option<u64>,
+}
+
+/// Boots the pod's machine. When the future is dropped, nothing is left of it.
+pub(crate) async fn boot(sandbox: &Sandbox, size: Size) -> Result<Arc<Pod>> {
+    let config = &sandbox.config;
+    let shared = config.folder.join("shared");
+    let cleanup = Shared { folder: shared.clone(), kept: false };
+    std::fs::create_dir_all(&shared).map_err(|error| Error::Failed(format!("make {}: {error}", shared.display())))?;
+    mount::share(&shared)?;
+    let (virtiofsd, storage, device) = match &config.virtiofsd {
+        Some(candidates) => {
+            let server = coracle_storage::find_virtiofsd(candidates)?;
+            let plan = coracle_storage::shared_fs(&server, &shared, &config.folder.join("fs.sock"));
+            let (child, messages) = start_virtiofsd(&plan)?;
+            (Some((child, messages)), Some(plan.storage), Some(plan.device))
+        }
+        None => (None, None, None),
+    };
+    let machine = sandbox.driver.boot(machine_spec(config, size, device)).await?;
+    let greeted = greet(config, &*machine, virtiofsd.as_ref()).await;
+    let lifeline = match greeted {
+        Ok(lifeline) => lifeline,
+        Err(error) => {
+            let console = machine.console(CONSOLE_LINES);
+            machine.stop().await?;
+            return Err(with_console(error, &console));
+        }
+    };
+    let stream = machine.agent_address().connect(ports::AGENT).await?;
+    let agent = Agent::new(stream, config.agent_timeout);
+    let set_up = set_up(&agent, storage);
+    // A machine that ends under the request is the better reason.
+    tokio::select! {
+        biased;
+        result = set_up => result?,
+        end = machine.wait() => return Err(Error::Ended(end.reason)),
+    }
+    let virtiofsd = virtiofsd.map(|(child, _)| child);
+    let pod = Arc::new(Pod { machine, agent, shared, virtiofsd, _lifeline: lifeline.into() });
+    cleanup.keep();
+    watch(sandbox, &pod);
+    Ok(pod)
+}
+
+/// Undoes the shared folder where the boot fails.
+struct Shared {
+    folder: std::path::PathBuf,
+    kept: bool,
+}
+
+impl Shared {
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        mount::unshare(&self.folder);
+        let _ = std::fs::remove_dir(&self.folder);
+        let _ = std::fs::remove_file(self.folder.with_file_name("fs.sock"));
+    }
+}
+
+fn machine_spec(config: &Config, size: Size, shared_fs: Option<Device>) -> MachineSpec {
+    let cpus = size.cpus.unwrap_or(config.vcpus).max(config.vcpus);
+    let mut devices = vec![Device::Vsock, Device::Rng];
+    devices.extend(shared_fs);
+    MachineSpec {
+        name: config.name.clone(),
+        folder: config.folder.clone(),
+        architecture: Architecture::X86_64,
+        platform: Platform::Plain,
+        firmware: None,
+        kernel: config.kernel.clone(),
+        initrd: config.initrd.clone(),
+        command_line: config.command_line.clone(),
+        cpus: Cpus { boot: cpus, max: cpus },
+        memory: Memory { size_mib: config.memory_mib + size.memory_mib.unwrap_or(0), kind: MemoryKind::Shared },
+        devices,
+        console: true,
+    }
+}
+
+fn start_virtiofsd(plan: &SharedFsPlan) -> Result<(Child, Ring)> {
+    let listener = std::os::unix::net::UnixListener::bind(&plan.socket)
+        .map_err(|error| Error::Failed(format!("listen at {}: {error}", plan.socket.display())))?;
+    let messages = Ring::new(4096);
+    let mut spawn =
+        Spawn::new(&plan.program).arguments(plan.arguments.iter().cloned()).descriptor(SOCKET_FD, listener.into());
+    spawn.stderr = Output::Ring(messages.clone());
+    let child = spawn.start().map_err(|error| Error::Missing(format!("virtiofsd: {error}")))?;
+    Ok((child, messages))
+}
+
+/// Waits for the guest's first words, or for whatever makes them impossible.
+async fn greet(config: &Config, machine: &dyn Machine, virtiofsd: Option<&(Child, Ring)>) -> Result<GuestStream> {
+    let server_ends = async {
+        match virtiofsd {
+            Some((child, messages)) => {
+                let status = child.wait().await;
+                Error::Failed(format!("virtiofsd ended with {status}: {}", messages.last_lines(3).join("; ")))
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let words = async {
+        let mut stream = machine.guest_connection().await?;
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") && line.len() < hello::LINE_BYTES {
+            match stream.read_u8().await {
+                Ok(byte) => line.push(byte),
+                Err(_) => break,
+            }
+        }
+        hello::check(&line, &config.version).map_err(|error| Error::Missing(error.to_string()))?;
+        Ok(stream)
+    };
+    tokio::select! {
+        biased;
+        stream = words => stream,
+        end = machine.wait() => Err(Error::Failed(format!("the guest did not come up: {}", end.reason))),
+        error = server_ends => Err(error),
+        () = tokio::time::sleep(config.boot_timeout) => {
+            let seconds = config.boot_timeout.as_secs();
+            Err(Error::Timeout(format!("the guest did not come up within {seconds} s (`guest.boot_timeout_seconds`)")))
+        }
+    }
+}
+
+fn with_console(error: Error, lines: &[String]) -> Error {
+    if lines.is_empty() {
+        return error;
+    }
+    let lines = format!("; the guest's console ends with:\n  {}", lines.join("\n  "));
+    match error {
+        Error::Failed(text) => Error::Failed(text + &lines),
+        Error::Timeout(text) => Error::Timeout(text + &lines),
+        other => other,
+    }
+}
+
+async fn set_up(agent: &Agent, storage: Option<Storage>) -> Result<()> {
+    let request = CreateSandboxRequest { storages: storage.into_iter().collect(), ..Default::default() };
+    agent.call("CreateSandbox", Patience::Bounded, async |agent, ctx| agent.create_sandbox(ctx, &request).await).await?;
+    Ok(())
+}
+
+/// Starts what listens for the machine's events.
+fn watch(sandbox: &Sandbox, pod: &Arc<Pod>) {
+    let end = pod.machine.wait();
+    let weak = Arc::downgrade(pod);
+    let server = pod.virtiofsd.as_ref().map(Child::wait);
+    let handle = sandbox.clone();
+    tokio::spawn(async move {
+        let server = async {
+            match server {
+                Some(end) => end.await,
+                None => std::future::pending().await,
+            }
+        };
+        let reason = tokio::select! {
+            biased;
+            end = end => end.reason,
+            status = server => {
+                if let Some(pod) = weak.upgrade() {
+                    // Without its files the guest can do nothing right.
+                    let _ = pod.machine.stop().await;
+                }
+                format!("virtiofsd ended with {status}")
+            }
+        };
+        handle.tell(move |state| state.machine_ended(&reason));
+    });
+    let handle = sandbox.clone();
+    let weak = Arc::downgrade(pod);
+    tokio::spawn(async move {
+        let request = GetOOMEventRequest::new();
+        while let Some(pod) = weak.upgrade() {
+            let event = pod.agent.call("GetOOMEvent", Patience::Event, async |agent, ctx| agent.get_oom_event(ctx, &request).await);
+            match event.await {
+                Ok(event) => handle.tell(move |state| state.emit(Event::OutOfMemory { container: event.container_id })),
+                Err(_) => return,
+            }
+        }
+    });
+}
+
+/// The pod, booted where it is not: by this caller, or refused while another one does.
+pub(crate) async fn ensure(sandbox: &Sandbox, size: Size) -> Result<Arc<Pod>> {
+    let present = sandbox
+        .ask(|state| match &state.phase {
+            Phase::Up(pod) => Ok(Some(Arc::clone(pod))),
+            Phase::Absent => {
+                state.phase = Phase::Booting;
+                Ok(None)
+            }
+            Phase::Booting => Err(Error::State("the pod's machine is being booted".into())),
+            Phase::Ended(reason) => Err(Error::Ended(reason.clone())),
+        })
+        .await??;
+    if let Some(pod) = present {
+        return Ok(pod);
+    }
+    let guard = BootGuard { sandbox: Some(sandbox.clone()) };
+    let pod = boot(sandbox, size).await?;
+    let up = Arc::clone(&pod);
+    sandbox.ask(move |state| state.phase = Phase::Up(up)).await?;
+    guard.defuse();
+    Ok(pod)
+}
+
+/// Puts the phase back where the boot fails or is given up.
+struct BootGuard {
+    sandbox: Option<Sandbox>,
+}
+
+impl BootGuard {
+    fn defuse(mut self) {
+        self.sandbox = None;
+    }
+}
+
+impl Drop for BootGuard {
+    fn drop(&mut self) {
+        let Some(sandbox) = &self.sandbox else { return };
+        sandbox.tell(|state| state.phase = Phase::Absent);
+    }
+}

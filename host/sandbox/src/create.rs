@@ -1,0 +1,145 @@
+//! Create: the first container boots the machine, every one is planned, mounted, and made by the agent.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use coracle_protocol::agent::CreateContainerRequest;
+use coracle_protocol::oci;
+use coracle_storage::ContainerPlan;
+use tokio::sync::oneshot;
+
+use crate::agent::Patience;
+use crate::boot::{self, Size};
+use crate::pod::Pod;
+use crate::state::{Container, Process};
+use crate::{CreateRequest, Error, Result, Sandbox, mount, spec};
+
+impl Sandbox {
+    /// Makes a container whose process waits for its start.
+    ///
+    /// # Errors
+    /// Whatever a step says; then nothing of the container is left.
+    pub async fn create(&self, request: CreateRequest) -> Result<()> {
+        let CreateRequest { id, spec, root, rootfs, stdio } = request;
+        let terminal = stdio.terminal;
+        let process = Process::new(terminal, stdio, None);
+        let name = id.clone();
+        let cancelled = self.ask(move |state| reserve(state, name, process)).await??;
+        let plan = Plan { id: id.clone(), spec, root, rootfs, terminal };
+        let sandbox = self.clone();
+        // On its own, so that it comes to its end even where who asked has gone.
+        let made = tokio::spawn(async move {
+            let outcome = tokio::select! {
+                outcome = make(&sandbox, &plan) => outcome,
+                _ = cancelled => Err(Error::State(format!("container {} was killed while it was being created", plan.id))),
+            };
+            let finished = outcome.clone();
+            sandbox.ask(move |state| finish(state, &plan.id, finished)).await?;
+            outcome.map(drop)
+        });
+        made.await.map_err(|error| Error::Failed(error.to_string()))?
+    }
+}
+
+struct Plan {
+    id: String,
+    spec: oci::Spec,
+    root: std::path::PathBuf,
+    rootfs: Vec<coracle_storage::HostMount>,
+    terminal: bool,
+}
+
+fn reserve(state: &mut crate::state::State, id: String, init: Process) -> Result<oneshot::Receiver<()>> {
+    if state.containers.contains_key(&id) {
+        return Err(Error::Exists(format!("container {id}")));
+    }
+    let (sender, receiver) = oneshot::channel();
+    let container =
+        Container { init, execs: HashMap::new(), creating: Some(sender), paused: false, stats: None, storage: None };
+    state.containers.insert(id, container);
+    Ok(receiver)
+}
+
+fn finish(state: &mut crate::state::State, id: &str, outcome: Result<ContainerPlan>) {
+    match outcome {
+        Ok(plan) => {
+            if let Ok(container) = state.container(id) {
+                container.creating = None;
+                container.storage = Some(plan);
+            }
+            // The machine may have ended between the agent's answer and this.
+            if state.end_reason().is_some() {
+                state.exited(&crate::ProcessId { container: id.to_owned(), exec: String::new() }, 137);
+            }
+        }
+        Err(_) => {
+            state.containers.remove(id);
+        }
+    }
+}
+
+async fn make(sandbox: &Sandbox, plan: &Plan) -> Result<ContainerPlan> {
+    let (cpus, memory_mib) = spec::size(&plan.spec);
+    let pod = boot::ensure(sandbox, Size { cpus, memory_mib }).await?;
+    let storage =
+        coracle_storage::container(&pod.shared, &plan.id, &plan.root, &plan.rootfs, &plan.spec.Mounts)?;
+    let mounted = Mounted::new(storage).await?;
+    let request = CreateContainerRequest {
+        container_id: plan.id.clone(),
+        OCI: coracle_protocol::protobuf::MessageField::some(spec::for_guest(plan.spec.clone(), &mounted.plan, plan.terminal)),
+        ..Default::default()
+    };
+    let created = pod.agent.call("CreateContainer", Patience::Bounded, async |agent, ctx| {
+        agent.create_container(ctx, &request).await
+    });
+    let created = until_end(&pod, created).await;
+    created?;
+    Ok(mounted.keep())
+}
+
+/// A request's answer, or the machine's end where that comes first.
+pub(crate) async fn until_end<T>(pod: &Arc<Pod>, request: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        biased;
+        answer = request => match answer {
+            // The connection breaks a moment before the end is known, and the end is the better reason.
+            Err(Error::Failed(text)) => {
+                let soon = tokio::time::timeout(std::time::Duration::from_millis(500), pod.machine.wait());
+                match soon.await {
+                    Ok(end) => Err(Error::Ended(end.reason)),
+                    Err(_) => Err(Error::Failed(text)),
+                }
+            }
+            answer => answer,
+        },
+        end = pod.machine.wait() => Err(Error::Ended(end.reason)),
+    }
+}
+
+/// A container's mounts, undone where the create fails or is given up.
+struct Mounted {
+    plan: ContainerPlan,
+    kept: bool,
+}
+
+impl Mounted {
+    async fn new(plan: ContainerPlan) -> Result<Self> {
+        // Mounts may take their time (a network file system): they get a thread.
+        tokio::task::spawn_blocking(move || mount::apply(&plan).map(|()| Self { plan, kept: false }))
+            .await
+            .map_err(|error| Error::Failed(error.to_string()))?
+    }
+
+    fn keep(mut self) -> ContainerPlan {
+        self.kept = true;
+        self.plan.clone()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if !self.kept {
+            mount::undo(&self.plan);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Delete: leaves nothing of a process or container.
+
+use std::time::Duration;
+
+use coracle_protocol::agent::RemoveContainerRequest;
+
+use crate::agent::Patience;
+use crate::bounded::bounded;
+use crate::state::Status;
+use crate::{Error, Exit, ProcessId, Result, Sandbox, mount};
+
+/// How long the outputs of a process that has ended may take to reach their end: a child may hold them open.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the agent may take to remove a container; then the machine is ended.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Sandbox {
+    /// Deletes a process that has ended, or was never started; for a container's first process the container goes with it.
+    ///
+    /// # Errors
+    /// [`Error::State`] for one that runs.
+    pub async fn delete(&self, process: &ProcessId) -> Result<Exit> {
+        let id = process.clone();
+        let (exit, pumps) = self
+            .ask(move |state| {
+                if state.container(&id.container)?.creating.take().is_some() {
+                    // Its end comes by the create's own future.
+                    return Err(Error::State(format!("container {} was being created: that is given up", id.container)));
+                }
+                let found = state.process(&id)?;
+                if found.status == Status::Running {
+                    return Err(Error::State("the process runs: kill it first".into()));
+                }
+                if found.status == Status::Created {
+                    state.exited(&id, 137);
+                }
+                let found = state.process(&id)?;
+                let exit = (*found.exit.borrow()).ok_or(Error::Gone)?;
+                Ok::<_, Error>((exit, found.pumps.take()))
+            })
+            .await??;
+        let (sandbox, id) = (self.clone(), process.clone());
+        // What hangs in the guest is taken care of after the answer.
+        match bounded(async move { sandbox.clean_up(&id, pumps).await }).await {
+            Some(outcome) => outcome?,
+            None => log::info!("the removal of {process:?} goes on"),
+        }
+        Ok(exit)
+    }
+
+    async fn clean_up(&self, process: &ProcessId, pumps: Option<tokio::task::JoinHandle<()>>) -> Result<()> {
+        if let Some(pumps) = pumps {
+            let abort = pumps.abort_handle();
+            if tokio::time::timeout(OUTPUT_PATIENCE, pumps).await.is_err() {
+                abort.abort();
+            }
+        }
+        if process.exec.is_empty() {
+            return self.remove_container(&process.container).await;
+        }
+        let id = process.clone();
+        self.ask(move |state| state.container(&id.container).map(|container| container.execs.remove(&id.exec)).map(drop))
+            .await?
+    }
+
+    async fn remove_container(&self, id: &str) -> Result<()> {
+        let name = id.to_owned();
+        let (pod, storage) =
+            self.ask(move |state| Ok::<_, Error>((state.pod(), state.container(&name)?.storage.take()))).await??;
+        if let Some(pod) = pod {
+            let request =
+                RemoveContainerRequest { container_id: id.to_owned(), timeout: 0, ..Default::default() };
+            let removed = pod.agent.call("RemoveContainer", Patience::Bounded, async |agent, ctx| {
+                agent.remove_container(ctx, &request).await
+            });
+            match tokio::time::timeout(REMOVE_PATIENCE, removed).await {
+                Ok(Ok(_) | Err(Error::NotFound(_))) => {}
+                Ok(Err(error)) => {
+                    // What the guest can't let go of goes with the guest.
+                    log::warn!("container {id} can't be removed in the guest ({error}): the machine is ended");
+                    pod.machine.stop().await?;
+                }
+                Err(_) => {
+                    log::warn!("the agent does not remove container {id}: the machine is ended");
+                    pod.machine.stop().await?;
+                }
+            }
+        }
+        if let Some(storage) = storage {
+            tokio::task::spawn_blocking(move || mount::undo(&storage))
+                .await
+                .map_err(|error| Error::Failed(error.to_string()))?;
+        }
+        let name = id.to_owned();
+        self.ask(move |state| state.containers.remove(&name)).await?;
+        Ok(())
+    }
+}

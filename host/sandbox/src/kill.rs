@@ -1,0 +1,83 @@
+//! Kill: a signal for a process, and the way out of a create or an agent that hangs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_protocol::agent::SignalProcessRequest;
+
+use crate::agent::Patience;
+use crate::bounded::bounded;
+use crate::pod::Pod;
+use crate::state::Status;
+use crate::{Error, ProcessId, Result, Sandbox};
+
+const SIGKILL: u32 = 9;
+const SIGTERM: u32 = 15;
+
+/// How long an agent may take over SIGKILL before the machine is ended in its stead.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+enum Target {
+    /// A container that was being created, and no longer is.
+    Cancelled,
+    /// A process that was not started: it ends without the guest's help where it is an exec.
+    Unstarted,
+    Guest(Arc<Pod>),
+}
+
+impl Sandbox {
+    /// Sends a signal. A container that is being created is given up by SIGKILL and SIGTERM.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a process that has ended.
+    pub async fn kill(&self, process: &ProcessId, signal: u32) -> Result<()> {
+        let id = process.clone();
+        let target = self
+            .ask(move |state| {
+                let container = state.container(&id.container)?;
+                if id.exec.is_empty() && container.creating.is_some() {
+                    if signal != SIGKILL && signal != SIGTERM {
+                        return Err(Error::State(format!("container {} is being created", id.container)));
+                    }
+                    container.creating = None;
+                    return Ok(Target::Cancelled);
+                }
+                let unstarted = !id.exec.is_empty();
+                match state.process(&id)?.status {
+                    Status::Stopped => Err(Error::NotFound(format!("process {}: already ended; it", id.exec))),
+                    Status::Created if unstarted => {
+                        state.exited(&id, 128 + signal);
+                        Ok(Target::Unstarted)
+                    }
+                    _ => state.up().map(Target::Guest),
+                }
+            })
+            .await??;
+        let Target::Guest(pod) = target else { return Ok(()) };
+        let request = SignalProcessRequest {
+            container_id: process.container.clone(),
+            exec_id: process.exec.clone(),
+            signal,
+            ..Default::default()
+        };
+        // A signal is sent, not awaited: once it is on its way in order, the answer may be that.
+        bounded(deliver(pod, request)).await.unwrap_or(Ok(()))
+    }
+}
+
+/// Brings the signal to the agent. Where that does not take SIGKILL, the machine ends in its stead.
+async fn deliver(pod: Arc<Pod>, request: SignalProcessRequest) -> Result<()> {
+    let answer = pod
+        .agent
+        .call("SignalProcess", Patience::Bounded, async |agent, ctx| agent.signal_process(ctx, &request).await);
+    if request.signal != SIGKILL {
+        return answer.await.map(drop).inspect_err(|error| log::warn!("signal {}: {error}", request.signal));
+    }
+    match tokio::time::timeout(KILL_PATIENCE, answer).await {
+        Ok(answer) => answer.map(drop),
+        Err(_) => {
+            log::warn!("the agent does not take SIGKILL: the machine is ended");
+            Ok(pod.machine.stop().await?)
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! A pod whose machine runs: what the verbs act on.
+
+use std::path::PathBuf;
+
+use coracle_machine::{GuestStream, Machine};
+use coracle_process::Child;
+use tokio::sync::Mutex;
+
+use crate::agent::Agent;
+
+/// See the module. It is shared by the futures that act on it; it has no state of its own.
+pub(crate) struct Pod {
+    pub(crate) machine: Box<dyn Machine>,
+    pub(crate) agent: Agent,
+    /// The folder that the guest sees.
+    pub(crate) shared: PathBuf,
+    pub(crate) virtiofsd: Option<Child>,
+    /// Open for as long as the agent lives; the agent ends when it is closed.
+    pub(crate) _lifeline: Mutex<GuestStream>,
+}

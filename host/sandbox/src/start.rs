@@ -1,0 +1,110 @@
+//! Start: a container's first process, or one beside it.
+
+use std::sync::Arc;
+
+use coracle_protocol::agent::{ExecProcessRequest, StartContainerRequest, WaitProcessRequest};
+use coracle_protocol::oci;
+use coracle_protocol::protobuf::MessageField;
+
+use crate::agent::Patience;
+use crate::create::until_end;
+use crate::io::{self, Stdio};
+use crate::pod::Pod;
+use crate::state::{State, Status};
+use crate::{Error, ProcessId, Result, Sandbox};
+
+impl Sandbox {
+    /// Starts a process that was created.
+    ///
+    /// # Errors
+    /// What the agent says; a first process that can't be started has then ended with 255.
+    pub async fn start(&self, process: &ProcessId) -> Result<()> {
+        let (sandbox, id) = (self.clone(), process.clone());
+        let started = tokio::spawn(async move { start(&sandbox, &id).await });
+        started.await.map_err(|error| Error::Failed(error.to_string()))?
+    }
+}
+
+/// Takes what a start needs, so that nobody else starts the process too.
+fn begin(state: &mut State, id: &ProcessId) -> Result<(Arc<Pod>, Stdio, Option<oci::Process>)> {
+    let pod = state.up()?;
+    if state.container(&id.container)?.creating.is_some() {
+        return Err(Error::State(format!("container {} is being created", id.container)));
+    }
+    if !id.exec.is_empty() && state.container(&id.container)?.init.status != Status::Running {
+        return Err(Error::State(format!("container {} does not run", id.container)));
+    }
+    let process = state.process(id)?;
+    let stdio = process.stdio.take().ok_or_else(|| Error::State("the process was started already".into()))?;
+    Ok((pod, stdio, process.spec.take()))
+}
+
+async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
+    let name = id.clone();
+    let (pod, stdio, spec) = sandbox.ask(move |state| begin(state, &name)).await??;
+    let request = async {
+        match spec {
+            Some(spec) => {
+                let request = ExecProcessRequest {
+                    container_id: id.container.clone(),
+                    exec_id: id.exec.clone(),
+                    process: MessageField::some(spec),
+                    ..Default::default()
+                };
+                pod.agent.call("ExecProcess", Patience::Bounded, async |agent, ctx| agent.exec_process(ctx, &request).await).await
+            }
+            None => {
+                let request = StartContainerRequest { container_id: id.container.clone(), ..Default::default() };
+                pod.agent
+                    .call("StartContainer", Patience::Bounded, async |agent, ctx| agent.start_container(ctx, &request).await)
+                    .await
+            }
+        }
+    };
+    let name = id.clone();
+    if let Err(error) = until_end(&pod, request).await {
+        sandbox.tell(move |state| state.exited(&name, 255));
+        return Err(error);
+    }
+    let pumps = io::pump(&pod, id, stdio);
+    sandbox
+        .ask(move |state| {
+            if let Ok(process) = state.process(&name) {
+                process.pumps = Some(pumps);
+                if process.status == Status::Created {
+                    process.status = Status::Running;
+                }
+            }
+        })
+        .await?;
+    watch(sandbox, &pod, id);
+    if id.exec.is_empty() {
+        sandbox.prefetch_stats(&pod, &id.container);
+    }
+    Ok(())
+}
+
+/// Waits for the process's end, and notes it.
+fn watch(sandbox: &Sandbox, pod: &Arc<Pod>, id: &ProcessId) {
+    let (sandbox, pod, id) = (sandbox.clone(), Arc::clone(pod), id.clone());
+    tokio::spawn(async move {
+        let request = WaitProcessRequest {
+            container_id: id.container.clone(),
+            exec_id: id.exec.clone(),
+            ..Default::default()
+        };
+        let answer =
+            pod.agent.call("WaitProcess", Patience::Event, async |agent, ctx| agent.wait_process(ctx, &request).await).await;
+        match answer {
+            Ok(answer) => {
+                let status = u32::try_from(answer.status).unwrap_or(255);
+                sandbox.tell(move |state| state.exited(&id, status));
+            }
+            Err(error) => {
+                // Without its agent the pod is lost. The machine's end, which may be on its way, says why.
+                log::warn!("the end of {id:?} can't be waited for: {error}");
+                let _ = pod.machine.stop().await;
+            }
+        }
+    });
+}

@@ -1,0 +1,90 @@
+//! The daemon: one pod, its services, its end.
+
+use std::collections::HashMap;
+use std::os::fd::FromRawFd;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use containerd_shim_protos::shim_async::create_task;
+use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
+use containerd_shim_protos::ttrpc::asynchronous::{Server, Service};
+use coracle_settings::Settings;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::Args;
+use crate::shim::Shim;
+use crate::start::LISTENER_FD;
+use crate::task::TaskService;
+use crate::{folder, log};
+
+/// The names of the service in the versions 2 and 3 of the Task API, which differ in nothing else.
+const TASK_V3: &str = "containerd.task.v3.Task";
+const TASK_V2: &str = "containerd.task.v2.Task";
+
+/// How long a client may take over the answer to its last request.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    log::start(args.debug);
+    own_mounts().context("make a mount namespace")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Threads for calls that block come and go; an idle pod has one.
+        .thread_keep_alive(std::time::Duration::from_millis(100))
+        .build()
+        .context("start the event loop")?;
+    let outcome = runtime.block_on(serve(args));
+    if let Err(error) = &outcome {
+        ::log::error!("{error:#}");
+    }
+    // A thread in a blocking call must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// A mount namespace of this process's own, into which mounts of the host still propagate. What is mounted here ends with
+/// this process, however it ends.
+fn own_mounts() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
+}
+
+async fn serve(args: &Args) -> Result<()> {
+    let settings = Settings::load()?;
+    let pod = folder::pod(&settings, &args.namespace, &args.id);
+    // SAFETY: `start` passes exactly this descriptor, and it is taken once.
+    #[expect(unsafe_code, reason = "an inherited descriptor has no safe constructor")]
+    let listener = unsafe { std::os::unix::net::UnixListener::from_raw_fd(LISTENER_FD) };
+    listener.set_nonblocking(true).context("the listening socket")?;
+    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC).context("the listening socket")?;
+    let listener = UnixListener::from_std(listener).context("the listening socket")?;
+    let accepted = futures::stream::unfold(listener, |listener| async move {
+        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        Some((accepted, listener))
+    });
+    let shim = Shim::new(&args.namespace, &args.id, pod.clone());
+    let service = Arc::new(TaskService::new(Arc::clone(&shim)));
+    let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(services(&service));
+    server.start().await.context("serve")?;
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    tokio::select! {
+        () = shim.ended() => {}
+        _ = terminate.recv() => ::log::info!("SIGTERM: the pod is stopped"),
+    }
+    shim.stop().await;
+    let _ = tokio::time::timeout(GOODBYE, server.shutdown()).await;
+    folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))
+}
+
+/// The Task service under both of its names.
+fn services(service: &Arc<TaskService>) -> HashMap<String, Service> {
+    let mut services = create_task(Arc::clone(service) as _);
+    let mut again: HashMap<String, Service> = create_task(Arc::clone(service) as _);
+    if let Some(v2) = again.remove(TASK_V3) {
+        services.insert(TASK_V2.to_owned(), v2);
+    }
+    services
+}

@@ -1,0 +1,72 @@
+//! From the settings to a driver and a pod's configuration: the one place where a driver's name is matched.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use coracle_driver_qemu::{Config as QemuConfig, KvmState, MachineType, Qemu, probe_kvm};
+use coracle_machine::{Accelerator, Driver, Kernel, KernelForm};
+use coracle_sandbox::{Config, Error};
+use coracle_settings::{self as settings, Settings};
+
+/// What runs the guest, or why nothing may.
+pub(crate) fn accelerator(settings: &Settings) -> Result<Accelerator, Error> {
+    use settings::Accelerator as Wanted;
+    let state = match settings.accelerator {
+        Wanted::Emulation => return Ok(Accelerator::Emulation),
+        Wanted::Kvm | Wanted::Any => probe_kvm(),
+    };
+    match (state, settings.accelerator) {
+        (KvmState::Usable, _) => Ok(Accelerator::Kvm),
+        (KvmState::Unusable(_), Wanted::Any) => Ok(Accelerator::Emulation),
+        (KvmState::Unusable(reason), _) => Err(Error::Missing(format!(
+            "KVM can't be used: {reason}. Emulation is no security boundary and is not used unless the administrator sets \
+             `accelerator = \"any\"` in the table [machine] of {}",
+            settings::FILE
+        ))),
+    }
+}
+
+/// The driver that the settings name.
+pub(crate) fn driver(settings: &Settings) -> Result<Arc<dyn Driver>, Error> {
+    let own = std::env::current_exe().map_err(|error| Error::Failed(format!("find this program: {error}")))?;
+    Ok(Arc::new(Qemu::new(QemuConfig {
+        program: settings.qemu_path.clone(),
+        machine_type: match settings.machine_type {
+            settings::MachineType::Q35 => MachineType::Q35,
+            settings::MachineType::Microvm => MachineType::Microvm,
+        },
+        accelerator: accelerator(settings)?,
+        vsock_server: vec![own.into(), "vsock".into()],
+        kernel_vsock: settings.qemu_kernel_vsock,
+        extra_arguments: settings.qemu_arguments.clone(),
+    })))
+}
+
+/// The configuration of the pod `name` whose machine works in `folder`.
+pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<Config, Error> {
+    let guest = &settings.guest_folder;
+    let manifest = coracle_guest_image::read_manifest(guest).map_err(|error| {
+        Error::Missing(format!("the guest image: {error}: run `coracle image build`, or set `guest.folder`"))
+    })?;
+    if manifest.version != coracle_protocol::VERSION {
+        return Err(Error::Missing(format!(
+            "the guest image in {} is version {}, this shim is version {}: run `coracle image build` to make them the same",
+            guest.display(),
+            manifest.version,
+            coracle_protocol::VERSION
+        )));
+    }
+    Ok(Config {
+        name: format!("coracle-{name}"),
+        folder: folder.to_owned(),
+        kernel: Kernel { path: guest.join(coracle_guest_image::KERNEL), form: KernelForm::PvhElf },
+        initrd: guest.join(coracle_guest_image::INITRD),
+        command_line: coracle_guest_image::command_line(),
+        memory_mib: settings.machine_memory_mib,
+        vcpus: settings.machine_vcpus,
+        virtiofsd: Some(settings.virtiofsd_path.clone()),
+        boot_timeout: settings.boot_timeout(),
+        agent_timeout: std::time::Duration::from_secs(settings.agent_timeout_seconds),
+        version: coracle_protocol::VERSION.to_owned(),
+    })
+}

@@ -1,0 +1,48 @@
+//! `containerd-shim-coracle-v2`: containerd's runtime `io.containerd.coracle.v2`.
+//!
+//! `start` makes a daemon that serves one pod ([`daemon`]) and prints its address; `delete` cleans up after a daemon that
+//! has died. Two more words start parts of a pod: `vsock` (the server of the guest's sockets), and `probe` (what this host
+//! offers, for the command line).
+
+mod args;
+mod bundle;
+mod daemon;
+mod delete;
+mod error;
+mod events;
+mod folder;
+mod log;
+mod machine;
+mod metrics;
+mod probe;
+mod shim;
+mod start;
+mod stdio;
+mod task;
+mod vsock;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match words.first().map(String::as_str) {
+        Some("vsock") => vsock::run(&words[1..]),
+        Some("probe") => probe::run(),
+        _ => args::Args::parse(&words).and_then(|args| match args.action {
+            args::Action::Start => start::run(&args),
+            args::Action::Delete => delete::run(&args),
+            args::Action::Serve => daemon::run(&args),
+            args::Action::Version => {
+                println!("containerd-shim-coracle-v2 {}", coracle_protocol::VERSION);
+                Ok(())
+            }
+        }),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("containerd-shim-coracle-v2: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

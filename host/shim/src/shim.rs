@@ -1,0 +1,134 @@
+//! What the daemon knows beside the pod's own state: bundles, names of streams, and how events are published.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::topics::{TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC};
+use coracle_sandbox::{Error, Event, ProcessId, Sandbox};
+use coracle_settings::Settings;
+use tokio::sync::{Notify, mpsc};
+
+use crate::events::Publisher;
+use crate::metrics::timestamp;
+use crate::{folder, machine};
+
+/// What containerd has said of a process, to be repeated to it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Description {
+    pub(crate) bundle: String,
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// See the module.
+pub(crate) struct Shim {
+    pub(crate) namespace: String,
+    id: String,
+    folder: PathBuf,
+    pub(crate) publisher: Publisher,
+    // Made by the first create; the handlers of requests run side by side and look it up.
+    sandbox: Mutex<Option<Sandbox>>,
+    // As above: look-ups.
+    descriptions: Mutex<HashMap<ProcessId, Description>>,
+    ended: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shim {
+    pub(crate) fn new(namespace: &str, id: &str, folder: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            namespace: namespace.to_owned(),
+            id: id.to_owned(),
+            folder,
+            publisher: Publisher::new(namespace),
+            sandbox: Mutex::new(None),
+            descriptions: Mutex::new(HashMap::new()),
+            ended: Notify::new(),
+        })
+    }
+
+    /// The pod, which the first create makes.
+    pub(crate) fn sandbox(&self) -> Result<Sandbox, Error> {
+        lock(&self.sandbox).clone().ok_or_else(|| Error::NotFound(format!("the pod {}", self.id)))
+    }
+
+    /// The pod, made by `settings` where it is not there yet.
+    pub(crate) fn sandbox_or_new(self: &Arc<Self>, settings: &Settings) -> Result<Sandbox, Error> {
+        let mut place = lock(&self.sandbox);
+        if let Some(sandbox) = &*place {
+            return Ok(sandbox.clone());
+        }
+        let config = machine::config(settings, &self.id, &folder::machine(&self.folder))?;
+        let (sandbox, events) = Sandbox::new(config, machine::driver(settings)?);
+        tokio::spawn(publish_events(Arc::clone(self), events));
+        *place = Some(sandbox.clone());
+        Ok(sandbox)
+    }
+
+    pub(crate) fn describe(&self, process: ProcessId, description: Description) {
+        lock(&self.descriptions).insert(process, description);
+    }
+
+    pub(crate) fn description(&self, process: &ProcessId) -> Description {
+        lock(&self.descriptions).get(process).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn forget(&self, process: &ProcessId) {
+        lock(&self.descriptions).remove(process);
+    }
+
+    /// Ends the daemon.
+    pub(crate) fn end(&self) {
+        self.ended.notify_one();
+    }
+
+    /// Waits for [`Self::end`].
+    pub(crate) async fn ended(&self) {
+        self.ended.notified().await;
+    }
+
+    /// Stops the pod and sends what is left to send.
+    pub(crate) async fn stop(&self) {
+        if let Ok(sandbox) = self.sandbox()
+            && let Err(error) = sandbox.stop().await
+        {
+            log::error!("the pod does not stop: {error}");
+        }
+        let goodbye = tokio::time::timeout(std::time::Duration::from_secs(2), self.publisher.flush());
+        if goodbye.await.is_err() {
+            log::warn!("events were left unsent");
+        }
+    }
+}
+
+/// Tells containerd what happens in the pod.
+async fn publish_events(shim: Arc<Shim>, mut events: mpsc::UnboundedReceiver<Event>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Exited { process, exit } => {
+                let id = if process.exec.is_empty() { process.container.clone() } else { process.exec.clone() };
+                let message = TaskExit {
+                    container_id: process.container.clone(),
+                    id,
+                    pid: std::process::id(),
+                    exit_status: exit.status,
+                    exited_at: MessageField::some(timestamp(exit.at)),
+                    ..Default::default()
+                };
+                shim.publisher.publish(TASK_EXIT_EVENT_TOPIC, "containerd.events.TaskExit", &message);
+            }
+            Event::OutOfMemory { container } => {
+                let message = TaskOOM { container_id: container, ..Default::default() };
+                shim.publisher.publish(TASK_OOM_EVENT_TOPIC, "containerd.events.TaskOOM", &message);
+            }
+            Event::MachineEnded { reason } => log::info!("the machine has ended: {reason}"),
+        }
+    }
+}
