@@ -1,0 +1,120 @@
+//! Images for `coracle run`.
+//!
+//! ```text
+//! oci:DIR ───────────────────────────┐
+//! oci-archive:FILE ── archive.rs ────┤
+//! docker-archive:FILE ── docker.rs ──┼─▶ a manifest, its layers as files ── verified by digest ─▶ unpack.rs ─▶ store/<digest>/rootfs
+//! HOST/NAME:TAG ── registry.rs ──────┘
+//! ```
+//!
+//! Images are hostile: nothing is read without a bound, nothing is used before its digest is right, and no path or link of
+//! a layer leaves the root that it is unpacked into. Everything happens in a folder of the store that only becomes an image
+//! once it is whole.
+
+mod archive;
+mod docker;
+mod layout;
+mod registry;
+mod source;
+mod store;
+mod unpack;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use registry::RegistryOptions;
+pub use source::Source;
+pub use store::Store;
+
+/// Why an image can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file can't be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The image is malformed, or tries something.
+    #[error("the image is refused: {0}")]
+    Refused(String),
+    /// The image's contents are not what its digest says.
+    #[error("the image is refused: {what} has the digest {found}, not {expected}")]
+    Digest {
+        /// The part.
+        what: String,
+        /// The digest that it should have.
+        expected: String,
+        /// The digest that it has.
+        found: String,
+    },
+    /// The image is not made for this machine.
+    #[error("the image has nothing for {wanted}; it has {found}")]
+    Platform {
+        /// What is needed.
+        wanted: String,
+        /// What there is.
+        found: String,
+    },
+    /// The registry refuses or can't be reached.
+    #[error("the registry: {0}")]
+    Registry(String),
+    /// The image's name is malformed.
+    #[error("{0}")]
+    Name(String),
+}
+
+impl Error {
+    pub(crate) fn file(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { path, source }
+    }
+}
+
+/// What the store gives back.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An image that is ready to run.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The digest of its manifest or configuration, `sha256:…`.
+    pub digest: String,
+    /// Its root file system, unpacked. It is shared by all containers and must not be changed.
+    pub rootfs: PathBuf,
+    /// How it wants to be run.
+    pub config: Config,
+}
+
+/// How an image wants to be run (OCI image-spec, config.md, `config`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Config {
+    /// The user, as for `docker run --user`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub user: String,
+    /// Variables, `NAME=VALUE`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub env: Vec<String>,
+    /// The first words of the command.
+    #[serde(deserialize_with = "null_is_default")]
+    pub entrypoint: Vec<String>,
+    /// The words after them, which the user may replace.
+    #[serde(deserialize_with = "null_is_default")]
+    pub cmd: Vec<String>,
+    /// The working directory.
+    #[serde(deserialize_with = "null_is_default")]
+    pub working_dir: String,
+    /// The signal that asks the command to end.
+    #[serde(deserialize_with = "null_is_default")]
+    pub stop_signal: String,
+}
+
+/// Docker writes `null` where the specification has nothing.
+fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> std::result::Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}

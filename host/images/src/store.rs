@@ -1,0 +1,87 @@
+//! The store: one folder an image, named by its digest, each whole or not there.
+
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::layout::{Parts, hex_of};
+use crate::{Config, Error, Image, RegistryOptions, Result, Source, archive, docker, layout, registry, unpack};
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// The store at `folder`, which is made where it is missing.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn open(folder: &Path) -> Result<Self> {
+        // Files of images may be setuid, or devices: nobody but root looks in here.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(Error::file(folder))?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// The image at `source` for `platform` (`os/architecture`), unpacked if it is not there yet. `progress` is told what
+    /// takes time.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing is left of an image that was refused.
+    pub async fn get(
+        &self,
+        source: &Source,
+        platform: &str,
+        options: &RegistryOptions,
+        progress: &(dyn Fn(&str) + Sync),
+    ) -> Result<Image> {
+        let work = tempfile::Builder::new().prefix("tmp-").tempdir_in(&self.folder).map_err(Error::file(&self.folder))?;
+        let parts = match source {
+            Source::OciLayout(folder, tag) => layout::open(folder, platform, tag.as_deref())?,
+            Source::OciArchive(file) => {
+                archive::extract(file, work.path())?;
+                layout::open(work.path(), platform, None)?
+            }
+            Source::DockerArchive(file) => {
+                archive::extract(file, work.path())?;
+                docker::open(work.path(), platform)?
+            }
+            Source::Registry(name) => {
+                progress(&format!("fetching {name}"));
+                registry::fetch(name, platform, options, work.path()).await?;
+                layout::open(work.path(), platform, None)?
+            }
+        };
+        self.add(&parts, work.path(), progress)
+    }
+
+    fn add(&self, parts: &Parts, work: &Path, progress: &(dyn Fn(&str) + Sync)) -> Result<Image> {
+        let name = hex_of(&parts.digest)?;
+        // One at a time makes an image; who comes second finds it.
+        let path = self.folder.join("lock");
+        let lock = File::create(&path).map_err(Error::file(&path))?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|error| Error::file(&path)(error.into()))?;
+        let target = self.folder.join(name);
+        let image = |config: &Config| Image {
+            digest: parts.digest.clone(),
+            rootfs: target.join("rootfs"),
+            config: config.clone(),
+        };
+        if target.is_dir() {
+            return Ok(image(&parts.config));
+        }
+        let making = work.join("image");
+        let rootfs = making.join("rootfs");
+        std::fs::create_dir_all(&rootfs).map_err(Error::file(&rootfs))?;
+        for (number, layer) in parts.layers.iter().enumerate() {
+            progress(&format!("unpacking layer {} of {}", number + 1, parts.layers.len()));
+            unpack::layer(layer, &rootfs)?;
+        }
+        rustix::fs::syncfs(&lock).map_err(|error| Error::file(&path)(error.into()))?;
+        std::fs::rename(&making, &target).map_err(Error::file(&target))?;
+        Ok(image(&parts.config))
+    }
+}
