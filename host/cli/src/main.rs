@@ -1,7 +1,106 @@
-//! `coracle`: containers, each in a virtual machine of its own.
-fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().collect();
-    let package = coracle_guest_image::Package::open(args[1].as_ref())?;
-    println!("{:?}", coracle_guest_image::build(&package, args[2].as_ref(), args[3].as_ref())?);
-    Ok(())
+//! `coracle`: containers, each in a virtual machine of its own, without a daemon.
+//!
+//! The program is a client of the shim over the Task API, as containerd is. A container is a folder ([`container`]); while
+//! it runs, its shim is its server. Each command has a file.
+
+mod attach;
+mod check;
+mod container;
+mod exec;
+mod image;
+mod kill;
+mod logs;
+mod ps;
+mod rm;
+mod run;
+mod settings;
+mod shim;
+mod spec;
+mod stop;
+mod supervise;
+mod task;
+mod terminal;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Containers, each in a virtual machine of its own.
+#[derive(Debug, Parser)]
+#[command(name = "coracle", version, about, max_term_width = 100)]
+struct Cli {
+    /// The folder for images and containers.
+    #[arg(long, global = true, default_value = "/var/lib/coracle", env = "CORACLE_ROOT", value_name = "DIR")]
+    root: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in a new container.
+    Run(run::Args),
+    /// Run a command in a container that runs.
+    Exec(exec::Args),
+    /// List containers.
+    Ps(ps::Args),
+    /// Ask a container to end, and kill it where it does not.
+    Stop(stop::Args),
+    /// Send a signal to a container.
+    Kill(kill::Args),
+    /// Remove a container.
+    Rm(rm::Args),
+    /// Show what a detached container has printed.
+    Logs(logs::Args),
+    /// Say what this host offers and what is missing.
+    Check,
+    /// Guest images.
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Settings.
+    #[command(subcommand)]
+    Settings(settings::Command),
+    /// Serve a detached container: started by `run --detach`.
+    #[command(hide = true)]
+    Supervise(supervise::Args),
+}
+
+/// The exit code for the program's own failures, as docker has it.
+const OWN_FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let root = container::Root::new(cli.root);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("coracle: can't start the event loop: {error}");
+            return ExitCode::from(OWN_FAILURE);
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Run(args) => run::run(&root, args).await,
+            Command::Exec(args) => exec::run(&root, args).await,
+            Command::Ps(args) => ps::run(&root, args).await.map(|()| 0),
+            Command::Stop(args) => stop::run(&root, args).await.map(|()| 0),
+            Command::Kill(args) => kill::run(&root, args).await.map(|()| 0),
+            Command::Rm(args) => rm::run(&root, args).await.map(|()| 0),
+            Command::Logs(args) => logs::run(&root, args).await.map(|()| 0),
+            Command::Check => check::run(),
+            Command::Image(command) => image::run(command).map(|()| 0),
+            Command::Settings(command) => settings::run(command).map(|()| 0),
+            Command::Supervise(args) => supervise::run(&root, args).await,
+        }
+    });
+    // A thread that still reads the terminal must not hold up the end.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("coracle: {error:#}");
+            ExitCode::from(task::exit_code(&error).unwrap_or(OWN_FAILURE))
+        }
+    }
 }

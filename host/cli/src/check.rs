@@ -1,0 +1,32 @@
+//! `coracle check`: what is there and what is missing, each with its mend.
+
+use anyhow::Result;
+
+use crate::shim;
+
+pub(crate) fn run() -> Result<u8> {
+    let report = shim::probe("")?;
+    let mut failed = false;
+    let mut line = |name: &str, part: &serde_json::Value, good: &str| {
+        if part["ok"] == true {
+            println!("ok       {name}: {}", part[good].as_str().unwrap_or("found"));
+        } else {
+            failed = true;
+            println!("missing  {name}: {}", part["problem"].as_str().unwrap_or("unknown"));
+        }
+    };
+    line("qemu", &report["qemu"], "path");
+    line("virtiofsd", &report["virtiofsd"], "path");
+    line("guest image", &report["guest"], "kernel");
+    line("accelerator", &report["accelerator"], "name");
+    if report["kvm"]["usable"] == true {
+        println!("ok       kvm: usable");
+    } else {
+        println!("note     kvm: {}", report["kvm"]["reason"].as_str().unwrap_or("not usable"));
+        println!("note     machines are emulated, which is slow and no security boundary; containerd is refused it unless");
+        println!("         the administrator sets `accelerator = \"any\"` in the table [machine] of /etc/coracle/config.toml");
+    }
+    let vsock = if report["kernel_vsock"] == true { "the kernel's" } else { "our own server" };
+    println!("ok       vsock: {vsock}");
+    Ok(u8::from(failed))
+}

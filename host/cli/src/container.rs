@@ -1,0 +1,175 @@
+//! A container on disk: a folder that is its OCI bundle, with a record, its writable layer and its output.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// The folder for images and containers.
+#[derive(Debug, Clone)]
+pub(crate) struct Root(PathBuf);
+
+/// What is known of a container whether it runs or not: `container.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) command: Vec<String>,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+    pub(crate) terminal: bool,
+    pub(crate) detached: bool,
+    pub(crate) remove: bool,
+    pub(crate) stop_signal: String,
+    /// What runs the machine's instructions.
+    pub(crate) accelerator: String,
+    /// The image's root file system, the lower layer.
+    pub(crate) lower: PathBuf,
+    /// Settings for the shim that count more than the file's.
+    pub(crate) overrides: String,
+    /// The shim's address while there is one.
+    pub(crate) address: Option<String>,
+    /// The exit code once it has ended.
+    pub(crate) exit: Option<u32>,
+}
+
+/// A container's folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Folder(PathBuf);
+
+impl Root {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.0.join("images")
+    }
+
+    fn containers(&self) -> PathBuf {
+        self.0.join("containers")
+    }
+
+    /// Makes the folder of a new container, whose name no other one has.
+    pub(crate) fn create(&self, name: &str) -> Result<Folder> {
+        if !is_name(name) {
+            bail!("{name:?} is no container name: letters, digits, dots, dashes and underscores, at most 64");
+        }
+        let folder = self.containers().join(name);
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(0o700);
+        builder.recursive(true).create(self.containers()).with_context(|| format!("make {}", self.containers().display()))?;
+        match builder.recursive(false).create(&folder) {
+            Ok(()) => Ok(Folder(folder)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                bail!("there is a container {name} already: give another --name, or remove it with `coracle rm {name}`")
+            }
+            Err(error) => Err(error).with_context(|| format!("make {}", folder.display())),
+        }
+    }
+
+    /// The container of this name, or whose id begins with it.
+    pub(crate) fn find(&self, name: &str) -> Result<(Folder, Record)> {
+        let all = self.all()?;
+        let exact = all.iter().find(|(_, record)| record.name == name || record.id == name);
+        let mut by_start = all.iter().filter(|(_, record)| !name.is_empty() && record.id.starts_with(name));
+        match (exact, by_start.next(), by_start.next()) {
+            (Some(found), _, _) | (None, Some(found), None) => Ok(found.clone()),
+            (None, Some(_), Some(_)) => bail!("{name} is the beginning of more than one container's id"),
+            (None, None, _) => bail!("there is no container {name}; `coracle ps --all` lists them"),
+        }
+    }
+
+    /// All containers, oldest first.
+    pub(crate) fn all(&self) -> Result<Vec<(Folder, Record)>> {
+        let mut all = Vec::new();
+        let entries = match std::fs::read_dir(self.containers()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(all),
+            Err(error) => return Err(error).with_context(|| format!("list {}", self.containers().display())),
+        };
+        for entry in entries.flatten() {
+            let folder = Folder(entry.path());
+            // One that is being made has no record yet.
+            if let Ok(record) = folder.read() {
+                all.push((folder, record));
+            }
+        }
+        all.sort_by_key(|(_, record)| record.created);
+        Ok(all)
+    }
+}
+
+impl Folder {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn read(&self) -> Result<Record> {
+        let path = self.join("container.json");
+        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// Replaces the record; a reader sees the old or the new one.
+    pub(crate) fn write(&self, record: &Record) -> Result<()> {
+        let (path, beside) = (self.join("container.json"), self.join("container.json.new"));
+        std::fs::write(&beside, serde_json::to_vec_pretty(record)?).with_context(|| format!("write {}", beside.display()))?;
+        std::fs::rename(&beside, &path).with_context(|| format!("write {}", path.display()))
+    }
+
+    pub(crate) fn remove(&self) -> Result<()> {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", self.0.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A fresh container id: 12 hexadecimal digits.
+pub(crate) fn new_id() -> Result<String> {
+    let mut bytes = [0; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("get randomness")?;
+    Ok(hex::encode(bytes))
+}
+
+fn is_name(name: &str) -> bool {
+    let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    first && name.len() <= 64 && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_names() {
+        for good in ["a", "web-1.x_y"] {
+            assert!(is_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "-a", "a b", &"a".repeat(65)] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_taken_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path().into());
+        root.create("a").unwrap();
+        assert!(root.create("a").unwrap_err().to_string().contains("coracle rm a"));
+        assert!(root.find("a").unwrap_err().to_string().contains("no container a"));
+    }
+}

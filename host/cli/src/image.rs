@@ -1,0 +1,106 @@
+//! `coracle image build`: the guest's kernel and initrd.
+
+use std::path::{Path, PathBuf};
+use std::process::Command as Process;
+
+use anyhow::{Context, Result, bail};
+use coracle_guest_image::Package;
+
+/// The package whose dependency is the newest kernel for virtual machines.
+const KERNEL: &str = "linux-image-cloud-amd64";
+
+/// Guest images.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Make the guest image from a kernel package of the distribution and our agent.
+    Build(Build),
+}
+
+/// Make the guest image.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Build {
+    /// The kernel package: a .deb file, or a package's name for apt.
+    #[arg(long, default_value = KERNEL, value_name = "FILE|NAME")]
+    kernel: String,
+    /// The agent's program; it is looked for beside this one.
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+    /// Where the image goes.
+    #[arg(long, default_value = "/var/lib/coracle/guest", value_name = "DIR")]
+    output: PathBuf,
+}
+
+pub(crate) fn run(command: Command) -> Result<()> {
+    let Command::Build(args) = command;
+    let agent = agent(args.agent)?;
+    let downloads = Downloads::new()?;
+    let file = if args.kernel.contains('/') || args.kernel.ends_with(".deb") {
+        PathBuf::from(&args.kernel)
+    } else {
+        eprintln!("coracle: fetching the kernel package {}", args.kernel);
+        downloads.fetch(&args.kernel)?
+    };
+    eprintln!("coracle: reading {}", file.display());
+    let package = Package::open(&file)?;
+    let manifest = coracle_guest_image::build(&package, &agent, &args.output)?;
+    println!("{}: kernel {}, agent {}", args.output.display(), manifest.kernel_release, manifest.version);
+    Ok(())
+}
+
+fn agent(given: Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(path);
+    }
+    let own = std::env::current_exe().and_then(|own| own.canonicalize()).context("find this program")?;
+    let beside = own.with_file_name("coracle-agent");
+    let installed = Path::new("/usr/lib/coracle/coracle-agent").to_owned();
+    [beside, installed]
+        .into_iter()
+        .find(|path| path.exists())
+        .context("the agent's program is neither beside coracle nor at /usr/lib/coracle/coracle-agent: name it with --agent")
+}
+
+/// A folder for downloads, removed at the end.
+struct Downloads(PathBuf);
+
+impl Downloads {
+    fn new() -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("coracle-image-{}", std::process::id()));
+        std::fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+        Ok(Self(folder))
+    }
+
+    /// Downloads a package, or what a package without files depends on, with apt.
+    fn fetch(&self, name: &str) -> Result<PathBuf> {
+        let name = concrete(name)?;
+        let status = Process::new("apt-get")
+            .args(["-q", "download", &name])
+            .current_dir(&self.0)
+            .stdout(std::process::Stdio::null())
+            .status()
+            .context("start apt-get: give --kernel FILE on a system without it")?;
+        if !status.success() {
+            bail!("apt-get could not download {name}: run `apt-get update`, or give --kernel FILE");
+        }
+        let found = std::fs::read_dir(&self.0)?.flatten().map(|entry| entry.path()).find(|path| {
+            path.extension().is_some_and(|extension| extension == "deb")
+        });
+        found.with_context(|| format!("apt-get downloaded no package {name}"))
+    }
+}
+
+impl Drop for Downloads {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The package with files behind one that only depends on it.
+fn concrete(name: &str) -> Result<String> {
+    let output = Process::new("apt-cache").args(["depends", "--important", name]).output().context("start apt-cache")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let dependency = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).find(|dependency| {
+        dependency.starts_with("linux-image-") && dependency.contains('.')
+    });
+    Ok(dependency.unwrap_or(name).to_owned())
+}

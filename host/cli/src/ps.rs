@@ -1,0 +1,133 @@
+//! `coracle ps`.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+use containerd_shim_protos::api::Status;
+
+use crate::container::{Record, Root};
+use crate::task::Task;
+
+/// List containers.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Those that have ended, too.
+    #[arg(short, long)]
+    all: bool,
+    /// Only ids.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// What a container does now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    Created,
+    Running,
+    Paused,
+    Exited(u32),
+    /// Its shim has gone without a word.
+    Dead,
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Created => formatter.write_str("created"),
+            Self::Running => formatter.write_str("running"),
+            Self::Paused => formatter.write_str("paused"),
+            Self::Exited(code) => write!(formatter, "exited ({code})"),
+            Self::Dead => formatter.write_str("dead"),
+        }
+    }
+}
+
+/// Asks the shim, where there is one.
+pub(crate) async fn state(record: &Record) -> State {
+    if let Some(code) = record.exit {
+        return State::Exited(code);
+    }
+    if record.address.is_none() {
+        return State::Created;
+    }
+    let Ok(task) = Task::connect(record).await else { return State::Dead };
+    match task.state().await {
+        Ok(state) => match state.status.enum_value_or_default() {
+            Status::RUNNING => State::Running,
+            Status::PAUSED | Status::PAUSING => State::Paused,
+            Status::STOPPED => State::Exited(state.exit_status),
+            _ => State::Created,
+        },
+        Err(error) if crate::task::is_not_found(&error) => State::Created,
+        Err(_) => State::Dead,
+    }
+}
+
+pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
+    let mut rows = Vec::new();
+    for (_, record) in root.all()? {
+        let state = state(&record).await;
+        if !args.all && matches!(state, State::Exited(_)) {
+            continue;
+        }
+        if args.quiet {
+            println!("{}", record.id);
+            continue;
+        }
+        rows.push([
+            record.id,
+            record.name,
+            record.image,
+            shorten(&record.command.join(" "), 30),
+            age(record.created),
+            state.to_string(),
+            record.accelerator,
+        ]);
+    }
+    if !args.quiet {
+        print_table(["ID", "NAME", "IMAGE", "COMMAND", "AGE", "STATE", "MACHINE"], &rows);
+    }
+    Ok(())
+}
+
+fn shorten(text: &str, length: usize) -> String {
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if clean.chars().count() <= length { clean } else { clean.chars().take(length - 1).chain(['…']).collect() }
+}
+
+fn age(created: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seconds = now.saturating_sub(Duration::from_secs(created)).as_secs();
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86400),
+    }
+}
+
+fn print_table<const N: usize>(head: [&str; N], rows: &[[String; N]]) {
+    let width = |column: usize| {
+        rows.iter().map(|row| row[column].chars().count()).chain([head[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let line = |cells: &[String]| {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    line(&head.map(str::to_owned));
+    for row in rows {
+        line(row);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_short_and_clean() {
+        assert_eq!(shorten("a\u{1b}b", 5), "a b");
+        assert_eq!(shorten("abcdef", 4), "abc…");
+    }
+}

@@ -1,0 +1,203 @@
+//! `coracle run`.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use containerd_shim_protos::api;
+use coracle_images::{RegistryOptions, Source, Store};
+
+use crate::attach::Attachment;
+use crate::container::{self, Folder, Record, Root};
+use crate::task::Task;
+use crate::{shim, spec, supervise};
+
+/// Run a command in a new container.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE or a registry reference.
+    image: String,
+    /// The command; the image's own where none is given.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+    /// Pass standard input on.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Set a variable: NAME=VALUE, or NAME to pass the caller's on.
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// The working directory.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// The user, and a group: names or numbers.
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Show a file or folder of the host in the container.
+    #[arg(short, long, value_name = "SRC:DST[:ro]")]
+    pub(crate) volume: Vec<String>,
+    /// Processors that the container may use.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) cpus: Option<f64>,
+    /// Memory that the container may use: 256m, 1g.
+    #[arg(short, long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// The machine: qemu (a PC), or qemu-microvm.
+    #[arg(long, value_name = "NAME")]
+    hypervisor: Option<String>,
+    /// The container's name; an id is made where none is given.
+    #[arg(long)]
+    name: Option<String>,
+    /// Remove the container when it has ended.
+    #[arg(long)]
+    rm: bool,
+    /// Leave it running in the background and print its id.
+    #[arg(short, long)]
+    detach: bool,
+    /// The platform of the image: OS/ARCHITECTURE.
+    #[arg(long, default_value = "linux/amd64", value_name = "PLATFORM")]
+    platform: String,
+    /// Speak to the registry without TLS.
+    #[arg(long)]
+    plain_http: bool,
+}
+
+/// How long a container that was given up may take to go.
+const CLEANUP_PATIENCE: Duration = Duration::from_secs(30);
+
+fn overrides(hypervisor: Option<&str>) -> Result<String> {
+    match hypervisor {
+        None => Ok(String::new()),
+        Some("qemu") => Ok("machine.type = \"q35\"".into()),
+        Some("qemu-microvm") => Ok("machine.type = \"microvm\"".into()),
+        Some(other) => bail!("--hypervisor {other}: there is qemu and qemu-microvm"),
+    }
+}
+
+/// Says which accelerator will run the container, and warns of emulation.
+fn accelerator(overrides: &str) -> Result<String> {
+    let report = shim::probe(overrides)?;
+    if report["accelerator"]["ok"] != true {
+        bail!("{}", report["accelerator"]["problem"].as_str().unwrap_or("no accelerator"));
+    }
+    let name = report["accelerator"]["name"].as_str().unwrap_or("unknown").to_owned();
+    if name != "kvm" {
+        let reason = report["kvm"]["reason"].as_str().unwrap_or("the settings ask for it");
+        eprintln!("coracle: warning: this machine is emulated, which is slow and no security boundary ({reason})");
+    }
+    Ok(name)
+}
+
+pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
+    if args.detach && (args.interactive || args.tty) {
+        bail!("--detach goes with neither --interactive nor --tty");
+    }
+    let overrides = overrides(args.hypervisor.as_deref())?;
+    let source: Source = args.image.parse()?;
+    let store = Store::open(&root.images())?;
+    let options = RegistryOptions { plain_http: args.plain_http, credentials: None };
+    let progress = |text: &str| eprintln!("coracle: {text}");
+    let image = store.get(&source, &args.platform, &options, &progress).await?;
+    let accelerator = accelerator(&overrides)?;
+    let id = container::new_id()?;
+    let name = args.name.clone().unwrap_or_else(|| id.clone());
+    let config = spec::build(&args, &image.config, &id)?;
+    let folder = root.create(&name)?;
+    let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let record = Record {
+        id,
+        name,
+        image: args.image.clone(),
+        command: spec::command(&args, &image.config)?,
+        created,
+        terminal: args.tty,
+        detached: args.detach,
+        remove: args.rm,
+        stop_signal: image.config.stop_signal.clone(),
+        accelerator,
+        lower: image.rootfs,
+        overrides,
+        address: None,
+        exit: None,
+    };
+    let outcome = async {
+        std::fs::write(folder.join("config.json"), config.to_string()).context("write the bundle")?;
+        for part in ["upper", "work"] {
+            std::fs::create_dir(folder.join(part)).context("make the writable layer")?;
+        }
+        folder.write(&record)?;
+        if args.detach { supervise::spawn(root, &folder, &record) } else { foreground(&folder, record, &args).await }
+    };
+    let outcome = outcome.await;
+    // A container that never ran, or was to be removed, leaves nothing.
+    let never_ran = folder.read().is_ok_and(|record| record.exit.is_none() && record.address.is_none());
+    if (outcome.is_err() && never_ran) || (args.rm && !args.detach) {
+        folder.remove()?;
+    }
+    outcome
+}
+
+async fn foreground(folder: &Folder, record: Record, args: &Args) -> Result<u8> {
+    let attachment = Attachment::new(folder.path(), "init", args.interactive, args.tty)?;
+    let streams = attachment.streams().clone();
+    let (record, task) = create(folder, record, &streams).await?;
+    let ended = attachment.run(&task, "").await;
+    finish(folder, record, &task, ended.as_ref().ok().copied()).await?;
+    Ok(u8::try_from(ended?).unwrap_or(u8::MAX))
+}
+
+/// Starts the shim and creates the task. Where that fails, no shim is left.
+pub(crate) async fn create(folder: &Folder, mut record: Record, streams: &crate::task::Streams) -> Result<(Record, Task)> {
+    record.address = Some(shim::start(folder, &record)?);
+    folder.write(&record)?;
+    let path = |name: &str| folder.join(name).display().to_string();
+    let rootfs = api::Mount {
+        type_: "overlay".into(),
+        source: "overlay".into(),
+        options: vec![
+            format!("lowerdir={}", record.lower.display()),
+            format!("upperdir={}", path("upper")),
+            format!("workdir={}", path("work")),
+        ],
+        ..Default::default()
+    };
+    let task = Task::connect(&record).await?;
+    let bundle = folder.path().display().to_string();
+    let creating = task.create(&bundle, rootfs, streams);
+    let interrupt = async {
+        let _ = tokio::signal::ctrl_c().await;
+        bail!("interrupted")
+    };
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let created = tokio::select! {
+        created = creating => created,
+        interrupted = interrupt => interrupted,
+        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
+    };
+    if let Err(error) = created {
+        task.shutdown().await;
+        record.address = None;
+        folder.write(&record)?;
+        return Err(error);
+    }
+    Ok((record, task))
+}
+
+/// Deletes the task, ends the shim and notes the exit code.
+pub(crate) async fn finish(folder: &Folder, mut record: Record, task: &Task, exit: Option<u32>) -> Result<()> {
+    if exit.is_none() {
+        // Whatever went wrong: the process must not go on without anybody.
+        let _ = task.kill("", libc::SIGKILL.unsigned_abs()).await;
+        let _ = tokio::time::timeout(CLEANUP_PATIENCE, task.wait("")).await;
+    }
+    let deleted = task.delete("").await;
+    task.shutdown().await;
+    record.address = None;
+    record.exit = exit.or(Some(137));
+    folder.write(&record)?;
+    match deleted {
+        Err(error) if !crate::task::is_not_found(&error) => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,126 @@
+//! A private containerd for a test.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use crate::{Host, Outcome, path};
+
+/// It is stopped when this is dropped.
+#[derive(Debug)]
+pub struct Containerd {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Containerd {
+    /// Starts one on `host`, with our shim in its `$PATH` and the test image imported as `test:latest`.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    #[must_use]
+    pub fn start(host: &Host) -> Self {
+        let containerd = Self::without_image(host);
+        let archive = host.folder.join("image.tar");
+        crate::layout_archive(&path("CORACLE_TEST_IMAGE"), &archive);
+        let outcome = containerd.ctr(&["images", "import", "--base-name", "test", &archive.display().to_string()]);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        containerd
+    }
+
+    /// Starts one whose folders may hold what an earlier one has left.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    #[must_use]
+    pub fn without_image(host: &Host) -> Self {
+        // Its root is a folder on disk: overlay mounts need one.
+        let folder = host.folder.join("cd");
+        std::fs::create_dir_all(&folder).expect("containerd's folder");
+        let text = format!(
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = \"{0}/c.sock\"\n[debug]\nlevel = \"debug\"\n",
+            folder.display()
+        );
+        let config = folder.join("config.toml");
+        std::fs::write(&config, text).expect("containerd's configuration");
+        let shims = path("CORACLE_TEST_SHIM").parent().expect("a folder").to_owned();
+        let search = format!("{}:{}", shims.display(), std::env::var("PATH").unwrap_or_default());
+        let mut child = Command::new("containerd")
+            .arg("-c")
+            .arg(&config)
+            .env("PATH", search)
+            .env("CORACLE_CONFIG", host.settings_file())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("containerd");
+        let log = folder.join("log");
+        let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        for line in lines.by_ref().map_while(Result::ok) {
+            if line.contains("containerd successfully booted") {
+                std::thread::spawn(move || {
+                    let text: String = lines.map_while(Result::ok).map(|line| line + "\n").collect();
+                    let _ = std::fs::write(log, text);
+                });
+                return Self { child, folder };
+            }
+        }
+        panic!("containerd ended with {:?}", child.wait());
+    }
+
+    /// A `ctr` command, not started.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("-a").arg(self.folder.join("c.sock")).args(arguments);
+        command
+    }
+
+    /// A `ctr` command, run to its end.
+    #[must_use]
+    pub fn ctr(&self, arguments: &[&str]) -> Outcome {
+        Outcome::of(self.command(arguments), b"")
+    }
+
+    /// `ctr run --rm` of a command in the test image.
+    #[must_use]
+    pub fn run(&self, id: &str, command: &[&str]) -> Outcome {
+        let mut arguments = vec!["run", "--rm", "--runtime", "io.containerd.coracle.v2", "test:latest", id];
+        arguments.extend(command);
+        self.ctr(&arguments)
+    }
+
+    /// Starts a container in the background.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub fn detached(&self, id: &str, command: &[&str]) {
+        let mut arguments = vec!["run", "--detach", "--runtime", "io.containerd.coracle.v2", "test:latest", id];
+        arguments.extend(command);
+        let outcome = self.ctr(&arguments);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+    }
+
+    /// Removes a container and its task, whatever they do.
+    pub fn remove(&self, id: &str) {
+        let _ = self.ctr(&["tasks", "kill", "--signal", "SIGKILL", id]);
+        let _ = self.ctr(&["tasks", "delete", "--force", id]);
+        let _ = self.ctr(&["containers", "delete", id]);
+    }
+
+    /// Kills it with -9; its shims live on.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
+}

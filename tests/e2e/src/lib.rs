@@ -1,0 +1,206 @@
+//! The bench for end-to-end tests: a host of one's own for each test, and the audit that nothing of it is left.
+//!
+//! A test's [`Host`] has folders of its own, whose names stand in the command lines, mounts and sockets of all that it
+//! starts. So what is left can be told from other tests', which run beside it.
+
+mod audit;
+mod containerd;
+mod images;
+mod run;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+pub use audit::Left;
+pub use containerd::Containerd;
+pub use images::{LayerEntry, copy_layout, docker_archive, layout_archive, layout_with_layer};
+pub use run::{Outcome, Running};
+
+/// One test's host.
+#[derive(Debug)]
+pub struct Host {
+    /// The folder of runtime state; short, and the mark by which the test's things are known.
+    pub run: PathBuf,
+    /// The folder of images, containers and files.
+    pub folder: PathBuf,
+    settings: Vec<String>,
+    links: Vec<String>,
+}
+
+/// A path that the environment gives.
+///
+/// # Panics
+/// Where it is not set: run these tests by `cargo xtask test`.
+#[must_use]
+pub fn path(variable: &str) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(path) => path.into(),
+        None => panic!("{variable} is not set: run these tests by `cargo xtask test --lane e2e`"),
+    }
+}
+
+fn links() -> Vec<String> {
+    let mut links: Vec<String> = std::fs::read_dir("/sys/class/net")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    links.sort();
+    links
+}
+
+impl Host {
+    /// A host whose settings allow emulation and name the guest image under test.
+    ///
+    /// # Panics
+    /// Where its folders can't be made.
+    #[must_use]
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let mark = format!("ce-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let host = Self {
+            run: Path::new("/run").join(&mark),
+            folder: std::env::temp_dir().join(&mark),
+            settings: Vec::new(),
+            links: links(),
+        };
+        for folder in [&host.run, &host.folder] {
+            std::fs::create_dir_all(folder).expect("a test's folder");
+        }
+        host.set("machine.accelerator", "\"any\"").set("guest.folder", &format!("{:?}", path("CORACLE_TEST_GUEST")))
+    }
+
+    /// Adds a setting, replacing an earlier one of the same name. The value is TOML.
+    ///
+    /// # Panics
+    /// Where the file can't be written.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.retain(|line| !line.starts_with(&format!("{key} = ")));
+        self.settings.push(format!("{key} = {value}"));
+        let run = format!("run.folder = {:?}", self.run);
+        let text = format!("{run}\n{}\n", self.settings.join("\n"));
+        std::fs::write(self.settings_file(), text).expect("the settings");
+        self
+    }
+
+    /// The settings' file.
+    #[must_use]
+    pub fn settings_file(&self) -> PathBuf {
+        self.folder.join("settings.toml")
+    }
+
+    /// The image that tests run.
+    #[must_use]
+    pub fn image(&self) -> String {
+        format!("oci:{}", path("CORACLE_TEST_IMAGE").display())
+    }
+
+    /// The folder for images and containers.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
+    /// `coracle` on this host.
+    #[must_use]
+    pub fn coracle(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(path("CORACLE_TEST_BINARY"));
+        command.args(arguments).env("CORACLE_CONFIG", self.settings_file()).env("CORACLE_ROOT", self.root());
+        command.env_remove("TTRPC_ADDRESS");
+        command
+    }
+
+    /// `coracle run --rm` with more options, the image, and a command.
+    #[must_use]
+    pub fn run(&self, options: &[&str], command: &[&str]) -> Outcome {
+        Outcome::of(self.run_command(options, command), b"")
+    }
+
+    /// The same, not started.
+    #[must_use]
+    pub fn run_command(&self, options: &[&str], command: &[&str]) -> Command {
+        let image = self.image();
+        let mut arguments = vec!["run", "--rm"];
+        arguments.extend(options);
+        arguments.push(&image);
+        arguments.extend(command);
+        self.coracle(&arguments)
+    }
+
+    /// Runs a shell script in a fresh container.
+    #[must_use]
+    pub fn sh(&self, script: &str) -> Outcome {
+        self.run(&[], &["sh", "-c", script])
+    }
+
+    /// Starts a detached container of this name.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub fn detached(&self, name: &str, script: &str) {
+        let image = self.image();
+        let outcome = self.coracle_outcome(&["run", "--detach", "--name", name, &image, "sh", "-c", script]);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+    }
+
+    /// Runs `coracle` to its end.
+    #[must_use]
+    pub fn coracle_outcome(&self, arguments: &[&str]) -> Outcome {
+        Outcome::of(self.coracle(arguments), b"")
+    }
+
+    /// The folder of the only pod of this host.
+    ///
+    /// # Panics
+    /// Where there is none, or more than one.
+    #[must_use]
+    pub fn pod(&self) -> PathBuf {
+        let pods: Vec<_> = std::fs::read_dir(&self.run).expect("the run folder").flatten().collect();
+        assert_eq!(pods.len(), 1, "one pod: {pods:?}");
+        pods[0].path()
+    }
+
+    /// The pids of this host's processes whose command line holds `word`.
+    #[must_use]
+    pub fn processes(&self, word: &str) -> Vec<i32> {
+        audit::processes(self).into_iter().filter(|(_, line)| line.contains(word)).map(|(pid, _)| pid).collect()
+    }
+
+    /// Kills this host's processes whose command line holds `word`, with -9.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn kill(&self, word: &str) {
+        let pids = self.processes(word);
+        assert!(!pids.is_empty(), "no process with {word}: {:?}", audit::processes(self));
+        for pid in pids {
+            let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+
+    /// Checks that nothing of this host is left, and removes its folders. Every test ends with it.
+    ///
+    /// # Panics
+    /// With a list of what is left.
+    pub fn audit(self) {
+        let left = audit::wait_for_nothing(&self);
+        let links = links();
+        let containers = self.root().join("containers");
+        let kept: Vec<_> = std::fs::read_dir(containers).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        let _ = std::fs::remove_dir_all(&self.folder);
+        let _ = std::fs::remove_dir_all(&self.run);
+        assert!(left.is_empty(), "left behind: {left:#?}");
+        assert!(kept.is_empty(), "containers left behind: {kept:?}");
+        assert_eq!(links, self.links, "network devices");
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,241 @@
+//! What is missing, broken or killed: a true text, and nothing left.
+
+use std::time::{Duration, Instant};
+
+use coracle_e2e::{Containerd, Host, Outcome, Running, path};
+
+/// What people wait for; the design's figure is 2 s, and emulation on a busy machine is slow.
+const WIDE: Duration = Duration::from_secs(20);
+
+fn refused(host: Host, words: &[&str]) {
+    let outcome = host.run(&[], &["true"]);
+    assert_eq!(outcome.code, 125, "{outcome:?}");
+    for word in words {
+        assert!(outcome.stderr.contains(word), "{word}: {}", outcome.stderr);
+    }
+    assert!(host.processes("qemu-system").is_empty());
+    host.audit();
+}
+
+/// A copy of the guest image without one of its files.
+fn guest_without(host: &Host, file: &str) -> String {
+    let folder = host.folder.join("guest");
+    std::fs::create_dir(&folder).unwrap();
+    for name in ["vmlinux", "initrd.img", "manifest.json"] {
+        if name != file {
+            std::os::unix::fs::symlink(path("CORACLE_TEST_GUEST").join(name), folder.join(name)).unwrap();
+        }
+    }
+    format!("{:?}", folder.display().to_string())
+}
+
+#[test]
+fn a_missing_kernel_is_named_with_its_mend() {
+    let host = Host::new();
+    let guest = guest_without(&host, "vmlinux");
+    refused(host.set("guest.folder", &guest), &["vmlinux", "guest.folder", "coracle image build"]);
+}
+
+#[test]
+fn a_missing_initrd_is_named_with_its_mend() {
+    let host = Host::new();
+    let guest = guest_without(&host, "initrd.img");
+    refused(host.set("guest.folder", &guest), &["initrd.img", "guest.folder", "coracle image build"]);
+}
+
+#[test]
+fn a_missing_guest_image_is_named_with_its_mend() {
+    refused(Host::new().set("guest.folder", "\"/nowhere\""), &["/nowhere", "coracle image build"]);
+}
+
+#[test]
+fn a_missing_qemu_is_named_with_its_mend() {
+    refused(Host::new().set("qemu.path", "\"/nowhere/qemu\""), &["/nowhere/qemu", "qemu.path", "install"]);
+}
+
+#[test]
+fn a_missing_virtiofsd_is_named_with_its_mend() {
+    refused(Host::new().set("virtiofsd.paths", "[\"/nowhere/virtiofsd\"]"), &["/nowhere/virtiofsd", "virtiofsd.paths", "install"]);
+}
+
+#[test]
+fn a_guest_image_of_another_version_is_refused_with_both() {
+    let host = Host::new();
+    let guest = guest_without(&host, "manifest.json");
+    let text = std::fs::read_to_string(path("CORACLE_TEST_GUEST").join("manifest.json")).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let ours = manifest["version"].as_str().unwrap().to_owned();
+    manifest["version"] = "9.9.9".into();
+    std::fs::write(host.folder.join("guest/manifest.json"), manifest.to_string()).unwrap();
+    refused(host.set("guest.folder", &guest), &["9.9.9", &ours, "coracle image build"]);
+}
+
+#[test]
+fn a_guest_that_does_not_come_up_fails_in_time_with_its_console() {
+    // Its kernel has no /init to run, and so panics.
+    let host = Host::new();
+    let guest = guest_without(&host, "initrd.img");
+    std::fs::write(host.folder.join("guest/initrd.img"), b"").unwrap();
+    let host = host.set("guest.folder", &guest);
+    let start = Instant::now();
+    let outcome = host.run(&[], &["true"]);
+    assert!(start.elapsed() < Duration::from_secs(55), "before the time-out of 60 s: a panic is an event");
+    assert_eq!(outcome.code, 125);
+    for word in ["did not come up", "panic", "console ends with"] {
+        assert!(outcome.stderr.contains(word), "{word}: {}", outcome.stderr);
+    }
+    host.audit();
+}
+
+#[test]
+fn the_time_to_come_up_is_bounded_and_configurable() {
+    let host = Host::new().set("guest.boot_timeout_seconds", "1");
+    let outcome = host.run(&[], &["true"]);
+    assert!(outcome.code == 125 && outcome.stderr.contains("guest.boot_timeout_seconds"), "{outcome:?}");
+    host.audit();
+}
+
+#[test]
+fn wrong_settings_are_refused_by_name() {
+    refused(Host::new().set("machine.memory_mb", "128"), &["machine.memory_mb", "did you mean machine.memory_mib"]);
+}
+
+#[test]
+fn a_missing_command_is_127_and_a_useless_one_126() {
+    let host = Host::new();
+    let code = |command: &str| {
+        let outcome = host.run(&[], &[command]);
+        (outcome.code, outcome.stderr)
+    };
+    let (missing, text) = code("nosuch");
+    assert!(missing == 127 && text.contains("executable file not found in $PATH"), "{text}");
+    let (missing, text) = code("/no/such");
+    assert!(missing == 127 && text.contains("no such file or directory"), "{text}");
+    let (useless, text) = code("/etc/not-a-program");
+    assert!(useless == 126 && text.contains("permission denied"), "{text}");
+    let (useless, text) = code("/etc");
+    assert!(useless == 126 && text.contains("is a directory"), "{text}");
+    host.audit();
+}
+
+/// Runs a container, kills one of its processes, and gives the outcome.
+fn killed(host: &Host, word: &str) -> Outcome {
+    let mut running = Running::start(host.run_command(&[], &["sh", "-c", "echo up; sleep 1000"]));
+    running.read_until("up\n");
+    let start = Instant::now();
+    host.kill(word);
+    let outcome = running.finish();
+    assert!(start.elapsed() < WIDE, "{:?}", start.elapsed());
+    outcome
+}
+
+#[test]
+fn the_monitor_killed_is_an_exit_and_nothing_stays() {
+    let host = Host::new();
+    assert_eq!(killed(&host, "qemu-system").code, 137);
+    host.audit();
+}
+
+#[test]
+fn virtiofsd_killed_is_an_exit_and_nothing_stays() {
+    let host = Host::new();
+    assert_eq!(killed(&host, "virtiofsd").code, 137);
+    host.audit();
+}
+
+#[test]
+fn the_vsock_server_killed_is_an_exit_and_nothing_stays() {
+    if std::path::Path::new("/dev/vhost-vsock").exists() {
+        println!("left out: this kernel has a vhost-vsock of its own, so there is no such server");
+        return;
+    }
+    let host = Host::new();
+    assert_eq!(killed(&host, " vsock ").code, 137);
+    host.audit();
+}
+
+#[test]
+fn the_shim_killed_takes_all_with_it_and_rm_clears() {
+    let host = Host::new();
+    host.detached("lost", "sleep 1000");
+    host.kill(" serve");
+    // The container's own process sees the end, notes it and goes.
+    let list = || host.coracle_outcome(&["ps", "--all"]).stdout;
+    let deadline = Instant::now() + WIDE;
+    while list().contains("running") && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert!(list().contains("dead") || list().contains("exited (137)"), "{}", list());
+    assert_eq!(host.coracle_outcome(&["rm", "--force", "lost"]).code, 0);
+    host.audit();
+}
+
+/// Runs a privileged container that presses one of the guest's magic keys (kernel: Documentation/admin-guide/sysrq.rst),
+/// and gives what becomes of it, and containerd's log of it.
+fn magic_key(key: &str) -> (Outcome, String) {
+    let host = Host::new();
+    let containerd = Containerd::start(&host);
+    let script = format!("echo up; echo {key} >/proc/sysrq-trigger; sleep 1000");
+    let arguments = ["run", "--privileged", "--runtime", "io.containerd.coracle.v2", "test:latest", "c", "sh", "-c", &script];
+    let outcome = containerd.ctr(&arguments);
+    containerd.remove("c");
+    drop(containerd);
+    let log = std::fs::read_to_string(host.folder.join("cd/log")).unwrap_or_default();
+    host.audit();
+    (outcome, log)
+}
+
+#[test]
+fn the_guests_kernel_panicking_is_an_exit_with_its_reason() {
+    let (outcome, log) = magic_key("c");
+    assert_eq!(outcome.code, 137, "{outcome:?}");
+    assert!(log.contains("the guest's kernel panicked"), "{log}");
+}
+
+#[test]
+fn the_agent_crashing_is_an_exit_with_its_reason() {
+    // Kills every process of the guest but its pid 1.
+    let (outcome, log) = magic_key("i");
+    assert_eq!(outcome.code, 137, "{outcome:?}");
+    assert!(log.contains("the agent ended"), "{log}");
+}
+
+/// A bundle that is started through the shim by hand, as containerd would.
+fn start_bundle(host: &Host, config: &[u8]) -> Outcome {
+    let bundle = host.folder.join("bundle");
+    std::fs::create_dir_all(&bundle).unwrap();
+    std::fs::write(bundle.join("config.json"), config).unwrap();
+    let mut command = std::process::Command::new(path("CORACLE_TEST_SHIM"));
+    command.args(["-namespace", "test", "-id", "b", "start"]).current_dir(&bundle).env("CORACLE_CONFIG", host.settings_file());
+    Outcome::of(command, b"")
+}
+
+#[test]
+fn a_broken_bundle_is_refused_and_starts_nothing() {
+    let host = Host::new();
+    for config in [&b""[..], b"{", b"\xff\xfe", b"{\"process\":[]}", b"{}"] {
+        let outcome = start_bundle(&host, config);
+        assert!(outcome.code != 0 && outcome.stderr.contains("config.json"), "{outcome:?}");
+    }
+    assert!(host.processes("serve").is_empty());
+    host.audit();
+}
+
+#[test]
+fn under_containerd_emulation_is_refused_unless_it_is_allowed() {
+    let host = Host::new();
+    if Outcome::of(host.coracle(&["check"]), b"").stdout.contains("ok       kvm") {
+        println!("left out: KVM works here, so nothing is emulated");
+        host.audit();
+        return;
+    }
+    let host = host.set("machine.accelerator", "\"kvm\"");
+    let containerd = Containerd::start(&host);
+    let outcome = containerd.run("c", &["true"]);
+    assert_ne!(outcome.code, 0);
+    for word in ["KVM can't be used", "no security boundary", "accelerator = "] {
+        assert!(outcome.stderr.contains(word), "{word}: {outcome:?}");
+    }
+    drop(containerd);
+    host.audit();
+}

@@ -1,0 +1,125 @@
+//! Who may import whom: the house's walls, checked by cargo's own metadata.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::steps::{command, output, top};
+
+/// Crates that a crate must not reach, directly or through others: (who, whom).
+const FORBIDDEN: [(&str, &[&str]); 10] = [
+    ("coracle-machine", &["coracle-protocol", "coracle-container", "coracle-settings", "coracle-sandbox"]),
+    ("coracle-virtio", &["kvm-ioctls", "tokio", "coracle-machine", "coracle-protocol"]),
+    ("coracle-driver-qemu", &["coracle-sandbox", "coracle-settings", "coracle-protocol"]),
+    ("coracle-storage", &["coracle-sandbox", "coracle-driver-qemu"]),
+    ("coracle-sandbox", &["containerd-shim-protos", "coracle-driver-qemu", "coracle-settings"]),
+    ("coracle-container", &["coracle-protocol", "ttrpc", "tokio"]),
+    ("coracle-init", &["coracle-protocol", "ttrpc", "tokio"]),
+    ("coracle-cli", &["coracle-sandbox", "coracle-driver-qemu", "coracle-storage", "coracle-virtio"]),
+    ("coracle-settings", &["coracle-sandbox", "tokio"]),
+    ("coracle-process", &["coracle-machine", "coracle-protocol"]),
+];
+
+/// Folder names that say nothing.
+const NAMELESS: [&str; 6] = ["util", "utils", "common", "helper", "helpers", "manager"];
+
+/// The most lines of a file, tests left out.
+const LINES_MAX: usize = 800;
+
+/// The wing that a package's folder is in.
+fn wing(path: &str) -> &str {
+    path.split('/').next().unwrap_or_default()
+}
+
+pub(crate) fn run() -> Result<()> {
+    let text = output(command("cargo", &["metadata", "--format-version=1", "--locked"]))?;
+    let metadata: Value = serde_json::from_str(&text).context("cargo metadata")?;
+    let mut faults = wings(&metadata)?;
+    faults.extend(forbidden(&metadata)?);
+    faults.extend(files()?);
+    if faults.is_empty() {
+        println!("layers: ok");
+        return Ok(());
+    }
+    bail!("layers:\n  {}", faults.join("\n  "))
+}
+
+/// Direct dependencies between wings.
+fn wings(metadata: &Value) -> Result<Vec<String>> {
+    let top = top().display().to_string();
+    let mut faults = Vec::new();
+    for package in metadata["packages"].as_array().context("packages")? {
+        let manifest = package["manifest_path"].as_str().unwrap_or_default();
+        let Some(path) = manifest.strip_prefix(&format!("{top}/")) else { continue };
+        let own = wing(path);
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let Some(other) = dependency["path"].as_str().and_then(|other| other.strip_prefix(&format!("{top}/"))) else {
+                continue;
+            };
+            let other = wing(other);
+            let allowed = match own {
+                "boundary" => other == "boundary",
+                "host" => matches!(other, "host" | "boundary"),
+                "guest" => matches!(other, "guest" | "boundary"),
+                "tests" => path.starts_with("tests/flow"),
+                _ => false,
+            };
+            if !allowed {
+                faults.push(format!("{path} depends on {}", dependency["path"]));
+            }
+        }
+    }
+    Ok(faults)
+}
+
+/// Everything that `name` reaches by normal dependencies.
+fn reach(metadata: &Value, name: &str) -> Result<Vec<String>> {
+    let nodes = metadata["resolve"]["nodes"].as_array().context("resolve")?;
+    let name_of = |id: &str| {
+        let packages = metadata["packages"].as_array().into_iter().flatten();
+        packages.into_iter().find(|package| package["id"] == id).and_then(|package| package["name"].as_str()).unwrap_or_default().to_owned()
+    };
+    let start = nodes.iter().find(|node| node["id"].as_str().is_some_and(|id| name_of(id) == name));
+    let start = start.with_context(|| format!("there is no crate {name}"))?;
+    let mut seen: Vec<&str> = Vec::new();
+    let mut stack = vec![start];
+    while let Some(node) = stack.pop() {
+        for dependency in node["deps"].as_array().into_iter().flatten() {
+            let normal = dependency["dep_kinds"].as_array().into_iter().flatten().any(|kind| kind["kind"].is_null());
+            let Some(id) = dependency["pkg"].as_str().filter(|id| normal && !seen.contains(id)) else { continue };
+            seen.push(id);
+            stack.extend(nodes.iter().find(|node| node["id"] == id));
+        }
+    }
+    Ok(seen.into_iter().map(name_of).collect())
+}
+
+fn forbidden(metadata: &Value) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    for (name, forbidden) in FORBIDDEN {
+        let reached = reach(metadata, name)?;
+        for other in forbidden {
+            if reached.iter().any(|reached| reached == other) {
+                faults.push(format!("{name} reaches {other}"));
+            }
+        }
+    }
+    Ok(faults)
+}
+
+/// Names and sizes of source files.
+fn files() -> Result<Vec<String>> {
+    let list = output(command("git", &["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]))?;
+    let mut faults = Vec::new();
+    for path in list.lines() {
+        let stem = |part: &str| part.trim_end_matches(".rs").to_owned();
+        if path.split('/').any(|part| NAMELESS.contains(&stem(part).as_str())) {
+            faults.push(format!("{path}: a name that says nothing"));
+        }
+        let Ok(text) = std::fs::read_to_string(top().join(path)) else { continue };
+        let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
+        if lines > LINES_MAX {
+            faults.push(format!("{path}: {lines} lines, more than {LINES_MAX}"));
+        }
+    }
+    Ok(faults)
+}

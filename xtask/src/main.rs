@@ -1,0 +1,50 @@
+//! `cargo xtask`: the only door for developers.
+
+mod bench;
+mod build;
+mod containerd;
+mod demo;
+mod image;
+mod layers;
+mod lint;
+mod setup;
+mod steps;
+mod tests;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Tasks of this project.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what is missing, build, and run a container in a machine of its own.
+    Demo(demo::Args),
+    /// Run every test lane that this machine can run.
+    Test(tests::Args),
+    /// Format, clippy, layers, dependencies.
+    Lint,
+    /// Check who may import whom.
+    Layers,
+    /// Build, and make the guest image.
+    Image,
+    /// Measure sizes, memory, calls, instructions and times.
+    Bench(bench::Args),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().task {
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => tests::run(&args),
+        Task::Lint => lint::run(),
+        Task::Layers => layers::run(),
+        Task::Image => build::all().and_then(|built| built.guest("linux-image-cloud-amd64").map(drop)),
+        Task::Bench(args) => bench::run(&args),
+    }
+}

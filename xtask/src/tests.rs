@@ -1,0 +1,104 @@
+//! `cargo xtask test`: the lanes.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use crate::build::{self, Built};
+use crate::setup::{self, Level};
+use crate::image;
+use crate::steps::{self, command, step};
+
+/// Run every test lane that this machine can run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only these lanes: unit, flow, contract, e2e.
+    #[arg(long, value_delimiter = ',')]
+    lane: Vec<String>,
+    /// Only tests whose names hold this.
+    filter: Option<String>,
+}
+
+const LANES: [&str; 4] = ["unit", "flow", "contract", "e2e"];
+
+/// The second kernel on which the guest is tested, where apt has it.
+const OTHER_KERNEL: &str = "linux-image-6.12-cloud-amd64";
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    for lane in &args.lane {
+        if !LANES.contains(&lane.as_str()) {
+            bail!("there is no lane {lane}; there are {}", LANES.join(", "));
+        }
+    }
+    let wanted = |lane: &str| args.lane.is_empty() || args.lane.iter().any(|given| given == lane);
+    setup::ensure(Level::Test)?;
+    let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
+    if wanted("unit") {
+        step("lane unit", || {
+            let mut arguments = vec!["test", "--workspace", "--locked", "--quiet"];
+            arguments.extend(["--exclude", "coracle-e2e", "--exclude", "coracle-flow", "--"]);
+            arguments.extend(&filter);
+            steps::run(command("cargo", &arguments))
+        })?;
+    }
+    if !["flow", "contract", "e2e"].iter().any(|lane| wanted(lane)) {
+        return Ok(());
+    }
+    let built = build::all()?;
+    if !setup::is_root() {
+        println!("lanes left out: flow, contract, e2e (they need root: run this by sudo)");
+        return Ok(());
+    }
+    if wanted("flow") {
+        step("lane flow", || {
+            let mut flow = command("cargo", &["test", "--locked", "-p", "coracle-flow", "--"]);
+            flow.args(&filter).env("CORACLE_TEST_AGENT", built.agent());
+            steps::run(flow)
+        })?;
+    }
+    machine_lanes(&built, wanted("contract"), wanted("e2e"), &filter)?;
+    println!("lanes left out: monitor (the built-in monitor is not there yet); containerd 1.7 and 2.x (run by name, see docs)");
+    Ok(())
+}
+
+/// The lanes that need a guest.
+fn machine_lanes(built: &Built, contract: bool, e2e: bool, filter: &[&str]) -> Result<()> {
+    let guest = built.guest("linux-image-cloud-amd64")?;
+    let environment = |command: &mut std::process::Command| {
+        command.env("CORACLE_TEST_GUEST", &guest).env("CORACLE_TEST_SHIM", built.shim());
+    };
+    if contract {
+        step("lane contract (QEMU)", || {
+            let mut contract = command("cargo", &["test", "--locked", "-p", "coracle-driver-qemu", "--test", "contract", "--"]);
+            contract.args(filter);
+            environment(&mut contract);
+            steps::run(contract)
+        })?;
+    }
+    if e2e {
+        let folder = built.work().join("test-image");
+        image::make(&folder, &[("guest-probe", built.guest_probe())])?;
+        let other = other_guest(built);
+        step("lane e2e (QEMU)", || {
+            let mut e2e = command("cargo", &["test", "--locked", "-p", "coracle-e2e", "--", "--test-threads=2"]);
+            e2e.args(filter)
+                .env("CORACLE_TEST_BINARY", built.coracle())
+                .env("CORACLE_TEST_AGENT", built.agent())
+                .env("CORACLE_TEST_IMAGE", &folder);
+            environment(&mut e2e);
+            match &other {
+                Ok(other) => drop(e2e.env("CORACLE_TEST_OTHER_GUEST", other)),
+                Err(error) => println!("tests left out: those on {OTHER_KERNEL} ({error:#})"),
+            }
+            steps::run(e2e)
+        })?;
+    }
+    Ok(())
+}
+
+fn other_guest(built: &Built) -> Result<std::path::PathBuf> {
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("no apt-get");
+    }
+    built.guest(OTHER_KERNEL)
+}
