@@ -1,5 +1,327 @@
-//! placeholder replaced below
-use anyhow::Result;
+//! `cargo xtask bench`: the figures, with their raw series and the environment they were taken in.
+
+mod agent;
+mod calls;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::build::{self, Built};
+use crate::demo::{Process, processes};
+use crate::image;
+use crate::setup::{self, Level};
+use crate::steps::{command, output, step};
+
+/// Measure sizes, memory, calls, instructions and times.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
-pub(crate) fn run(_: &Args) -> Result<()> { Ok(()) }
+pub(crate) struct Args {
+    /// Print JSON only.
+    #[arg(long)]
+    json: bool,
+    /// How many pairs of `coracle run` and `runc run` are timed.
+    #[arg(long, default_value_t = 20)]
+    pairs: usize,
+}
+
+/// Pods that run at once where memory is measured.
+const PODS: usize = 5;
+
+/// Boots under the instruction counter.
+const BOOTS: usize = 3;
+
+/// A place to run pods in.
+struct Bench {
+    built: Built,
+    image: PathBuf,
+    root: PathBuf,
+    settings: PathBuf,
+}
+
+impl Bench {
+    fn coracle(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.built.coracle());
+        command.args(arguments).env("CORACLE_CONFIG", &self.settings).env("CORACLE_ROOT", &self.root);
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    fn image(&self) -> String {
+        format!("oci:{}", self.image.display())
+    }
+
+    fn detached(&self, name: &str) -> Result<()> {
+        let image = self.image();
+        let mut run = self.coracle(&["run", "--detach", "--name", name, &image, "sleep", "100000"]);
+        run.env("CORACLE_DEBUG", "1").stdout(Stdio::null());
+        crate::steps::run(run)
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let mut remove = self.coracle(&["rm", "--force", name]);
+        remove.stdout(Stdio::null());
+        crate::steps::run(remove)
+    }
+
+    fn write_settings(&self, guest: &Path, run: &Path, more: &str) -> Result<()> {
+        let text = format!(
+            "run.folder = {:?}\nguest.folder = {:?}\nmachine.accelerator = {:?}\n{more}\n",
+            run.display().to_string(),
+            guest.display().to_string(),
+            if more.contains("icount") { "emulation" } else { "any" }
+        );
+        std::fs::write(&self.settings, text).context("write the settings")
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::ensure(Level::Containerd)?;
+    let built = build::all()?;
+    if !setup::is_root() {
+        bail!("pods need root: run this by sudo");
+    }
+    let guest = built.guest("linux-image-cloud-amd64")?;
+    let work = built.work();
+    let image = work.join("image");
+    image::make(&image, &[])?;
+    let run_folder = PathBuf::from(format!("/run/coracle-bench-{}", std::process::id()));
+    let bench = Bench { image, root: work.join("bench-root"), settings: work.join("bench.toml"), built };
+    bench.write_settings(&guest, &run_folder, "")?;
+    let outcome = measure(&bench, args, &guest, &run_folder);
+    let _ = std::fs::remove_dir_all(&bench.root);
+    let _ = std::fs::remove_dir_all(&run_folder);
+    let report = outcome?;
+    if args.json {
+        println!("{report:#}");
+    } else {
+        print_report(&report);
+    }
+    Ok(())
+}
+
+fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Result<Value> {
+    let sizes = sizes(bench)?;
+    let idle = step("an idle pod", || idle_pod(bench, run_folder))?;
+    let memory = step(&format!("memory of {PODS} pods"), || memory(bench))?;
+    let instructions = step("instructions to ready", || instructions(bench, guest, run_folder))?;
+    let ratio = step(&format!("{} pairs with runc", args.pairs), || ratio(bench, args.pairs))?;
+    Ok(json!({
+        "environment": environment(bench)?,
+        "sizes_bytes": sizes,
+        "idle_pod": idle,
+        "memory": memory,
+        "guest_instructions_to_ready": instructions,
+        "run_true_against_runc": ratio,
+    }))
+}
+
+fn environment(bench: &Bench) -> Result<Value> {
+    let text = |program: &str, arguments: &[&str]| output(command(program, arguments)).map(|text| text.trim().to_owned());
+    let mut probe = Command::new(bench.built.shim());
+    probe.arg("probe").env("CORACLE_CONFIG", &bench.settings);
+    let probe: Value = serde_json::from_str(&output(probe)?)?;
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    Ok(json!({
+        "kernel": text("uname", &["-srm"])?,
+        "qemu": text("qemu-system-x86_64", &["--version"])?.lines().next().unwrap_or_default(),
+        "rustc": text("rustc", &["--version"])?,
+        "commit": text("git", &["rev-parse", "HEAD"]).unwrap_or_default(),
+        "processor": model.trim_start_matches(['\t', ' ', ':']),
+        "processors": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+        "accelerator": probe["accelerator"]["name"],
+    }))
+}
+
+fn sizes(bench: &Bench) -> Result<Value> {
+    let size = |path: PathBuf| std::fs::metadata(&path).map(|metadata| metadata.len()).with_context(|| format!("{}", path.display()));
+    let (shim, agent) = (size(bench.built.shim())?, size(bench.built.agent())?);
+    Ok(json!({
+        "shim": { "stripped": shim, "at_most": 10_000_000 },
+        "agent": { "stripped": agent, "at_most": 6_000_000 },
+        "coracle": { "stripped": size(bench.built.coracle())? },
+    }))
+}
+
+/// The only pod's folder below the run folder.
+fn pod(run_folder: &Path) -> Result<PathBuf> {
+    let mut pods = std::fs::read_dir(run_folder).context("the run folder")?.flatten();
+    Ok(pods.next().context("there is no pod")?.path())
+}
+
+fn idle_pod(bench: &Bench, run_folder: &Path) -> Result<Value> {
+    let start = Instant::now();
+    bench.detached("idle")?;
+    let seconds = start.elapsed().as_secs_f64();
+    let cpu = cpu_milliseconds();
+    let socket = pod(run_folder)?.join("m/vsock.sock");
+    let metrics = agent::metrics(&socket)?;
+    let figure = |name: &str| metrics.iter().find(|(found, _)| found == name).map(|(_, value)| *value);
+    let all = processes();
+    let shim = all.iter().find(|process| process.name == "shim").context("there is no shim")?;
+    let log = std::fs::read_to_string(bench.root.join("containers/idle/log")).context("the shim's log")?;
+    let counted = calls::count(&log)?;
+    let report = json!({
+        "shim": {
+            "anonymous_kib": shim.anonymous_kib, "anonymous_kib_at_most": 1600,
+            "resident_kib": shim.resident_kib,
+            "threads": shim.threads, "threads_at_most": 4,
+        },
+        "agent": {
+            "resident_bytes": figure("kata_agent_process_resident_memory_bytes"), "resident_bytes_at_most": 6_000_000,
+            "anonymous_bytes": figure("kata_agent_process_anonymous_memory_bytes"),
+            "threads": figure("kata_agent_threads"),
+        },
+        "agent_calls_to_first_output": counted,
+        "fixed_sleeps_ms": 0,
+        "host_cpu_ms_to_start": cpu,
+        "seconds_to_start": seconds,
+        "processes": all.iter().map(|process| json!({
+            "name": process.name, "resident_kib": process.resident_kib,
+            "anonymous_kib": process.anonymous_kib, "threads": process.threads,
+        })).collect::<Vec<_>>(),
+    });
+    bench.remove("idle")?;
+    Ok(report)
+}
+
+/// Processor time of each kind of process so far, in milliseconds (proc(5), stat: fields 14 and 15, in ticks of 10 ms).
+fn cpu_milliseconds() -> Value {
+    let mut by_name = serde_json::Map::new();
+    let mut sum = 0;
+    for process in processes() {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+        let milliseconds = (ticks(11) + ticks(12)) * 10;
+        sum += milliseconds;
+        let entry = by_name.entry(process.name).or_insert(json!(0));
+        *entry = json!(entry.as_u64().unwrap_or(0) + milliseconds);
+    }
+    json!({ "sum": sum, "by_process": by_name })
+}
+
+/// Bytes that a QEMU's guest memory takes: the blocks of its memory file.
+fn guest_memory_kib(process: &Process) -> u64 {
+    let mut kib = 0;
+    for entry in std::fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten() {
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        if target.to_string_lossy().starts_with("/memfd:") {
+            let blocks = std::fs::metadata(entry.path()).map(|metadata| std::os::unix::fs::MetadataExt::blocks(&metadata));
+            kib += blocks.unwrap_or(0) / 2;
+        }
+    }
+    kib
+}
+
+/// All that the pods that run now cost: anonymous memory of every process, and guest memory in use.
+fn cost_kib() -> (u64, u64) {
+    let all = processes();
+    let anonymous = all.iter().map(|process| process.anonymous_kib).sum();
+    (anonymous, all.iter().filter(|process| process.name == "qemu").map(guest_memory_kib).sum())
+}
+
+fn memory(bench: &Bench) -> Result<Value> {
+    let mut series = Vec::new();
+    for number in 1..=PODS {
+        bench.detached(&format!("m{number}"))?;
+        let (anonymous, guest) = cost_kib();
+        series.push(json!({ "pods": number, "anonymous_kib": anonymous, "guest_memory_kib": guest }));
+    }
+    for number in 1..=PODS {
+        bench.remove(&format!("m{number}"))?;
+    }
+    let total = |entry: &Value| entry["anonymous_kib"].as_u64().unwrap_or(0) + entry["guest_memory_kib"].as_u64().unwrap_or(0);
+    let further = (total(&series[PODS - 1]) - total(&series[0])) / (PODS as u64 - 1);
+    Ok(json!({
+        "each_further_pod_kib": further,
+        "of_which_anonymous_kib": (series[PODS - 1]["anonymous_kib"].as_u64().unwrap_or(0) - series[0]["anonymous_kib"].as_u64().unwrap_or(0)) / (PODS as u64 - 1),
+        "note": "under emulation QEMU's translation cache is part of its anonymous memory",
+        "series": series,
+    }))
+}
+
+/// The guest's time stamp counter when the agent serves, where QEMU counts instructions.
+fn instructions(bench: &Bench, guest: &Path, run_folder: &Path) -> Result<Value> {
+    bench.write_settings(guest, run_folder, "qemu.arguments = [\"-icount\", \"shift=0,sleep=off\"]")?;
+    let mut series = Vec::new();
+    for _ in 0..BOOTS {
+        bench.detached("count")?;
+        let metrics = agent::metrics(&pod(run_folder)?.join("m/vsock.sock"))?;
+        let ready = metrics.iter().find(|(name, _)| name == "coracle_guest_tsc_at_ready").map(|(_, value)| *value);
+        series.push(ready.context("the agent tells no counter")?);
+        bench.remove("count")?;
+    }
+    bench.write_settings(guest, run_folder, "")?;
+    let (least, most) = (series.iter().copied().min().unwrap_or(0), series.iter().copied().max().unwrap_or(0));
+    #[expect(clippy::cast_precision_loss, reason = "a share of two like numbers")]
+    let spread = if least == 0 { 0.0 } else { (most - least) as f64 / least as f64 * 100.0 };
+    Ok(json!({ "series": series, "spread_percent": spread }))
+}
+
+/// `coracle run` of true against `runc run` of the same root, in turn.
+fn ratio(bench: &Bench, pairs: usize) -> Result<Value> {
+    let bundle = bench.root.join("runc");
+    std::fs::create_dir_all(&bundle).context("runc's bundle")?;
+    let images = std::fs::read_dir(bench.root.join("images")).context("the store")?.flatten();
+    let rootfs = images.map(|entry| entry.path().join("rootfs")).find(|path| path.is_dir()).context("no image")?;
+    let mut spec = command("runc", &["spec", "--bundle"]);
+    spec.arg(&bundle);
+    let _ = std::fs::remove_file(bundle.join("config.json"));
+    crate::steps::run(spec)?;
+    let path = bundle.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    config["process"]["terminal"] = false.into();
+    config["process"]["args"] = json!(["true"]);
+    config["process"]["env"] = json!(["PATH=/bin"]);
+    config["root"] = json!({ "path": rootfs, "readonly": true });
+    std::fs::write(&path, config.to_string())?;
+    let image = bench.image();
+    let timed = |mut command: Command| -> Result<f64> {
+        command.stdout(Stdio::null());
+        let start = Instant::now();
+        crate::steps::run(command)?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let ours = || timed(bench.coracle(&["run", "--rm", &image, "true"]));
+    let runcs = || {
+        let mut run = Command::new("runc");
+        run.args(["run", "--bundle"]).arg(&bundle).arg("coracle-bench").stdin(Stdio::null()).stderr(Stdio::null());
+        timed(run)
+    };
+    // One of each to warm caches.
+    let (_, _) = (ours()?, runcs()?);
+    let mut series = Vec::new();
+    for _ in 0..pairs {
+        series.push((ours()?, runcs()?));
+    }
+    let mut ratios: Vec<f64> = series.iter().map(|(ours, runcs)| ours / runcs).collect();
+    ratios.sort_by(f64::total_cmp);
+    Ok(json!({
+        "ratio_median": ratios.get(ratios.len() / 2),
+        "ratio_min": ratios.first(),
+        "ratio_max": ratios.last(),
+        "seconds": series.iter().map(|(ours, runcs)| json!([ours, runcs])).collect::<Vec<_>>(),
+        "target": null,
+    }))
+}
+
+fn print_report(report: &Value) {
+    let show = |name: &str, value: &Value| println!("{name:45} {value}");
+    show("shim, stripped bytes (at most 10000000)", &report["sizes_bytes"]["shim"]["stripped"]);
+    show("agent, stripped bytes (at most 6000000)", &report["sizes_bytes"]["agent"]["stripped"]);
+    let idle = &report["idle_pod"];
+    show("idle shim, anonymous KiB (at most 1600)", &idle["shim"]["anonymous_kib"]);
+    show("idle shim, threads (at most 4)", &idle["shim"]["threads"]);
+    show("agent at ready, resident bytes (at most 6000000)", &idle["agent"]["resident_bytes"]);
+    show("agent calls to first output", &idle["agent_calls_to_first_output"]["calls"]);
+    show("depth of their chain", &idle["agent_calls_to_first_output"]["depth"]);
+    show("host CPU ms to start a pod", &idle["host_cpu_ms_to_start"]["sum"]);
+    show("each further idle pod, KiB", &report["memory"]["each_further_pod_kib"]);
+    show("guest instructions to ready", &report["guest_instructions_to_ready"]["series"]);
+    show("their spread in percent", &report["guest_instructions_to_ready"]["spread_percent"]);
+    show("run of true against runc, median ratio", &report["run_true_against_runc"]["ratio_median"]);
+}

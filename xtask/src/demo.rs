@@ -95,9 +95,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("guest kernel          {}", first.trim());
     println!("accelerator           {}", accelerator(&built, &settings)?);
     println!("time to first output  {seconds:.2} s");
-    println!("memory                resident  anonymous");
+    println!("memory                resident  anonymous  threads");
     for process in processes {
-        println!("  {:20} {:>6} KiB {:>6} KiB", process.name, process.resident_kib, process.anonymous_kib);
+        println!(
+            "  {:20} {:>6} KiB {:>6} KiB {:>5}",
+            process.name, process.resident_kib, process.anonymous_kib, process.threads
+        );
     }
     Ok(())
 }

@@ -26,6 +26,9 @@ impl Layer {
         header.set_entry_type(kind);
         header.set_mode(mode);
         header.set_size(content.len() as u64);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         match link {
             Some(target) => self.0.append_link(&mut header, path, target),
             None => self.0.append_data(&mut header, path, content),

@@ -80,7 +80,7 @@ fn machine_lanes(built: &Built, contract: bool, e2e: bool, filter: &[&str]) -> R
         image::make(&folder, &[("guest-probe", built.guest_probe())])?;
         let other = other_guest(built);
         step("lane e2e (QEMU)", || {
-            let mut e2e = command("cargo", &["test", "--locked", "-p", "coracle-e2e", "--", "--test-threads=2"]);
+            let mut e2e = command("cargo", &["test", "--locked", "--no-fail-fast", "-p", "coracle-e2e", "--", "--test-threads=2"]);
             e2e.args(filter)
                 .env("CORACLE_TEST_BINARY", built.coracle())
                 .env("CORACLE_TEST_AGENT", built.agent())

@@ -126,6 +126,10 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
         for part in ["upper", "work"] {
             std::fs::create_dir(folder.join(part)).context("make the writable layer")?;
         }
+        if std::env::var_os("CORACLE_DEBUG").is_some() {
+            // The shim logs to this file where it is there.
+            std::fs::write(folder.join("log"), "").context("make the log")?;
+        }
         folder.write(&record)?;
         if args.detach { supervise::spawn(root, &folder, &record) } else { foreground(&folder, record, &args).await }
     };
@@ -193,11 +197,11 @@ pub(crate) async fn finish(folder: &Folder, mut record: Record, task: &Task, exi
     }
     let deleted = task.delete("").await;
     task.shutdown().await;
+    if deleted.is_err() {
+        // A shim that has died has left its folder; one that lives still has cleaned up by itself.
+        shim::delete(folder.path(), &record)?;
+    }
     record.address = None;
     record.exit = exit.or(Some(137));
-    folder.write(&record)?;
-    match deleted {
-        Err(error) if !crate::task::is_not_found(&error) => Err(error),
-        _ => Ok(()),
-    }
+    folder.write(&record)
 }

@@ -49,6 +49,8 @@ impl Agent {
             Patience::Bounded => context::with_duration(self.timeout),
             Patience::Event => context::with_timeout(0),
         };
-        Ok(request(&self.client, context).await?)
+        let answer = request(&self.client, context).await;
+        log::debug!("agent answer {count}");
+        Ok(answer?)
     }
 }

@@ -128,6 +128,9 @@ async fn greet(config: &Config, machine: &dyn Machine, virtiofsd: Option<&(Child
         match virtiofsd {
             Some((child, messages)) => {
                 let status = child.wait().await;
+                if let Some(reason) = ends_now(machine).await {
+                    return Error::Failed(format!("the guest did not come up: {reason}"));
+                }
                 Error::Failed(format!("virtiofsd ended with {status}: {}", messages.last_lines(3).join("; ")))
             }
             None => std::future::pending().await,
@@ -155,6 +158,14 @@ async fn greet(config: &Config, machine: &dyn Machine, virtiofsd: Option<&(Child
             Err(Error::Timeout(format!("the guest did not come up within {seconds} s (`guest.boot_timeout_seconds`)")))
         }
     }
+}
+
+/// How long the machine's own end may follow the end of what depends on it: then it is the reason to tell.
+const END_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// The machine's reason, where it is ending, too.
+pub(crate) async fn ends_now(machine: &dyn Machine) -> Option<String> {
+    tokio::time::timeout(END_PATIENCE, machine.wait()).await.ok().map(|end| end.reason)
 }
 
 fn with_console(error: Error, lines: &[String]) -> Error {
@@ -192,11 +203,13 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>) {
             biased;
             end = end => end.reason,
             status = server => {
+                let mut reason = None;
                 if let Some(pod) = weak.upgrade() {
+                    reason = ends_now(&*pod.machine).await;
                     // Without its files the guest can do nothing right.
                     let _ = pod.machine.stop().await;
                 }
-                format!("virtiofsd ended with {status}")
+                reason.unwrap_or_else(|| format!("virtiofsd ended with {status}"))
             }
         };
         handle.tell(move |state| state.machine_ended(&reason));

@@ -24,15 +24,12 @@ impl Sandbox {
         let terminal = stdio.terminal;
         let process = Process::new(terminal, stdio, None);
         let name = id.clone();
-        let cancelled = self.ask(move |state| reserve(state, name, process)).await??;
+        let mut cancelled = self.ask(move |state| reserve(state, name, process)).await??;
         let plan = Plan { id: id.clone(), spec, root, rootfs, terminal };
         let sandbox = self.clone();
         // On its own, so that it comes to its end even where who asked has gone.
         let made = tokio::spawn(async move {
-            let outcome = tokio::select! {
-                outcome = make(&sandbox, &plan) => outcome,
-                _ = cancelled => Err(Error::State(format!("container {} was killed while it was being created", plan.id))),
-            };
+            let outcome = make(&sandbox, &plan, &mut cancelled).await;
             let finished = outcome.clone();
             sandbox.ask(move |state| finish(state, &plan.id, finished)).await?;
             outcome.map(drop)
@@ -78,11 +75,24 @@ fn finish(state: &mut crate::state::State, id: &str, outcome: Result<ContainerPl
     }
 }
 
-async fn make(sandbox: &Sandbox, plan: &Plan) -> Result<ContainerPlan> {
+/// `work`, unless the create is given up before its end.
+async fn unless<T>(
+    cancelled: &mut oneshot::Receiver<()>,
+    id: &str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        outcome = work => outcome,
+        _ = cancelled => Err(Error::State(format!("container {id} was killed while it was being created"))),
+    }
+}
+
+async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<ContainerPlan> {
     let (cpus, memory_mib) = spec::size(&plan.spec);
-    let pod = boot::ensure(sandbox, Size { cpus, memory_mib }).await?;
+    let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, Size { cpus, memory_mib })).await?;
     let storage =
         coracle_storage::container(&pod.shared, &plan.id, &plan.root, &plan.rootfs, &plan.spec.Mounts)?;
+    // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(storage).await?;
     let request = CreateContainerRequest {
         container_id: plan.id.clone(),
@@ -92,8 +102,7 @@ async fn make(sandbox: &Sandbox, plan: &Plan) -> Result<ContainerPlan> {
     let created = pod.agent.call("CreateContainer", Patience::Bounded, async |agent, ctx| {
         agent.create_container(ctx, &request).await
     });
-    let created = until_end(&pod, created).await;
-    created?;
+    unless(cancelled, &plan.id, until_end(&pod, created)).await?;
     Ok(mounted.keep())
 }
 
@@ -103,13 +112,10 @@ pub(crate) async fn until_end<T>(pod: &Arc<Pod>, request: impl Future<Output = R
         biased;
         answer = request => match answer {
             // The connection breaks a moment before the end is known, and the end is the better reason.
-            Err(Error::Failed(text)) => {
-                let soon = tokio::time::timeout(std::time::Duration::from_millis(500), pod.machine.wait());
-                match soon.await {
-                    Ok(end) => Err(Error::Ended(end.reason)),
-                    Err(_) => Err(Error::Failed(text)),
-                }
-            }
+            Err(Error::Failed(text)) => match boot::ends_now(&*pod.machine).await {
+                Some(reason) => Err(Error::Ended(reason)),
+                None => Err(Error::Failed(text)),
+            },
             answer => answer,
         },
         end = pod.machine.wait() => Err(Error::Ended(end.reason)),

@@ -66,8 +66,7 @@ impl Sandbox {
 
     async fn remove_container(&self, id: &str) -> Result<()> {
         let name = id.to_owned();
-        let (pod, storage) =
-            self.ask(move |state| Ok::<_, Error>((state.pod(), state.container(&name)?.storage.take()))).await??;
+        let pod = self.ask(move |state| state.container(&name).map(drop).map(|()| state.pod())).await??;
         if let Some(pod) = pod {
             let request =
                 RemoveContainerRequest { container_id: id.to_owned(), timeout: 0, ..Default::default() };
@@ -87,6 +86,10 @@ impl Sandbox {
                 }
             }
         }
+        // Taken only now: a stop of the pod meanwhile takes it, and undoes it, in this one's stead.
+        let name = id.to_owned();
+        let storage =
+            self.ask(move |state| state.containers.get_mut(&name).and_then(|container| container.storage.take())).await?;
         if let Some(storage) = storage {
             tokio::task::spawn_blocking(move || mount::undo(&storage))
                 .await

@@ -7,6 +7,7 @@ use coracle_protocol::oci;
 use coracle_protocol::protobuf::MessageField;
 
 use crate::agent::Patience;
+use crate::boot;
 use crate::create::until_end;
 use crate::io::{self, Stdio};
 use crate::pod::Pod;
@@ -63,7 +64,9 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
     };
     let name = id.clone();
     if let Err(error) = until_end(&pod, request).await {
-        sandbox.tell(move |state| state.exited(&name, 255));
+        // As after SIGKILL where the machine took it along, as after a failed exec where it never ran.
+        let status = if matches!(error, Error::Ended(_)) { 137 } else { 255 };
+        sandbox.tell(move |state| state.exited(&name, status));
         return Err(error);
     }
     let pumps = io::pump(&pod, id, stdio);
@@ -103,7 +106,9 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>, id: &ProcessId) {
             Err(error) => {
                 // Without its agent the pod is lost. The machine's end, which may be on its way, says why.
                 log::warn!("the end of {id:?} can't be waited for: {error}");
-                let _ = pod.machine.stop().await;
+                if boot::ends_now(&*pod.machine).await.is_none() {
+                    let _ = pod.machine.stop().await;
+                }
             }
         }
     });

@@ -21,10 +21,41 @@ pub(crate) fn machine(pod: &Path) -> PathBuf {
     pod.join("m")
 }
 
-/// Removes what a shim that has died has left. Nothing in it is mounted: mounts die with the shim's namespace.
+/// Removes the pod's folder. What is still mounted below it in this namespace is taken off first: nothing that was lent to
+/// the pod may be deleted with it.
 pub(crate) fn remove(pod: &Path) -> std::io::Result<()> {
+    for target in mounted_below(pod)?.iter().rev() {
+        nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH)?;
+    }
+    if let Some(target) = mounted_below(pod)?.first() {
+        return Err(std::io::Error::other(format!("{} is still mounted", target.display())));
+    }
     match std::fs::remove_dir_all(pod) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// The mount points below a folder, in the order in which they were made (proc(5), mountinfo: the fifth field).
+fn mounted_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| PathBuf::from(unescape(point)));
+    Ok(points.filter(|point| point.starts_with(folder)).collect())
+}
+
+/// Blanks and backslashes stand as three octal digits in mountinfo.
+fn unescape(point: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"].iter().zip([" ", "\t", "\n", "\\"]).fold(point.to_owned(), |text, (code, c)| text.replace(code, c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_folder_is_removed_already() {
+        remove(Path::new("/nowhere/at/all")).unwrap();
+        assert!(mounted_below(Path::new("/proc")).unwrap().contains(&PathBuf::from("/proc")));
+        assert_eq!(unescape("/a\\040b"), "/a b");
     }
 }

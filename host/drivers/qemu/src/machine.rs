@@ -128,7 +128,7 @@ async fn supervise(
         }
         status = server => {
             // The server ends with QEMU, too: then QEMU's end is the one to tell, and comes within the same moment.
-            let grace = std::time::Duration::from_millis(200);
+            let grace = std::time::Duration::from_millis(500);
             match tokio::time::timeout(grace, qemu.wait()).await {
                 Ok(ended) => reason(ended, None, outputs),
                 Err(_) => format!("the vsock server ended with {status}"),

@@ -1,0 +1,111 @@
+//! An agent that only pretends, and hangs where a test wants it to; it keeps what it was asked.
+
+use std::sync::{Arc, Mutex};
+
+use coracle_machine::fake::{FakeGuest, Program};
+use coracle_protocol::agent_ttrpc::{AgentService, create_agent_service};
+use coracle_protocol::protobuf::well_known_types::empty::Empty;
+use coracle_protocol::ttrpc::asynchronous::transport::Listener;
+use coracle_protocol::ttrpc::asynchronous::{Server, TtrpcContext};
+use coracle_protocol::{agent as msg, hello, ports, ttrpc};
+use tokio::sync::watch;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Scripted {
+    hangs_in: String,
+    /// The requests that made containers.
+    pub created: Mutex<Vec<msg::CreateContainerRequest>>,
+    killed: watch::Sender<bool>,
+}
+
+impl Scripted {
+    /// An agent that hangs in the method of this name, and in none where there is none of it.
+    #[must_use]
+    pub fn hanging_in(method: &str) -> Arc<Self> {
+        Arc::new(Self { hangs_in: method.into(), created: Mutex::default(), killed: watch::channel(false).0 })
+    }
+
+    /// A guest that runs it.
+    #[must_use]
+    pub fn program(self: &Arc<Self>) -> Program {
+        let agent = Arc::clone(self);
+        Arc::new(move |guest: FakeGuest| {
+            let agent = Arc::clone(&agent);
+            Box::pin(async move {
+                let listener = Listener::bind(format!("unix://{}", guest.port_socket(ports::AGENT).display())).expect("a socket");
+                let mut server = Server::new().add_listener(listener).register_service(create_agent_service(agent));
+                server.start().await.expect("a server");
+                crate::greet(&guest, &hello::line()).await;
+                "the host has hung up".into()
+            })
+        })
+    }
+
+    async fn maybe_hang(&self, method: &str) {
+        if self.hangs_in == method {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+type Answer<T> = ttrpc::Result<T>;
+
+#[async_trait::async_trait]
+impl AgentService for Scripted {
+    async fn create_sandbox(&self, _: &TtrpcContext, _: msg::CreateSandboxRequest) -> Answer<Empty> {
+        self.maybe_hang("CreateSandbox").await;
+        Ok(Empty::new())
+    }
+
+    async fn create_container(&self, _: &TtrpcContext, request: msg::CreateContainerRequest) -> Answer<Empty> {
+        self.created.lock().expect("requests").push(request);
+        self.maybe_hang("CreateContainer").await;
+        Ok(Empty::new())
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, _: msg::StartContainerRequest) -> Answer<Empty> {
+        self.maybe_hang("StartContainer").await;
+        Ok(Empty::new())
+    }
+
+    async fn remove_container(&self, _: &TtrpcContext, _: msg::RemoveContainerRequest) -> Answer<Empty> {
+        self.maybe_hang("RemoveContainer").await;
+        Ok(Empty::new())
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, _: msg::SignalProcessRequest) -> Answer<Empty> {
+        self.maybe_hang("SignalProcess").await;
+        self.killed.send_replace(true);
+        Ok(Empty::new())
+    }
+
+    async fn wait_process(&self, _: &TtrpcContext, _: msg::WaitProcessRequest) -> Answer<msg::WaitProcessResponse> {
+        self.maybe_hang("WaitProcess").await;
+        let _ = self.killed.subscribe().wait_for(|killed| *killed).await;
+        Ok(msg::WaitProcessResponse { status: 137, ..Default::default() })
+    }
+
+    async fn stats_container(&self, _: &TtrpcContext, _: msg::StatsContainerRequest) -> Answer<msg::StatsContainerResponse> {
+        self.maybe_hang("StatsContainer").await;
+        Ok(msg::StatsContainerResponse::new())
+    }
+
+    async fn read_stdout(&self, _: &TtrpcContext, _: msg::ReadStreamRequest) -> Answer<msg::ReadStreamResponse> {
+        self.maybe_hang("ReadStdout").await;
+        Ok(msg::ReadStreamResponse::new())
+    }
+
+    async fn read_stderr(&self, _: &TtrpcContext, _: msg::ReadStreamRequest) -> Answer<msg::ReadStreamResponse> {
+        Ok(msg::ReadStreamResponse::new())
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, _: msg::CloseStdinRequest) -> Answer<Empty> {
+        self.maybe_hang("CloseStdin").await;
+        Ok(Empty::new())
+    }
+
+    async fn get_oom_event(&self, _: &TtrpcContext, _: msg::GetOOMEventRequest) -> Answer<msg::OOMEvent> {
+        std::future::pending().await
+    }
+}
