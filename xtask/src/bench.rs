@@ -119,7 +119,8 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
 }
 
 fn environment(bench: &Bench) -> Result<Value> {
-    let text = |program: &str, arguments: &[&str]| output(command(program, arguments)).map(|text| text.trim().to_owned());
+    let text =
+        |program: &str, arguments: &[&str]| output(command(program, arguments)).map(|text| text.trim().to_owned());
     let mut probe = Command::new(bench.built.shim());
     probe.arg("probe").env("CORACLE_CONFIG", &bench.settings);
     let probe: Value = serde_json::from_str(&output(probe)?)?;
@@ -137,7 +138,9 @@ fn environment(bench: &Bench) -> Result<Value> {
 }
 
 fn sizes(bench: &Bench) -> Result<Value> {
-    let size = |path: PathBuf| std::fs::metadata(&path).map(|metadata| metadata.len()).with_context(|| format!("{}", path.display()));
+    let size = |path: PathBuf| {
+        std::fs::metadata(&path).map(|metadata| metadata.len()).with_context(|| format!("{}", path.display()))
+    };
     let (shim, agent) = (size(bench.built.shim())?, size(bench.built.agent())?);
     Ok(json!({
         "shim": { "stripped": shim, "at_most": 10_000_000 },
@@ -210,7 +213,8 @@ fn guest_memory_kib(process: &Process) -> u64 {
     for entry in std::fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten() {
         let target = std::fs::read_link(entry.path()).unwrap_or_default();
         if target.to_string_lossy().starts_with("/memfd:") {
-            let blocks = std::fs::metadata(entry.path()).map(|metadata| std::os::unix::fs::MetadataExt::blocks(&metadata));
+            let blocks =
+                std::fs::metadata(entry.path()).map(|metadata| std::os::unix::fs::MetadataExt::blocks(&metadata));
             kib += blocks.unwrap_or(0) / 2;
         }
     }
@@ -234,7 +238,8 @@ fn memory(bench: &Bench) -> Result<Value> {
     for number in 1..=PODS {
         bench.remove(&format!("m{number}"))?;
     }
-    let total = |entry: &Value| entry["anonymous_kib"].as_u64().unwrap_or(0) + entry["guest_memory_kib"].as_u64().unwrap_or(0);
+    let total =
+        |entry: &Value| entry["anonymous_kib"].as_u64().unwrap_or(0) + entry["guest_memory_kib"].as_u64().unwrap_or(0);
     let further = (total(&series[PODS - 1]) - total(&series[0])) / (PODS as u64 - 1);
     Ok(json!({
         "each_further_pod_kib": further,

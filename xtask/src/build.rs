@@ -87,7 +87,18 @@ pub(crate) fn all() -> Result<Built> {
     step("building the guest's programs", || {
         let mut build = command(
             "cargo",
-            &["build", "--profile", "guest", "--locked", "--target", GUEST_TARGET, "-p", "coracle-agent", "-p", "guest-probe"],
+            &[
+                "build",
+                "--profile",
+                "guest",
+                "--locked",
+                "--target",
+                GUEST_TARGET,
+                "-p",
+                "coracle-agent",
+                "-p",
+                "guest-probe",
+            ],
         );
         build.env("RUSTFLAGS", "-C target-feature=+crt-static");
         run(build)

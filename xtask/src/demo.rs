@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::build::{self, Built};
 use crate::containerd::Containerd;
-use crate::setup::{self, Level};
 use crate::image;
+use crate::setup::{self, Level};
 use crate::steps::{output, step};
 
 /// Run a container in a machine of its own.
@@ -46,8 +46,11 @@ fn prepare(args: &Args) -> Result<(Built, PathBuf, PathBuf)> {
         step("making a small image from busybox", || image::make(&folder, &[]))?;
     }
     let settings = built.work().join("demo.toml");
-    std::fs::write(&settings, format!("[machine]\naccelerator = \"any\"\n[guest]\nfolder = {:?}\n", guest.display().to_string()))
-        .context("write the demo's settings")?;
+    std::fs::write(
+        &settings,
+        format!("[machine]\naccelerator = \"any\"\n[guest]\nfolder = {:?}\n", guest.display().to_string()),
+    )
+    .context("write the demo's settings")?;
     Ok((built, folder, settings))
 }
 
@@ -67,7 +70,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         run_quiet(containerd.ctr(&["images", "import", "--base-name", "demo", &archive.display().to_string()]))?;
         eprintln!("==> ctr run --runtime io.containerd.coracle.v2");
         start = Instant::now();
-        let arguments = ["run", "--rm", "--runtime", "io.containerd.coracle.v2", "demo:latest", "demo", "sh", "-c", script];
+        let arguments =
+            ["run", "--rm", "--runtime", "io.containerd.coracle.v2", "demo:latest", "demo", "sh", "-c", script];
         child = spawn(containerd.ctr(&arguments))?;
         _containerd = Some(containerd);
     } else {

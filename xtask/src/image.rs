@@ -8,9 +8,46 @@ use sha2::{Digest, Sha256};
 
 /// Busybox commands that the image has by name.
 const COMMANDS: [&str; 40] = [
-    "sh", "ls", "cat", "echo", "uname", "true", "false", "sleep", "id", "env", "hostname", "stty", "dd", "wc", "md5sum",
-    "sha256sum", "ps", "mount", "grep", "kill", "head", "tail", "tr", "seq", "touch", "rm", "mkdir", "stat", "pwd", "test",
-    "expr", "date", "df", "free", "nproc", "yes", "tee", "readlink", "chmod", "ulimit",
+    "sh",
+    "ls",
+    "cat",
+    "echo",
+    "uname",
+    "true",
+    "false",
+    "sleep",
+    "id",
+    "env",
+    "hostname",
+    "stty",
+    "dd",
+    "wc",
+    "md5sum",
+    "sha256sum",
+    "ps",
+    "mount",
+    "grep",
+    "kill",
+    "head",
+    "tail",
+    "tr",
+    "seq",
+    "touch",
+    "rm",
+    "mkdir",
+    "stat",
+    "pwd",
+    "test",
+    "expr",
+    "date",
+    "df",
+    "free",
+    "nproc",
+    "yes",
+    "tee",
+    "readlink",
+    "chmod",
+    "ulimit",
 ];
 
 fn busybox() -> Result<Vec<u8>> {
@@ -102,7 +139,8 @@ pub(crate) fn make(folder: &Path, extra: &[(&str, PathBuf)]) -> Result<()> {
 
 /// Packs a layout into a tar archive, as containerd imports it.
 pub(crate) fn archive(folder: &Path, file: &Path) -> Result<()> {
-    let mut builder = tar::Builder::new(std::fs::File::create(file).with_context(|| format!("make {}", file.display()))?);
+    let mut builder =
+        tar::Builder::new(std::fs::File::create(file).with_context(|| format!("make {}", file.display()))?);
     builder.append_dir_all(".", folder).context("pack the image")?;
     builder.finish().context("pack the image")
 }

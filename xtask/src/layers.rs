@@ -52,7 +52,8 @@ fn wings(metadata: &Value) -> Result<Vec<String>> {
         let Some(path) = manifest.strip_prefix(&format!("{top}/")) else { continue };
         let own = wing(path);
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
-            let Some(other) = dependency["path"].as_str().and_then(|other| other.strip_prefix(&format!("{top}/"))) else {
+            let Some(other) = dependency["path"].as_str().and_then(|other| other.strip_prefix(&format!("{top}/")))
+            else {
                 continue;
             };
             let other = wing(other);
@@ -76,7 +77,12 @@ fn reach(metadata: &Value, name: &str) -> Result<Vec<String>> {
     let nodes = metadata["resolve"]["nodes"].as_array().context("resolve")?;
     let name_of = |id: &str| {
         let packages = metadata["packages"].as_array().into_iter().flatten();
-        packages.into_iter().find(|package| package["id"] == id).and_then(|package| package["name"].as_str()).unwrap_or_default().to_owned()
+        packages
+            .into_iter()
+            .find(|package| package["id"] == id)
+            .and_then(|package| package["name"].as_str())
+            .unwrap_or_default()
+            .to_owned()
     };
     let start = nodes.iter().find(|node| node["id"].as_str().is_some_and(|id| name_of(id) == name));
     let start = start.with_context(|| format!("there is no crate {name}"))?;

@@ -15,7 +15,10 @@ pub(crate) fn run() -> Result<()> {
     setup::ensure(setup::Level::Run)?;
     step("rustfmt", || steps::run(command("cargo", &["fmt", "--all", "--check"])))?;
     step("clippy", || {
-        steps::run(command("cargo", &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]))
+        steps::run(command(
+            "cargo",
+            &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"],
+        ))
     })?;
     step("layers", layers::run)?;
     step("single versions", single_versions)?;
@@ -43,5 +46,8 @@ fn deny() -> Result<()> {
             steps::run(command("cargo", &["install", "--quiet", "--locked", "--version", CARGO_DENY, "cargo-deny"]))
         })?;
     }
-    steps::run(command("cargo", &["deny", "--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
+    steps::run(command(
+        "cargo",
+        &["deny", "--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"],
+    ))
 }

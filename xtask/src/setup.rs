@@ -96,7 +96,8 @@ fn apt(arguments: &[&str]) -> Result<()> {
 
 /// The words that run a command as root.
 pub(crate) fn privileged<'a>(words: &[&'a str]) -> Vec<&'a str> {
-    let mut all = if is_root() { Vec::new() } else { vec!["sudo", "--preserve-env=CORACLE_CONFIG,CORACLE_ROOT,CORACLE_DEBUG"] };
+    let mut all =
+        if is_root() { Vec::new() } else { vec!["sudo", "--preserve-env=CORACLE_CONFIG,CORACLE_ROOT,CORACLE_DEBUG"] };
     all.extend(words);
     all
 }

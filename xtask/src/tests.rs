@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use crate::build::{self, Built};
-use crate::setup::{self, Level};
 use crate::image;
+use crate::setup::{self, Level};
 use crate::steps::{self, command, step};
 
 /// Run every test lane that this machine can run.
@@ -57,7 +57,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         })?;
     }
     machine_lanes(&built, wanted("contract"), wanted("e2e"), &filter)?;
-    println!("lanes left out: monitor (the built-in monitor is not there yet); containerd 1.7 and 2.x (run by name, see docs)");
+    println!(
+        "lanes left out: monitor (the built-in monitor is not there yet); containerd 1.7 and 2.x (run by name, see docs)"
+    );
     Ok(())
 }
 
@@ -69,7 +71,8 @@ fn machine_lanes(built: &Built, contract: bool, e2e: bool, filter: &[&str]) -> R
     };
     if contract {
         step("lane contract (QEMU)", || {
-            let mut contract = command("cargo", &["test", "--locked", "-p", "coracle-driver-qemu", "--test", "contract", "--"]);
+            let mut contract =
+                command("cargo", &["test", "--locked", "-p", "coracle-driver-qemu", "--test", "contract", "--"]);
             contract.args(filter);
             environment(&mut contract);
             steps::run(contract)
@@ -80,7 +83,10 @@ fn machine_lanes(built: &Built, contract: bool, e2e: bool, filter: &[&str]) -> R
         image::make(&folder, &[("guest-probe", built.guest_probe())])?;
         let other = other_guest(built);
         step("lane e2e (QEMU)", || {
-            let mut e2e = command("cargo", &["test", "--locked", "--no-fail-fast", "-p", "coracle-e2e", "--", "--test-threads=2"]);
+            let mut e2e = command(
+                "cargo",
+                &["test", "--locked", "--no-fail-fast", "-p", "coracle-e2e", "--", "--test-threads=2"],
+            );
             e2e.args(filter)
                 .env("CORACLE_TEST_BINARY", built.coracle())
                 .env("CORACLE_TEST_AGENT", built.agent())

@@ -36,7 +36,11 @@ pub fn to_json(message: &dyn MessageDyn) -> Value {
                 None => Value::Null,
             },
             ReflectFieldRef::Repeated(list) => {
-                if list.is_empty() { Value::Null } else { Value::Array(list.into_iter().map(item).collect()) }
+                if list.is_empty() {
+                    Value::Null
+                } else {
+                    Value::Array(list.into_iter().map(item).collect())
+                }
             }
             ReflectFieldRef::Map(map) => {
                 let entries: Map<String, Value> =
@@ -52,7 +56,10 @@ pub fn to_json(message: &dyn MessageDyn) -> Value {
 }
 
 fn is_message(field: &protobuf::reflect::FieldDescriptor) -> bool {
-    matches!(field.runtime_field_type(), protobuf::reflect::RuntimeFieldType::Singular(protobuf::reflect::RuntimeType::Message(_)))
+    matches!(
+        field.runtime_field_type(),
+        protobuf::reflect::RuntimeFieldType::Singular(protobuf::reflect::RuntimeType::Message(_))
+    )
 }
 
 /// A single field: empty text counts as absent.

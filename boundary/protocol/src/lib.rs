@@ -16,8 +16,8 @@ pub mod paths;
 pub mod ports;
 
 pub use json::{JsonError, from_json, to_json};
-pub use rpc::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
 pub use protobuf;
+pub use rpc::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
 pub use ttrpc;
 
 /// The version that shim, agent and guest image must share, in Cargo's form.

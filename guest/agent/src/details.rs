@@ -48,8 +48,16 @@ pub(crate) async fn metrics(agent: &Arc<Agent>, _: GetMetricsRequest) -> Result<
         line.trim().split(' ').next()?.parse::<u64>().ok()
     };
     for (name, help, value) in [
-        ("kata_agent_process_resident_memory_bytes", "Resident memory of the agent.", figure("VmRSS:").map(|kib| kib * 1024)),
-        ("kata_agent_process_anonymous_memory_bytes", "Anonymous memory of the agent.", figure("RssAnon:").map(|kib| kib * 1024)),
+        (
+            "kata_agent_process_resident_memory_bytes",
+            "Resident memory of the agent.",
+            figure("VmRSS:").map(|kib| kib * 1024),
+        ),
+        (
+            "kata_agent_process_anonymous_memory_bytes",
+            "Anonymous memory of the agent.",
+            figure("RssAnon:").map(|kib| kib * 1024),
+        ),
         ("kata_agent_threads", "Threads of the agent.", figure("Threads:")),
         ("coracle_agent_containers", "Containers that the agent has.", Some(agent.all().len() as u64)),
         ("coracle_guest_tsc_at_ready", "Time stamp counter when the agent began to serve.", crate::guest::ready_tsc()),

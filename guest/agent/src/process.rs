@@ -185,7 +185,9 @@ impl Process {
         let prepared =
             self.prepared.lock().await.take().ok_or_else(|| Error::State("the process was started already".into()))?;
         // The engine waits for the exec, so it gets a thread.
-        tokio::task::spawn_blocking(move || prepared.start()).await.map_err(|error| Error::State(error.to_string()))??;
+        tokio::task::spawn_blocking(move || prepared.start())
+            .await
+            .map_err(|error| Error::State(error.to_string()))??;
         Ok(())
     }
 

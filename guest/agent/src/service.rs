@@ -90,13 +90,21 @@ struct Health;
 
 #[async_trait::async_trait]
 impl health_ttrpc::Health for Health {
-    async fn check(&self, _: &TtrpcContext, request: health::CheckRequest) -> ttrpc::Result<health::HealthCheckResponse> {
+    async fn check(
+        &self,
+        _: &TtrpcContext,
+        request: health::CheckRequest,
+    ) -> ttrpc::Result<health::HealthCheckResponse> {
         gate::admit("Check", &request)?;
         let status = health::health_check_response::ServingStatus::SERVING.into();
         Ok(health::HealthCheckResponse { status, ..Default::default() })
     }
 
-    async fn version(&self, _: &TtrpcContext, request: health::CheckRequest) -> ttrpc::Result<health::VersionCheckResponse> {
+    async fn version(
+        &self,
+        _: &TtrpcContext,
+        request: health::CheckRequest,
+    ) -> ttrpc::Result<health::VersionCheckResponse> {
         gate::admit("Version", &request)?;
         Ok(health::VersionCheckResponse {
             grpc_version: "0.0.1".into(),
@@ -112,7 +120,8 @@ impl health_ttrpc::Health for Health {
 /// [`Error::System`] where the server does not start.
 pub async fn serve(config: Config, listener: Listener) -> Result<Server> {
     // The engine's first process of each container outlives its parent by design; it must come to us.
-    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).map_err(Error::system("become a subreaper"))?;
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
+        .map_err(Error::system("become a subreaper"))?;
     let mut services: HashMap<String, Service> = agent_ttrpc::create_agent_service(Arc::new(Door(Agent::new(config))));
     services.extend(health_ttrpc::create_health(Arc::new(Health)));
     let mut server = Server::new().add_listener(listener).register_service(services);

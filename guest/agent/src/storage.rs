@@ -66,11 +66,8 @@ mod tests {
             let storage = Storage { driver: "local".into(), mount_point: mount_point.into(), ..Default::default() };
             assert!(matches!(attach(&Config::guest(), &storage), Err(Error::Invalid(_))), "{mount_point}");
         }
-        let storage = Storage {
-            driver: "scsi".into(),
-            mount_point: "/run/kata-containers/x".into(),
-            ..Default::default()
-        };
+        let storage =
+            Storage { driver: "scsi".into(), mount_point: "/run/kata-containers/x".into(), ..Default::default() };
         assert!(matches!(attach(&Config::guest(), &storage), Err(Error::Unsupported(_))));
     }
 }

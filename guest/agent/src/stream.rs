@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use coracle_protocol::STREAM_CHUNK_BYTES;
 use coracle_protocol::agent::{
     CloseStdinRequest, ReadStreamRequest, ReadStreamResponse, TtyWinResizeRequest, WriteStreamRequest,
     WriteStreamResponse,
 };
-use coracle_protocol::STREAM_CHUNK_BYTES;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
 use crate::process::Output;
@@ -50,7 +50,11 @@ async fn read(output: &mut Output, len: u32) -> Result<Vec<u8>> {
     output.read(len).await.map_err(Error::system("read the process's output"))
 }
 
-fn forget_if_done(agent: &Arc<Agent>, request: &ReadStreamRequest, answer: Result<Vec<u8>>) -> Result<ReadStreamResponse> {
+fn forget_if_done(
+    agent: &Arc<Agent>,
+    request: &ReadStreamRequest,
+    answer: Result<Vec<u8>>,
+) -> Result<ReadStreamResponse> {
     let data = answer?;
     if data.is_empty() && !request.exec_id.is_empty() {
         agent.container(&request.container_id)?.forget_exec(&request.exec_id);

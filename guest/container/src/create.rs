@@ -62,8 +62,7 @@ impl Prepared {
 /// # Errors
 /// What `agent init` says, or [`Error::System`]; then no process is left.
 pub fn create(program: &Path, cgroup: &Path, spec: Spec, rootfs: &Path, stdio: Stdio) -> Result<Prepared> {
-    let process =
-        spec.process().clone().ok_or_else(|| Error::Invalid("the specification has no process".into()))?;
+    let process = spec.process().clone().ok_or_else(|| Error::Invalid("the specification has no process".into()))?;
     let place = Place::New { spec: Box::new(spec), rootfs: rootfs.to_owned() };
     prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place }, stdio)
 }

@@ -49,8 +49,9 @@ impl Plan {
     /// [`Error::System`] where the kernel has no memory for it.
     pub(crate) fn seal(&self) -> Result<OwnedFd> {
         let bytes = serde_json::to_vec(self).map_err(|error| Error::Invalid(format!("plan: {error}")))?;
-        let fd = rustix::fs::memfd_create("plan", rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING)
-            .step(|| "create the plan's memory file".into())?;
+        let fd =
+            rustix::fs::memfd_create("plan", rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING)
+                .step(|| "create the plan's memory file".into())?;
         let mut file = std::fs::File::from(fd);
         file.write_all(&bytes).and_then(|()| file.seek(SeekFrom::Start(0))).step(|| "write the plan".into())?;
         let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;

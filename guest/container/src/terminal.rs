@@ -5,9 +5,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use crate::Result;
 use crate::error::Step;
 use crate::user::Identity;
-use crate::Result;
 
 nix::ioctl_write_ptr_bad!(set_pty_lock, libc::TIOCSPTLCK, libc::c_int);
 nix::ioctl_read_bad!(get_pty_number, libc::TIOCGPTN, libc::c_uint);

@@ -100,7 +100,9 @@ fn by_name(named: &str, passwd: &str, group: &str) -> Result<Identity> {
             .find(|(name, _, _)| *name == wanted)
             .map(|(_, gid, _)| gid)
             .or_else(|| wanted.parse().ok())
-            .ok_or_else(|| Error::Invalid(format!("unable to find group {wanted}: no matching entries in group file")))?,
+            .ok_or_else(|| {
+                Error::Invalid(format!("unable to find group {wanted}: no matching entries in group file"))
+            })?,
     };
     let name = account.map_or(user, |account| account.name);
     let supplementary = if wanted_group.is_none_or(str::is_empty) {

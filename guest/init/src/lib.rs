@@ -55,7 +55,9 @@ fn supervise(arguments: &[&str]) -> Result<ExitStatus, String> {
     let agent = i32::try_from(agent.id()).map_err(|_| "the agent's pid is out of range".to_owned())?;
     loop {
         match waitpid(None, None) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == Pid::from_raw(agent) => return Ok(ExitStatus::from_raw(code << 8)),
+            Ok(WaitStatus::Exited(pid, code)) if pid == Pid::from_raw(agent) => {
+                return Ok(ExitStatus::from_raw(code << 8));
+            }
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == Pid::from_raw(agent) => {
                 return Ok(ExitStatus::from_raw(signal as i32));
             }

@@ -38,7 +38,9 @@ impl Attachment {
             files.push(path.clone());
             Ok::<_, anyhow::Error>(path)
         };
-        let open_receiver = |path: &Path| pipe::OpenOptions::new().open_receiver(path).with_context(|| format!("open {}", path.display()));
+        let open_receiver = |path: &Path| {
+            pipe::OpenOptions::new().open_receiver(path).with_context(|| format!("open {}", path.display()))
+        };
         let out = make("out")?;
         let stdout = open_receiver(&out)?;
         let text = |path: &Path| path.display().to_string();
@@ -74,7 +76,10 @@ impl Attachment {
         let outputs = self.outputs();
         tokio::pin!(outputs);
         // Before the start: nothing of the process's end may be missed.
-        let waiting = { let (task, exec_id) = (task.clone(), exec_id.to_owned()); tokio::spawn(async move { task.wait(&exec_id).await }) };
+        let waiting = {
+            let (task, exec_id) = (task.clone(), exec_id.to_owned());
+            tokio::spawn(async move { task.wait(&exec_id).await })
+        };
         let started = task.start(exec_id);
         tokio::pin!(started);
         loop {
@@ -191,7 +196,8 @@ struct Signals(Vec<(i32, Signal)>);
 impl Signals {
     fn new() -> Result<Self> {
         let all = FORWARDED.into_iter().chain([libc::SIGWINCH]);
-        let watched = all.map(|number| Ok((number, signal(SignalKind::from_raw(number))?))).collect::<std::io::Result<_>>();
+        let watched =
+            all.map(|number| Ok((number, signal(SignalKind::from_raw(number))?))).collect::<std::io::Result<_>>();
         watched.map(Self).context("watch for signals")
     }
 

@@ -23,8 +23,12 @@ pub(crate) fn run() -> Result<u8> {
         println!("ok       kvm: usable");
     } else {
         println!("note     kvm: {}", report["kvm"]["reason"].as_str().unwrap_or("not usable"));
-        println!("note     machines are emulated, which is slow and no security boundary; containerd is refused it unless");
-        println!("         the administrator sets `accelerator = \"any\"` in the table [machine] of /etc/coracle/config.toml");
+        println!(
+            "note     machines are emulated, which is slow and no security boundary; containerd is refused it unless"
+        );
+        println!(
+            "         the administrator sets `accelerator = \"any\"` in the table [machine] of /etc/coracle/config.toml"
+        );
     }
     let vsock = if report["kernel_vsock"] == true { "the kernel's" } else { "our own server" };
     println!("ok       vsock: {vsock}");

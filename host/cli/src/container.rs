@@ -64,7 +64,10 @@ impl Root {
         let folder = self.containers().join(name);
         let mut builder = std::fs::DirBuilder::new();
         builder.mode(0o700);
-        builder.recursive(true).create(self.containers()).with_context(|| format!("make {}", self.containers().display()))?;
+        builder
+            .recursive(true)
+            .create(self.containers())
+            .with_context(|| format!("make {}", self.containers().display()))?;
         match builder.recursive(false).create(&folder) {
             Ok(()) => Ok(Folder(folder)),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -124,7 +127,8 @@ impl Folder {
     /// Replaces the record; a reader sees the old or the new one.
     pub(crate) fn write(&self, record: &Record) -> Result<()> {
         let (path, beside) = (self.join("container.json"), self.join("container.json.new"));
-        std::fs::write(&beside, serde_json::to_vec_pretty(record)?).with_context(|| format!("write {}", beside.display()))?;
+        std::fs::write(&beside, serde_json::to_vec_pretty(record)?)
+            .with_context(|| format!("write {}", beside.display()))?;
         std::fs::rename(&beside, &path).with_context(|| format!("write {}", path.display()))
     }
 

@@ -35,7 +35,8 @@ pub(crate) struct Args {
 pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
     let (folder, record) = root.find(&args.container)?;
     let task = Task::connect(&record).await?;
-    let bundle: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).context("read the bundle")?)?;
+    let bundle: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("config.json")).context("read the bundle")?)?;
     let container = &bundle["process"];
     let texts = |value: &serde_json::Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()

@@ -54,10 +54,9 @@ fn agent(given: Option<PathBuf>) -> Result<PathBuf> {
     let own = std::env::current_exe().and_then(|own| own.canonicalize()).context("find this program")?;
     let beside = own.with_file_name("coracle-agent");
     let installed = Path::new("/usr/lib/coracle/coracle-agent").to_owned();
-    [beside, installed]
-        .into_iter()
-        .find(|path| path.exists())
-        .context("the agent's program is neither beside coracle nor at /usr/lib/coracle/coracle-agent: name it with --agent")
+    [beside, installed].into_iter().find(|path| path.exists()).context(
+        "the agent's program is neither beside coracle nor at /usr/lib/coracle/coracle-agent: name it with --agent",
+    )
 }
 
 /// A folder for downloads, removed at the end.
@@ -82,9 +81,10 @@ impl Downloads {
         if !status.success() {
             bail!("apt-get could not download {name}: run `apt-get update`, or give --kernel FILE");
         }
-        let found = std::fs::read_dir(&self.0)?.flatten().map(|entry| entry.path()).find(|path| {
-            path.extension().is_some_and(|extension| extension == "deb")
-        });
+        let found = std::fs::read_dir(&self.0)?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
         found.with_context(|| format!("apt-get downloaded no package {name}"))
     }
 }
@@ -97,10 +97,12 @@ impl Drop for Downloads {
 
 /// The package with files behind one that only depends on it.
 fn concrete(name: &str) -> Result<String> {
-    let output = Process::new("apt-cache").args(["depends", "--important", name]).output().context("start apt-cache")?;
+    let output =
+        Process::new("apt-cache").args(["depends", "--important", name]).output().context("start apt-cache")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let dependency = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).find(|dependency| {
-        dependency.starts_with("linux-image-") && dependency.contains('.')
-    });
+    let dependency = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|dependency| dependency.starts_with("linux-image-") && dependency.contains('.'));
     Ok(dependency.unwrap_or(name).to_owned())
 }

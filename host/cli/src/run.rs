@@ -152,7 +152,11 @@ async fn foreground(folder: &Folder, record: Record, args: &Args) -> Result<u8> 
 }
 
 /// Starts the shim and creates the task. Where that fails, no shim is left.
-pub(crate) async fn create(folder: &Folder, mut record: Record, streams: &crate::task::Streams) -> Result<(Record, Task)> {
+pub(crate) async fn create(
+    folder: &Folder,
+    mut record: Record,
+    streams: &crate::task::Streams,
+) -> Result<(Record, Task)> {
     record.address = Some(shim::start(folder, &record)?);
     folder.write(&record)?;
     let path = |name: &str| folder.join(name).display().to_string();

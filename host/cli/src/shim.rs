@@ -18,7 +18,8 @@ const DEFAULTS: &str = "machine.accelerator = \"any\"";
 
 /// The shim's program: beside this one, or in `$PATH`.
 fn program() -> PathBuf {
-    let beside = std::env::current_exe().ok().and_then(|own| own.canonicalize().ok()).map(|own| own.with_file_name(PROGRAM));
+    let beside =
+        std::env::current_exe().ok().and_then(|own| own.canonicalize().ok()).map(|own| own.with_file_name(PROGRAM));
     beside.filter(|path| path.exists()).unwrap_or_else(|| PROGRAM.into())
 }
 

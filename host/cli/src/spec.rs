@@ -138,7 +138,9 @@ fn volume_mount(volume: &str) -> Result<Value> {
     }
     let source = std::fs::canonicalize(source).with_context(|| format!("--volume {volume}: {source}"))?;
     let access = if readonly { "ro" } else { "rw" };
-    Ok(json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", access] }))
+    Ok(
+        json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", access] }),
+    )
 }
 
 /// A size in bytes: digits and one of the letters b, k, m, g.
@@ -176,7 +178,8 @@ mod tests {
 
     #[test]
     fn the_users_variables_win() {
-        let env = environment(&["PATH=/image".into(), "A=1".into()], &["A=2".into(), "NOT_SET_ANYWHERE".into()], "h", true);
+        let env =
+            environment(&["PATH=/image".into(), "A=1".into()], &["A=2".into(), "NOT_SET_ANYWHERE".into()], "h", true);
         assert_eq!(env, ["HOSTNAME=h", "TERM=xterm", "PATH=/image", "A=2"]);
     }
 

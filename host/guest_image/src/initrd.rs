@@ -27,7 +27,8 @@ pub(crate) fn pack(agent: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8
     let mut archive = Vec::new();
     for (number, (name, mode, bytes)) in entries.iter().enumerate() {
         let inode = u32::try_from(number + 1).map_err(|_| Error::Kernel("too many files for an initrd".into()))?;
-        let size = u32::try_from(bytes.len()).map_err(|_| Error::Kernel(format!("{name} is too large for an initrd")))?;
+        let size =
+            u32::try_from(bytes.len()).map_err(|_| Error::Kernel(format!("{name} is too large for an initrd")))?;
         let links = if *mode == DIRECTORY { 2 } else { 1 };
         let builder = newc::Builder::new(name).ino(inode).mode(*mode).nlink(links);
         let write = || {

@@ -35,14 +35,15 @@ pub(crate) fn extract(image: &[u8]) -> Result<Vec<u8>, Error> {
     };
     let start = (sectors + 1) * 512 + number(PAYLOAD_OFFSET).ok_or_else(|| bad("its header is short"))?;
     let length = number(PAYLOAD_LENGTH).ok_or_else(|| bad("its header is short"))?;
-    let payload = start.checked_add(length).and_then(|end| image.get(start..end)).ok_or_else(|| bad("it is cut short"))?;
+    let payload =
+        start.checked_add(length).and_then(|end| image.get(start..end)).ok_or_else(|| bad("it is cut short"))?;
     let mut kernel = Vec::new();
     let unpacked = if payload.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
         liblzma::read::XzDecoder::new(payload).take(KERNEL_BYTES_MAX).read_to_end(&mut kernel)
     } else if payload.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        zstd::Decoder::new(payload).map(|decoder| decoder.single_frame()).and_then(|decoder| {
-            decoder.take(KERNEL_BYTES_MAX).read_to_end(&mut kernel)
-        })
+        zstd::Decoder::new(payload)
+            .map(|decoder| decoder.single_frame())
+            .and_then(|decoder| decoder.take(KERNEL_BYTES_MAX).read_to_end(&mut kernel))
     } else if let Some(blocks) = payload.strip_prefix(&LZ4_LEGACY) {
         unpack_lz4(blocks, &mut kernel)
     } else {

@@ -64,7 +64,11 @@ impl Package {
             let file = name.rsplit('/').next().unwrap_or_default().to_owned();
             let mut contents = || {
                 let mut bytes = Vec::new();
-                entry.by_ref().take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|error| failed(error.to_string()))?;
+                entry
+                    .by_ref()
+                    .take(FILE_BYTES_MAX)
+                    .read_to_end(&mut bytes)
+                    .map_err(|error| failed(error.to_string()))?;
                 Ok::<_, Error>(bytes)
             };
             if let Some(version) = name.strip_prefix("boot/vmlinuz-") {
@@ -78,9 +82,7 @@ impl Package {
             }
         }
         match (release, vmlinuz) {
-            (Some(release), Some(vmlinuz)) => {
-                Ok(Self { path: path.to_owned(), release, vmlinuz, modules, builtin })
-            }
+            (Some(release), Some(vmlinuz)) => Ok(Self { path: path.to_owned(), release, vmlinuz, modules, builtin }),
             _ => Err(failed("it holds no boot/vmlinuz-*; give a linux-image-* package".into())),
         }
     }

@@ -129,21 +129,31 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(what: &str, bytes: &'a [u8]) -> Resu
 /// Picks the manifest for `platform` (`os/architecture`), or the only one that says nothing of platforms.
 pub(crate) fn pick<'a>(manifests: &'a [Descriptor], platform: &str, tag: Option<&str>) -> Result<&'a Descriptor> {
     let named = |descriptor: &&Descriptor| {
-        tag.is_none_or(|tag| descriptor.annotations.get("org.opencontainers.image.ref.name").is_some_and(|name| name == tag))
+        tag.is_none_or(|tag| {
+            descriptor.annotations.get("org.opencontainers.image.ref.name").is_some_and(|name| name == tag)
+        })
     };
     let fits = |descriptor: &&Descriptor| {
-        descriptor.platform.as_ref().is_none_or(|found| wanted(platform) == (found.os.as_str(), found.architecture.as_str()))
+        descriptor
+            .platform
+            .as_ref()
+            .is_none_or(|found| wanted(platform) == (found.os.as_str(), found.architecture.as_str()))
     };
     manifests.iter().filter(named).find(fits).ok_or_else(|| {
         let found: Vec<String> = manifests
             .iter()
-            .map(|descriptor| match (&descriptor.platform, descriptor.annotations.get("org.opencontainers.image.ref.name")) {
-                (Some(platform), _) => platform.to_string(),
-                (None, Some(name)) => name.clone(),
-                (None, None) => "an unnamed image".to_owned(),
+            .map(|descriptor| {
+                match (&descriptor.platform, descriptor.annotations.get("org.opencontainers.image.ref.name")) {
+                    (Some(platform), _) => platform.to_string(),
+                    (None, Some(name)) => name.clone(),
+                    (None, None) => "an unnamed image".to_owned(),
+                }
             })
             .collect();
-        Error::Platform { wanted: tag.map_or_else(|| platform.to_owned(), |tag| format!("{tag} ({platform})")), found: found.join(", ") }
+        Error::Platform {
+            wanted: tag.map_or_else(|| platform.to_owned(), |tag| format!("{tag} ({platform})")),
+            found: found.join(", "),
+        }
     })
 }
 
@@ -173,7 +183,8 @@ pub(crate) fn open(folder: &Path, platform: &str, tag: Option<&str>) -> Result<P
 }
 
 fn manifest_parts(folder: &Path, digest: &str, manifest: &Document, platform: &str) -> Result<Parts> {
-    let config = manifest.config.as_ref().ok_or_else(|| Error::Refused("it has no manifest with a configuration".into()))?;
+    let config =
+        manifest.config.as_ref().ok_or_else(|| Error::Refused("it has no manifest with a configuration".into()))?;
     let bytes = read_bounded(&blob_path(folder, &config.digest)?)?;
     verify("the configuration", &bytes, &config.digest)?;
     let configuration = configuration(&bytes, platform)?;

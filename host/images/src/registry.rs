@@ -36,7 +36,8 @@ fn failed(error: impl std::fmt::Display) -> Error {
 pub(crate) async fn fetch(name: &str, platform: &str, options: &RegistryOptions, folder: &Path) -> Result<()> {
     // A second installation is refused, and the first one serves.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let reference: Reference = name.parse().map_err(|error| Error::Name(format!("{name:?} names no image: {error}")))?;
+    let reference: Reference =
+        name.parse().map_err(|error| Error::Name(format!("{name:?} names no image: {error}")))?;
     let protocol = if options.plain_http { ClientProtocol::Http } else { ClientProtocol::Https };
     let client = Client::try_from(ClientConfig { protocol, ..Default::default() }).map_err(failed)?;
     let auth = credentials(options, reference.resolve_registry())?;
@@ -80,7 +81,8 @@ fn credentials(options: &RegistryOptions, registry: &str) -> Result<RegistryAuth
         },
     };
     let Ok(bytes) = std::fs::read(&path) else { return Ok(RegistryAuth::Anonymous) };
-    let config: Value = serde_json::from_slice(&bytes).map_err(|error| Error::Name(format!("{}: {error}", path.display())))?;
+    let config: Value =
+        serde_json::from_slice(&bytes).map_err(|error| Error::Name(format!("{}: {error}", path.display())))?;
     // Docker Hub's entry has its old address.
     let keys = if registry == "docker.io" || registry == "index.docker.io" {
         vec!["https://index.docker.io/v1/", "docker.io", "index.docker.io"]

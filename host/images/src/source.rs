@@ -34,7 +34,9 @@ impl FromStr for Source {
             _ => Self::Registry(name.to_owned()),
         };
         let empty = match &source {
-            Self::OciLayout(path, _) | Self::OciArchive(path) | Self::DockerArchive(path) => path.as_os_str().is_empty(),
+            Self::OciLayout(path, _) | Self::OciArchive(path) | Self::DockerArchive(path) => {
+                path.as_os_str().is_empty()
+            }
             Self::Registry(name) => name.is_empty(),
         };
         if empty {

@@ -38,7 +38,8 @@ impl Store {
         options: &RegistryOptions,
         progress: &(dyn Fn(&str) + Sync),
     ) -> Result<Image> {
-        let work = tempfile::Builder::new().prefix("tmp-").tempdir_in(&self.folder).map_err(Error::file(&self.folder))?;
+        let work =
+            tempfile::Builder::new().prefix("tmp-").tempdir_in(&self.folder).map_err(Error::file(&self.folder))?;
         let parts = match source {
             Source::OciLayout(folder, tag) => layout::open(folder, platform, tag.as_deref())?,
             Source::OciArchive(file) => {

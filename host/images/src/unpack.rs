@@ -132,7 +132,9 @@ fn plain(path: &Path) -> std::result::Result<PathBuf, Failure> {
         match part {
             Component::Normal(name) => plain.push(name),
             Component::RootDir | Component::CurDir => {}
-            Component::ParentDir | Component::Prefix(_) => return Err(Failure::Refused("it leaves the image's root".into())),
+            Component::ParentDir | Component::Prefix(_) => {
+                return Err(Failure::Refused("it leaves the image's root".into()));
+            }
         }
     }
     Ok(plain)
@@ -375,17 +377,27 @@ mod tests {
             assert!(matches!(unpack(&root, &entries), Err(Error::Refused(_))), "{entries:?}");
         }
         // Links of any target are kept, and nothing is written through them.
-        unpack(&root, &[("up", EntryType::Symlink, "../.."), ("up/evil", FILE, "x"), ("abs", EntryType::Symlink, "/"), ("abs/evil2", FILE, "x")])
-            .unwrap();
+        unpack(
+            &root,
+            &[
+                ("up", EntryType::Symlink, "../.."),
+                ("up/evil", FILE, "x"),
+                ("abs", EntryType::Symlink, "/"),
+                ("abs/evil2", FILE, "x"),
+            ],
+        )
+        .unwrap();
         assert!(root.join("evil").is_file() && root.join("evil2").is_file());
-        let outside: Vec<_> = std::fs::read_dir(outer.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let outside: Vec<_> =
+            std::fs::read_dir(outer.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(outside.len(), 2, "{outside:?}");
     }
 
     #[test]
     fn a_file_replaces_a_link_and_does_not_follow_it() {
         let root = tempfile::tempdir().unwrap();
-        unpack(root.path(), &[("target", FILE, "old"), ("l", EntryType::Symlink, "target"), ("l", FILE, "new")]).unwrap();
+        unpack(root.path(), &[("target", FILE, "old"), ("l", EntryType::Symlink, "target"), ("l", FILE, "new")])
+            .unwrap();
         assert_eq!(std::fs::read_to_string(root.path().join("target")).unwrap(), "old");
         assert_eq!(std::fs::read_to_string(root.path().join("l")).unwrap(), "new");
     }
@@ -394,9 +406,13 @@ mod tests {
     fn whiteouts_and_opaque_folders() {
         let root = tempfile::tempdir().unwrap();
         let exists = |name: &str| root.path().join(name).symlink_metadata().is_ok();
-        unpack(root.path(), &[("a/x", FILE, ""), ("a/y/z", FILE, ""), ("b/x", FILE, ""), ("b/keep/old", FILE, "")]).unwrap();
-        unpack(root.path(), &[("a/.wh.y", FILE, ""), ("b/keep/new", FILE, ""), ("b/.wh..wh..opq", FILE, ""), ("b/n", FILE, "")])
+        unpack(root.path(), &[("a/x", FILE, ""), ("a/y/z", FILE, ""), ("b/x", FILE, ""), ("b/keep/old", FILE, "")])
             .unwrap();
+        unpack(
+            root.path(),
+            &[("a/.wh.y", FILE, ""), ("b/keep/new", FILE, ""), ("b/.wh..wh..opq", FILE, ""), ("b/n", FILE, "")],
+        )
+        .unwrap();
         assert!(exists("a/x") && !exists("a/y"));
         assert!(!exists("b/x") && exists("b/n") && exists("b/keep/new"));
         unpack(root.path(), &[(".wh.a", FILE, "")]).unwrap();

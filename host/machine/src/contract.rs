@@ -47,7 +47,10 @@ pub async fn lives_and_stops(driver: &dyn Driver, spec: MachineSpec) {
     assert_eq!(first, second, "all who wait hear the same");
     assert!(!first.reason.is_empty());
     patiently("second stop", machine.stop()).await.expect("a second stop is no error");
-    assert!(matches!(patiently("stats", machine.stats()).await, Err(Error::Ended(_))), "statistics of an ended machine");
+    assert!(
+        matches!(patiently("stats", machine.stats()).await, Err(Error::Ended(_))),
+        "statistics of an ended machine"
+    );
     drop(machine);
     let left: Vec<_> = std::fs::read_dir(&folder).expect("the folder").flatten().map(|entry| entry.path()).collect();
     assert!(left.is_empty(), "left in the machine's folder: {left:?}");

@@ -80,11 +80,7 @@ impl Spawn {
             Output::Ring(_) => Stdio::piped(),
             Output::Null => Stdio::null(),
         };
-        command
-            .args(&self.arguments)
-            .stdin(Stdio::null())
-            .stdout(stream(&self.stdout))
-            .stderr(stream(&self.stderr));
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(stream(&self.stdout)).stderr(stream(&self.stderr));
         let descriptors: Vec<(RawFd, RawFd)> =
             self.descriptors.iter().map(|(target, fd)| (*target, fd.as_raw_fd())).collect();
         let parent = rustix::process::getpid();
@@ -96,7 +92,10 @@ impl Spawn {
             command.pre_exec(setup);
         }
         let mut child = command.spawn().map_err(failed)?;
-        let outputs = [(child.stdout.take().map(OwnedFd::from), &self.stdout), (child.stderr.take().map(OwnedFd::from), &self.stderr)];
+        let outputs = [
+            (child.stdout.take().map(OwnedFd::from), &self.stdout),
+            (child.stderr.take().map(OwnedFd::from), &self.stderr),
+        ];
         for (stream, output) in outputs {
             if let (Some(stream), Output::Ring(ring)) = (stream, output) {
                 crate::child::pump(stream, ring.clone()).map_err(failed)?;

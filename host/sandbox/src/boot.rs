@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use coracle_machine::{
-    Architecture, Cpus, Device, GuestStream, Machine, MachineSpec, Memory, MemoryKind, Platform,
-};
+use coracle_machine::{Architecture, Cpus, Device, GuestStream, Machine, MachineSpec, Memory, MemoryKind, Platform};
 use coracle_process::{Child, Output, Ring, Spawn};
 use coracle_protocol::agent::{CreateSandboxRequest, GetOOMEventRequest, Storage};
 use coracle_protocol::{hello, ports};
@@ -182,7 +180,9 @@ fn with_console(error: Error, lines: &[String]) -> Error {
 
 async fn set_up(agent: &Agent, storage: Option<Storage>) -> Result<()> {
     let request = CreateSandboxRequest { storages: storage.into_iter().collect(), ..Default::default() };
-    agent.call("CreateSandbox", Patience::Bounded, async |agent, ctx| agent.create_sandbox(ctx, &request).await).await?;
+    agent
+        .call("CreateSandbox", Patience::Bounded, async |agent, ctx| agent.create_sandbox(ctx, &request).await)
+        .await?;
     Ok(())
 }
 
@@ -219,7 +219,9 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>) {
     tokio::spawn(async move {
         let request = GetOOMEventRequest::new();
         while let Some(pod) = weak.upgrade() {
-            let event = pod.agent.call("GetOOMEvent", Patience::Event, async |agent, ctx| agent.get_oom_event(ctx, &request).await);
+            let event = pod
+                .agent
+                .call("GetOOMEvent", Patience::Event, async |agent, ctx| agent.get_oom_event(ctx, &request).await);
             match event.await {
                 Ok(event) => handle.tell(move |state| state.emit(Event::OutOfMemory { container: event.container_id })),
                 Err(_) => return,

@@ -90,18 +90,21 @@ async fn unless<T>(
 async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<ContainerPlan> {
     let (cpus, memory_mib) = spec::size(&plan.spec);
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, Size { cpus, memory_mib })).await?;
-    let storage =
-        coracle_storage::container(&pod.shared, &plan.id, &plan.root, &plan.rootfs, &plan.spec.Mounts)?;
+    let storage = coracle_storage::container(&pod.shared, &plan.id, &plan.root, &plan.rootfs, &plan.spec.Mounts)?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(storage).await?;
     let request = CreateContainerRequest {
         container_id: plan.id.clone(),
-        OCI: coracle_protocol::protobuf::MessageField::some(spec::for_guest(plan.spec.clone(), &mounted.plan, plan.terminal)),
+        OCI: coracle_protocol::protobuf::MessageField::some(spec::for_guest(
+            plan.spec.clone(),
+            &mounted.plan,
+            plan.terminal,
+        )),
         ..Default::default()
     };
-    let created = pod.agent.call("CreateContainer", Patience::Bounded, async |agent, ctx| {
-        agent.create_container(ctx, &request).await
-    });
+    let created = pod
+        .agent
+        .call("CreateContainer", Patience::Bounded, async |agent, ctx| agent.create_container(ctx, &request).await);
     unless(cancelled, &plan.id, until_end(&pod, created)).await?;
     Ok(mounted.keep())
 }

@@ -26,7 +26,10 @@ impl Sandbox {
             .ask(move |state| {
                 if state.container(&id.container)?.creating.take().is_some() {
                     // Its end comes by the create's own future.
-                    return Err(Error::State(format!("container {} was being created: that is given up", id.container)));
+                    return Err(Error::State(format!(
+                        "container {} was being created: that is given up",
+                        id.container
+                    )));
                 }
                 let found = state.process(&id)?;
                 if found.status == Status::Running {
@@ -60,16 +63,17 @@ impl Sandbox {
             return self.remove_container(&process.container).await;
         }
         let id = process.clone();
-        self.ask(move |state| state.container(&id.container).map(|container| container.execs.remove(&id.exec)).map(drop))
-            .await?
+        self.ask(move |state| {
+            state.container(&id.container).map(|container| container.execs.remove(&id.exec)).map(drop)
+        })
+        .await?
     }
 
     async fn remove_container(&self, id: &str) -> Result<()> {
         let name = id.to_owned();
         let pod = self.ask(move |state| state.container(&name).map(drop).map(|()| state.pod())).await??;
         if let Some(pod) = pod {
-            let request =
-                RemoveContainerRequest { container_id: id.to_owned(), timeout: 0, ..Default::default() };
+            let request = RemoveContainerRequest { container_id: id.to_owned(), timeout: 0, ..Default::default() };
             let removed = pod.agent.call("RemoveContainer", Patience::Bounded, async |agent, ctx| {
                 agent.remove_container(ctx, &request).await
             });
@@ -88,8 +92,9 @@ impl Sandbox {
         }
         // Taken only now: a stop of the pod meanwhile takes it, and undoes it, in this one's stead.
         let name = id.to_owned();
-        let storage =
-            self.ask(move |state| state.containers.get_mut(&name).and_then(|container| container.storage.take())).await?;
+        let storage = self
+            .ask(move |state| state.containers.get_mut(&name).and_then(|container| container.storage.take()))
+            .await?;
         if let Some(storage) = storage {
             tokio::task::spawn_blocking(move || mount::undo(&storage))
                 .await

@@ -100,10 +100,14 @@ async fn read(pod: &Arc<Pod>, id: &ProcessId, stream: Stream) -> Result<Vec<u8>>
     };
     let answer = match stream {
         Stream::Stdout => {
-            pod.agent.call("ReadStdout", Patience::Event, async |agent, ctx| agent.read_stdout(ctx, &request).await).await
+            pod.agent
+                .call("ReadStdout", Patience::Event, async |agent, ctx| agent.read_stdout(ctx, &request).await)
+                .await
         }
         Stream::Stderr => {
-            pod.agent.call("ReadStderr", Patience::Event, async |agent, ctx| agent.read_stderr(ctx, &request).await).await
+            pod.agent
+                .call("ReadStderr", Patience::Event, async |agent, ctx| agent.read_stderr(ctx, &request).await)
+                .await
         }
     };
     Ok(answer?.data)
@@ -133,8 +137,10 @@ async fn pump_input(pod: Arc<Pod>, id: ProcessId, input: Option<Input>) {
             }
         }
     }
-    let request =
-        CloseStdinRequest { container_id: id.container, exec_id: id.exec, ..Default::default() };
+    let request = CloseStdinRequest { container_id: id.container, exec_id: id.exec, ..Default::default() };
     // A process that has ended needs no end of its input.
-    let _ = pod.agent.call("CloseStdin", Patience::Bounded, async |agent, ctx| agent.close_stdin(ctx, &request).await).await;
+    let _ = pod
+        .agent
+        .call("CloseStdin", Patience::Bounded, async |agent, ctx| agent.close_stdin(ctx, &request).await)
+        .await;
 }

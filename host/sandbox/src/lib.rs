@@ -41,8 +41,8 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use error::Error;
 pub use io::{Input, Output, Stdio};
-pub use state::{ProcessState, Status};
 use state::State;
+pub use state::{ProcessState, Status};
 
 /// What the sandbox gives back.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -14,7 +14,9 @@ impl Sandbox {
     pub async fn pause(&self, container: &str) -> Result<()> {
         let pod = self.running(container).await?;
         let request = PauseContainerRequest { container_id: container.to_owned(), ..Default::default() };
-        pod.agent.call("PauseContainer", Patience::Bounded, async |agent, ctx| agent.pause_container(ctx, &request).await).await?;
+        pod.agent
+            .call("PauseContainer", Patience::Bounded, async |agent, ctx| agent.pause_container(ctx, &request).await)
+            .await?;
         self.set_paused(container, true).await
     }
 

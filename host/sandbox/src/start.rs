@@ -52,12 +52,16 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
                     process: MessageField::some(spec),
                     ..Default::default()
                 };
-                pod.agent.call("ExecProcess", Patience::Bounded, async |agent, ctx| agent.exec_process(ctx, &request).await).await
+                pod.agent
+                    .call("ExecProcess", Patience::Bounded, async |agent, ctx| agent.exec_process(ctx, &request).await)
+                    .await
             }
             None => {
                 let request = StartContainerRequest { container_id: id.container.clone(), ..Default::default() };
                 pod.agent
-                    .call("StartContainer", Patience::Bounded, async |agent, ctx| agent.start_container(ctx, &request).await)
+                    .call("StartContainer", Patience::Bounded, async |agent, ctx| {
+                        agent.start_container(ctx, &request).await
+                    })
                     .await
             }
         }
@@ -91,13 +95,12 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
 fn watch(sandbox: &Sandbox, pod: &Arc<Pod>, id: &ProcessId) {
     let (sandbox, pod, id) = (sandbox.clone(), Arc::clone(pod), id.clone());
     tokio::spawn(async move {
-        let request = WaitProcessRequest {
-            container_id: id.container.clone(),
-            exec_id: id.exec.clone(),
-            ..Default::default()
-        };
-        let answer =
-            pod.agent.call("WaitProcess", Patience::Event, async |agent, ctx| agent.wait_process(ctx, &request).await).await;
+        let request =
+            WaitProcessRequest { container_id: id.container.clone(), exec_id: id.exec.clone(), ..Default::default() };
+        let answer = pod
+            .agent
+            .call("WaitProcess", Patience::Event, async |agent, ctx| agent.wait_process(ctx, &request).await)
+            .await;
         match answer {
             Ok(answer) => {
                 let status = u32::try_from(answer.status).unwrap_or(255);

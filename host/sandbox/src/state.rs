@@ -149,7 +149,9 @@ impl State {
         if container.init.status != Status::Stopped {
             names.push(String::new());
         }
-        names.extend(container.execs.iter().filter(|(_, exec)| exec.status == Status::Running).map(|(name, _)| name.clone()));
+        names.extend(
+            container.execs.iter().filter(|(_, exec)| exec.status == Status::Running).map(|(name, _)| name.clone()),
+        );
         Ok(names)
     }
 
@@ -177,7 +179,8 @@ impl State {
             // A create that is under way fails by itself.
             if container.creating.is_none() {
                 ended.push(ProcessId { container: id.clone(), exec: String::new() });
-                ended.extend(container.execs.keys().map(|exec| ProcessId { container: id.clone(), exec: exec.clone() }));
+                ended
+                    .extend(container.execs.keys().map(|exec| ProcessId { container: id.clone(), exec: exec.clone() }));
             }
         }
         for process in ended {

@@ -20,11 +20,14 @@ impl Sandbox {
         let (pod, storages) = self
             .ask(|state| {
                 let pod = state.pod();
-                let storages: Vec<_> =
-                    state.containers.values_mut().filter_map(|container| {
+                let storages: Vec<_> = state
+                    .containers
+                    .values_mut()
+                    .filter_map(|container| {
                         container.creating = None;
                         container.storage.take()
-                    }).collect();
+                    })
+                    .collect();
                 if pod.is_none() {
                     state.phase = Phase::Ended("the pod was stopped".into());
                 }

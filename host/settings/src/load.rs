@@ -100,8 +100,9 @@ impl Settings {
     }
 
     fn read_text(&mut self, text: &str, path: &Path) -> Result<(), Error> {
-        let table: Table =
-            text.parse().map_err(|error: toml::de::Error| Error::Syntax { path: path.to_owned(), text: error.to_string() })?;
+        let table: Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| Error::Syntax { path: path.to_owned(), text: error.to_string() })?;
         for (name, value) in &table {
             match value {
                 Value::Table(inner) => {
@@ -157,7 +158,8 @@ mod tests {
 
     #[test]
     fn a_file_changes_what_it_names() {
-        let text = "[machine]\naccelerator = \"any\"\ntype = \"microvm\"\nmemory_mib = 128\n[qemu]\narguments = [\"-a\"]\n";
+        let text =
+            "[machine]\naccelerator = \"any\"\ntype = \"microvm\"\nmemory_mib = 128\n[qemu]\narguments = [\"-a\"]\n";
         let settings = parse(text).unwrap();
         assert_eq!(settings.accelerator, Accelerator::Any);
         assert_eq!(settings.machine_type, MachineType::Microvm);
@@ -168,7 +170,9 @@ mod tests {
 
     #[test]
     fn errors_name_the_place_and_the_mend() {
-        assert!(parse("[machine]\nmemory_mb = 1\n").unwrap_err().to_string().contains("did you mean machine.memory_mib?"));
+        assert!(
+            parse("[machine]\nmemory_mb = 1\n").unwrap_err().to_string().contains("did you mean machine.memory_mib?")
+        );
         let error = parse("[machine]\naccelerator = \"tcg\"\n").unwrap_err().to_string();
         assert_eq!(error, "f.toml: machine.accelerator must be one of \"kvm\", \"any\", \"emulation\"");
         assert!(parse("[machine]\nmemory_mib = -1\n").is_err());
@@ -181,7 +185,12 @@ mod tests {
     fn every_default_can_be_written_and_read_back() {
         for entry in reference() {
             let (table, key) = entry.key.split_once('.').unwrap();
-            assert_eq!(parse(&format!("[{table}]\n{key} = {}\n", entry.default)).unwrap(), Settings::default(), "{}", entry.key);
+            assert_eq!(
+                parse(&format!("[{table}]\n{key} = {}\n", entry.default)).unwrap(),
+                Settings::default(),
+                "{}",
+                entry.key
+            );
         }
     }
 }

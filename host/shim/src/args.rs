@@ -36,7 +36,8 @@ impl Args {
                 continue;
             };
             let flag = flag.strip_prefix('-').unwrap_or(flag);
-            let (name, attached) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
+            let (name, attached) =
+                flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
             let mut value = || attached.clone().or_else(|| words.next().cloned()).unwrap_or_default();
             match name {
                 "namespace" => args.namespace = value(),
@@ -76,8 +77,12 @@ mod tests {
 
     #[test]
     fn containerds_line_is_understood() {
-        let args = parse("-namespace default -address /a.sock -publish-binary /usr/bin/containerd -id x -debug start").unwrap();
-        assert_eq!((args.action, args.namespace.as_str(), args.id.as_str(), args.debug), (Action::Start, "default", "x", true));
+        let args = parse("-namespace default -address /a.sock -publish-binary /usr/bin/containerd -id x -debug start")
+            .unwrap();
+        assert_eq!(
+            (args.action, args.namespace.as_str(), args.id.as_str(), args.debug),
+            (Action::Start, "default", "x", true)
+        );
         let args = parse("--namespace=k8s.io --id y -bundle /b delete").unwrap();
         assert_eq!((args.action, args.bundle), (Action::Delete, Some("/b".into())));
     }

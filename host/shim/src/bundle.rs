@@ -38,7 +38,8 @@ pub(crate) fn read(bundle: &Path) -> Result<oci::Spec, Error> {
 /// The pod that the annotations of containerd's CRI, or of CRI-O, name.
 pub(crate) fn membership(spec: &oci::Spec) -> Membership {
     let annotation = |key: &str| spec.Annotations.get(key).map(String::as_str);
-    let kind = annotation("io.kubernetes.cri.container-type").or_else(|| annotation("io.kubernetes.cri-o.ContainerType"));
+    let kind =
+        annotation("io.kubernetes.cri.container-type").or_else(|| annotation("io.kubernetes.cri-o.ContainerType"));
     let sandbox = annotation("io.kubernetes.cri.sandbox-id").or_else(|| annotation("io.kubernetes.cri-o.SandboxID"));
     match (kind, sandbox) {
         (Some("container"), Some(sandbox)) => Membership::Of(sandbox.to_owned()),
@@ -69,7 +70,9 @@ mod tests {
     #[test]
     fn unknown_fields_and_five_megabytes_are_accepted() {
         let padding = "x".repeat(5 << 20);
-        let text = format!("{{\"future\":{{\"a\":[]}},\"process\":{{\"args\":[\"a\"]}},\"annotations\":{{\"p\":\"{padding}\"}}}}");
+        let text = format!(
+            "{{\"future\":{{\"a\":[]}},\"process\":{{\"args\":[\"a\"]}},\"annotations\":{{\"p\":\"{padding}\"}}}}"
+        );
         let (_folder, spec) = bundle(&text);
         assert_eq!(spec.unwrap().Annotations["p"].len(), 5 << 20);
     }
@@ -77,11 +80,14 @@ mod tests {
     #[test]
     fn pods_of_both_runtimes_are_found() {
         let spec = |json: &str| coracle_protocol::from_json::<oci::Spec>(json).unwrap();
-        let containerd = r#"{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"p"}}"#;
+        let containerd =
+            r#"{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"p"}}"#;
         assert_eq!(membership(&spec(containerd)), Membership::Of("p".into()));
-        let crio = r#"{"annotations":{"io.kubernetes.cri-o.ContainerType":"container","io.kubernetes.cri-o.SandboxID":"q"}}"#;
+        let crio =
+            r#"{"annotations":{"io.kubernetes.cri-o.ContainerType":"container","io.kubernetes.cri-o.SandboxID":"q"}}"#;
         assert_eq!(membership(&spec(crio)), Membership::Of("q".into()));
-        let sandbox = r#"{"annotations":{"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"p"}}"#;
+        let sandbox =
+            r#"{"annotations":{"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"p"}}"#;
         assert_eq!(membership(&spec(sandbox)), Membership::Own);
         assert_eq!(membership(&spec("{}")), Membership::Own);
     }

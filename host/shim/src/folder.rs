@@ -45,7 +45,10 @@ fn mounted_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 /// Blanks and backslashes stand as three octal digits in mountinfo.
 fn unescape(point: &str) -> String {
-    ["\\040", "\\011", "\\012", "\\134"].iter().zip([" ", "\t", "\n", "\\"]).fold(point.to_owned(), |text, (code, c)| text.replace(code, c))
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(point.to_owned(), |text, (code, c)| text.replace(code, c))
 }
 
 #[cfg(test)]

@@ -20,7 +20,12 @@ impl log::Log for Log {
         }
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let level = record.level().as_str().to_ascii_lowercase();
-        let line = format!("time={}.{:03} level={level} msg={:?}\n", time.as_secs(), time.subsec_millis(), record.args().to_string());
+        let line = format!(
+            "time={}.{:03} level={level} msg={:?}\n",
+            time.as_secs(),
+            time.subsec_millis(),
+            record.args().to_string()
+        );
         // A pipe that nobody empties takes no more: the line is lost, and the pod goes on.
         if let Ok(mut file) = self.0.lock() {
             let _ = file.write_all(line.as_bytes());

@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn a_device_is_one_entry() {
-        let entry = |op: &str, value| BlkioStatsEntry { major: 8, minor: 1, op: op.into(), value, ..Default::default() };
+        let entry =
+            |op: &str, value| BlkioStatsEntry { major: 8, minor: 1, op: op.into(), value, ..Default::default() };
         let entries = io_entries(&[entry("Read", 1), entry("Write", 2)], &[entry("Read", 3)]);
         assert_eq!(entries.len(), 1);
         assert_eq!((entries[0].rbytes, entries[0].wbytes, entries[0].rios), (1, 2, 3));

@@ -23,7 +23,9 @@ pub(crate) fn run() -> Result<()> {
     };
     let qemu = match std::fs::metadata(&settings.qemu_path) {
         Ok(_) => json!({ "ok": true, "path": settings.qemu_path }),
-        Err(error) => failure(&format!("{}: {error}; install qemu-system-x86 or set `qemu.path`", settings.qemu_path.display())),
+        Err(error) => {
+            failure(&format!("{}: {error}; install qemu-system-x86 or set `qemu.path`", settings.qemu_path.display()))
+        }
     };
     let guest = match machine::config(&settings, "probe", &settings.run_folder) {
         Ok(config) => json!({ "ok": true, "kernel": config.kernel.path }),

@@ -65,8 +65,7 @@ fn address(socket: &Path) -> String {
 
 /// A legacy `Any` parses as `BootstrapParams` and the other way round; only the latter repeats the flags.
 fn reply_form(input: &[u8], args: &Args, maximum: Option<&str>) -> Reply {
-    let repeats =
-        |params: &BootstrapParams| params.instance_id == args.id && params.namespace == args.namespace;
+    let repeats = |params: &BootstrapParams| params.instance_id == args.id && params.namespace == args.namespace;
     if BootstrapParams::parse_from_bytes(input).is_ok_and(|params| repeats(&params)) {
         return Reply::Protobuf;
     }
@@ -115,7 +114,8 @@ fn start_daemon(args: &Args, settings: &Settings) -> Result<String> {
         rustix::process::setsid()?;
         // SAFETY: dup2 takes no pointers, and the number is unused in the freshly forked child.
         #[expect(unsafe_code, reason = "the safe wrappers own the target, which here is only a number")]
-        let result = unsafe { if fd == LISTENER_FD { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, LISTENER_FD) } };
+        let result =
+            unsafe { if fd == LISTENER_FD { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, LISTENER_FD) } };
         if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
     };
     // SAFETY: between fork and exec the closure makes setsid, fcntl and dup2 calls only, all of them async-signal-safe.

@@ -12,7 +12,13 @@ use tokio::net::unix::pipe;
 type Result<T> = std::result::Result<T, Error>;
 
 /// Opens the streams of a process. Empty texts are absent streams.
-pub(crate) async fn open(stdin: &str, stdout: &str, stderr: &str, terminal: bool, names: (&str, &str)) -> Result<Stdio> {
+pub(crate) async fn open(
+    stdin: &str,
+    stdout: &str,
+    stderr: &str,
+    terminal: bool,
+    names: (&str, &str),
+) -> Result<Stdio> {
     let input = if stdin.is_empty() { None } else { Some(open_input(stdin)?) };
     if stdout.starts_with("binary://") {
         let (stdout, stderr) = start_logger(stdout, names).await?;
@@ -35,7 +41,8 @@ fn open_input(path: &str) -> Result<Input> {
         return Ok(Input { stream: Box::pin(tokio::fs::File::from_std(file)), keeper: None });
     }
     let receiver = pipe::Receiver::from_file(file).map_err(failed(path))?;
-    let keeper = std::fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed(path))?;
+    let keeper =
+        std::fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed(path))?;
     Ok(Input { stream: Box::pin(receiver), keeper: Some(Box::new(keeper)) })
 }
 
@@ -45,7 +52,8 @@ fn open_output(uri: &str) -> Result<Output> {
         if let Some(folder) = Path::new(path).parent() {
             std::fs::create_dir_all(folder).map_err(failed(path))?;
         }
-        let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o640).open(path).map_err(failed(path))?;
+        let file =
+            std::fs::OpenOptions::new().append(true).create(true).mode(0o640).open(path).map_err(failed(path))?;
         return Ok(Box::pin(tokio::fs::File::from_std(file)));
     }
     if uri.contains("://") {
@@ -135,7 +143,10 @@ fn decode(text: &str) -> String {
             b'+' => bytes.push(b' '),
             b'%' => {
                 let digits: Vec<u8> = rest.by_ref().take(2).collect();
-                let number = std::str::from_utf8(&digits).ok().filter(|digits| digits.len() == 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+                let number = std::str::from_utf8(&digits)
+                    .ok()
+                    .filter(|digits| digits.len() == 2)
+                    .and_then(|digits| u8::from_str_radix(digits, 16).ok());
                 bytes.extend(number);
             }
             other => bytes.push(other),
@@ -206,7 +217,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("logger");
         let result = folder.path().join("result");
-        let text = format!("#!/bin/sh\nexec 5>&-\ncat <&3 >{0}\ncat <&4 >>{0}\necho $CONTAINER_ID $1 $2 >>{0}.done\n", result.display());
+        let text = format!(
+            "#!/bin/sh\nexec 5>&-\ncat <&3 >{0}\ncat <&4 >>{0}\necho $CONTAINER_ID $1 $2 >>{0}.done\n",
+            result.display()
+        );
         std::fs::write(&script, text).unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let uri = format!("binary://{}?key=a%20b", script.display());

@@ -267,9 +267,7 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> Answer<Empty> {
-        let killed = async {
-            self.shim.sandbox()?.kill(&process(&request.id, &request.exec_id), request.signal).await
-        };
+        let killed = async { self.shim.sandbox()?.kill(&process(&request.id, &request.exec_id), request.signal).await };
         answer("Kill", killed.await)?;
         Ok(Empty::new())
     }

@@ -11,7 +11,8 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     let cid = cid.parse().context("the context identifier")?;
     let monitor = inherited(3);
     let programs = inherited(4);
-    coracle_virtio::vhost_user::serve_vsock(cid, Path::new(path), programs.into(), monitor.into()).context("serve vsock")
+    coracle_virtio::vhost_user::serve_vsock(cid, Path::new(path), programs.into(), monitor.into())
+        .context("serve vsock")
 }
 
 fn inherited(number: i32) -> OwnedFd {

@@ -76,7 +76,10 @@ pub fn container(
             guest_mount.type_ = "tmpfs".into();
             guest_mount.source = "shm".into();
         } else if !KNOWN.contains(&mount.type_.as_str()) {
-            return Err(Error::Unsupported { destination: mount.destination.clone().into(), kind: mount.type_.clone() });
+            return Err(Error::Unsupported {
+                destination: mount.destination.clone().into(),
+                kind: mount.type_.clone(),
+            });
         }
         guest_mounts.push(guest_mount);
     }
@@ -94,19 +97,28 @@ fn is_bind(mount: &oci::Mount) -> bool {
 fn mount_name(mount: &oci::Mount) -> String {
     let digest = hex::encode(Sha256::digest(&mount.destination));
     let base = mount.destination.rsplit('/').next().unwrap_or_default();
-    let base: String = base.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')).take(40).collect();
+    let base: String =
+        base.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')).take(40).collect();
     format!("{}-{base}", digest.get(..12).unwrap_or_default())
 }
 
 fn bind_source(mount: &oci::Mount) -> Result<PathBuf, Error> {
     let source = PathBuf::from(&mount.source);
     if !source.is_absolute() {
-        return Err(Error::Invalid(format!("the source {:?} of the mount {} is not absolute", mount.source, mount.destination)));
+        return Err(Error::Invalid(format!(
+            "the source {:?} of the mount {} is not absolute",
+            mount.source, mount.destination
+        )));
     }
     match std::fs::metadata(&source) {
         Ok(metadata) if metadata.is_dir() || metadata.is_file() => Ok(source),
-        Ok(_) => Err(Error::Unsupported { destination: mount.destination.clone().into(), kind: "device, socket or pipe".into() }),
-        Err(error) => Err(Error::Invalid(format!("the source {} of the mount {}: {error}", mount.source, mount.destination))),
+        Ok(_) => Err(Error::Unsupported {
+            destination: mount.destination.clone().into(),
+            kind: "device, socket or pipe".into(),
+        }),
+        Err(error) => {
+            Err(Error::Invalid(format!("the source {} of the mount {}: {error}", mount.source, mount.destination)))
+        }
     }
 }
 
@@ -142,7 +154,8 @@ mod tests {
     #[test]
     fn what_is_missing_or_unknown_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let plan = |mounts: &[oci::Mount]| container(Path::new("/s"), "c", root.path(), &[], mounts).unwrap_err().to_string();
+        let plan =
+            |mounts: &[oci::Mount]| container(Path::new("/s"), "c", root.path(), &[], mounts).unwrap_err().to_string();
         assert!(plan(&[mount("/d", "bind", "/nowhere", &[])]).contains("/nowhere"));
         assert!(plan(&[mount("/d", "bind", "relative", &[])]).contains("not absolute"));
         assert!(plan(&[mount("/d", "nfs", "x", &[])]).contains("nfs"));

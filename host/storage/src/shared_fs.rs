@@ -78,7 +78,8 @@ pub fn shared_fs(server: &Virtiofsd, folder: &Path, socket: &Path) -> SharedFsPl
         arguments.push(format!("--fd={SOCKET_FD}").into());
         arguments.push(shared);
         arguments.extend(
-            ["--sandbox=namespace", "--cache=auto", "--announce-submounts", "--xattr", "--thread-pool-size=1"].map(Into::into),
+            ["--sandbox=namespace", "--cache=auto", "--announce-submounts", "--xattr", "--thread-pool-size=1"]
+                .map(Into::into),
         );
     }
     SharedFsPlan {

@@ -83,7 +83,8 @@ pub fn docker_archive(layout: &Path, file: &Path) {
     let read = |path: PathBuf| -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(path).expect("a document")).expect("JSON")
     };
-    let path_of = |digest: &serde_json::Value| layout.join("blobs/sha256").join(&digest.as_str().expect("a digest")[7..]);
+    let path_of =
+        |digest: &serde_json::Value| layout.join("blobs/sha256").join(&digest.as_str().expect("a digest")[7..]);
     let index = read(layout.join("index.json"));
     let manifest = read(path_of(&index["manifests"][0]["digest"]));
     let mut builder = tar::Builder::new(std::fs::File::create(file).expect("an archive"));

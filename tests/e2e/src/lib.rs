@@ -190,7 +190,8 @@ impl Host {
         let left = audit::wait_for_nothing(&self);
         let links = links();
         let containers = self.root().join("containers");
-        let kept: Vec<_> = std::fs::read_dir(containers).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        let kept: Vec<_> =
+            std::fs::read_dir(containers).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         let _ = std::fs::remove_dir_all(&self.folder);
         let _ = std::fs::remove_dir_all(&self.run);
         assert!(left.is_empty(), "left behind: {left:#?}");

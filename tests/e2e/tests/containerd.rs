@@ -33,9 +33,8 @@ fn exec_kill_pause_stats_and_update() {
     let host = Host::new();
     let containerd = Containerd::start(&host);
     containerd.detached("c", &["sleep", "1000"]);
-    let exec = |id: &str, command: &[&str]| {
-        containerd.ctr(&[&["tasks", "exec", "--exec-id", id, "c"], command].concat())
-    };
+    let exec =
+        |id: &str, command: &[&str]| containerd.ctr(&[&["tasks", "exec", "--exec-id", id, "c"], command].concat());
     assert_eq!(exec("e1", &["echo", "beside"]).line(), "beside");
     assert_eq!(exec("e2", &["sh", "-c", "exit 42"]).code, 42);
     assert!(exec("e3", &["nosuch"]).stderr.contains("executable file not found in $PATH"));
@@ -81,7 +80,18 @@ fn output_to_a_file_and_to_a_logger() {
     let containerd = Containerd::start(&host);
     let log = host.folder.join("log/out.txt");
     let uri = format!("file://{}", log.display());
-    let arguments = ["run", "--detach", "--log-uri", &uri, "--runtime", "io.containerd.coracle.v2", "test:latest", "f", "echo", "filed"];
+    let arguments = [
+        "run",
+        "--detach",
+        "--log-uri",
+        &uri,
+        "--runtime",
+        "io.containerd.coracle.v2",
+        "test:latest",
+        "f",
+        "echo",
+        "filed",
+    ];
     assert_eq!(containerd.ctr(&arguments).code, 0);
     while !containerd.ctr(&["tasks", "list"]).stdout.contains("STOPPED") {
         std::thread::yield_now();
@@ -113,7 +123,8 @@ fn containers_outlive_containerd() {
 fn the_monitor_killed_is_an_exit_event_and_delete_works() {
     let host = Host::new();
     let containerd = Containerd::start(&host);
-    let arguments = ["run", "--runtime", "io.containerd.coracle.v2", "test:latest", "c", "sh", "-c", "echo up; sleep 1000"];
+    let arguments =
+        ["run", "--runtime", "io.containerd.coracle.v2", "test:latest", "c", "sh", "-c", "echo up; sleep 1000"];
     let mut running = Running::start(containerd.command(&arguments));
     running.read_until("up\n");
     host.kill("qemu-system");
@@ -132,10 +143,14 @@ fn the_shim_killed_is_cleaned_up_by_containerd() {
     let containerd = Containerd::start(&host);
     containerd.detached("c", &["sleep", "1000"]);
     host.kill(" serve");
-    while containerd.ctr(&["tasks", "list"]).stdout.contains("RUNNING") {
+    // containerd sees the end and calls the shim's `delete`, which takes the pod's folder away.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while std::fs::read_dir(&host.run).unwrap().next().is_some() {
+        assert!(std::time::Instant::now() < deadline, "containerd has not cleaned up");
         std::thread::yield_now();
     }
     containerd.remove("c");
+    assert!(!containerd.ctr(&["tasks", "list"]).stdout.contains("RUNNING"));
     drop(containerd);
     host.audit();
 }

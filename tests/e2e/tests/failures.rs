@@ -55,7 +55,10 @@ fn a_missing_qemu_is_named_with_its_mend() {
 
 #[test]
 fn a_missing_virtiofsd_is_named_with_its_mend() {
-    refused(Host::new().set("virtiofsd.paths", "[\"/nowhere/virtiofsd\"]"), &["/nowhere/virtiofsd", "virtiofsd.paths", "install"]);
+    refused(
+        Host::new().set("virtiofsd.paths", "[\"/nowhere/virtiofsd\"]"),
+        &["/nowhere/virtiofsd", "virtiofsd.paths", "install"],
+    );
 }
 
 #[test]
@@ -176,7 +179,8 @@ fn magic_key(key: &str) -> (Outcome, String) {
     let host = Host::new();
     let containerd = Containerd::start(&host);
     let script = format!("echo up; echo {key} >/proc/sysrq-trigger; sleep 1000");
-    let arguments = ["run", "--privileged", "--runtime", "io.containerd.coracle.v2", "test:latest", "c", "sh", "-c", &script];
+    let arguments =
+        ["run", "--privileged", "--runtime", "io.containerd.coracle.v2", "test:latest", "c", "sh", "-c", &script];
     let outcome = containerd.ctr(&arguments);
     containerd.remove("c");
     drop(containerd);
@@ -206,7 +210,10 @@ fn start_bundle(host: &Host, config: &[u8]) -> Outcome {
     std::fs::create_dir_all(&bundle).unwrap();
     std::fs::write(bundle.join("config.json"), config).unwrap();
     let mut command = std::process::Command::new(path("CORACLE_TEST_SHIM"));
-    command.args(["-namespace", "test", "-id", "b", "start"]).current_dir(&bundle).env("CORACLE_CONFIG", host.settings_file());
+    command
+        .args(["-namespace", "test", "-id", "b", "start"])
+        .current_dir(&bundle)
+        .env("CORACLE_CONFIG", host.settings_file());
     Outcome::of(command, b"")
 }
 

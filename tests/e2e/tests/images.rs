@@ -75,7 +75,8 @@ impl Registry {
 
     /// Pushes a layout's only image as `test:latest`.
     fn push(&self, layout: &std::path::Path) {
-        let index: serde_json::Value = serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
+        let index: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
         let manifest = index["manifests"][0]["digest"].as_str().unwrap().to_owned();
         for entry in std::fs::read_dir(layout.join("blobs/sha256")).unwrap().flatten() {
             let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
@@ -90,7 +91,8 @@ impl Registry {
             assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
         }
         let bytes = std::fs::read(layout.join("blobs/sha256").join(&manifest[7..])).unwrap();
-        let answer = self.request("PUT", "/v2/test/manifests/latest", "application/vnd.oci.image.manifest.v1+json", &bytes);
+        let answer =
+            self.request("PUT", "/v2/test/manifests/latest", "application/vnd.oci.image.manifest.v1+json", &bytes);
         assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
     }
 }
@@ -110,7 +112,8 @@ fn an_image_from_a_registry_runs_and_a_missing_one_is_named() {
     let name = format!("{}/test:latest", registry.address);
     let outcome = host.coracle_outcome(&["run", "--rm", "--plain-http", &name, "echo", "pulled"]);
     assert_eq!(outcome.line(), "pulled", "{outcome:?}");
-    let missing = host.coracle_outcome(&["run", "--rm", "--plain-http", &format!("{}/none:x", registry.address), "true"]);
+    let missing =
+        host.coracle_outcome(&["run", "--rm", "--plain-http", &format!("{}/none:x", registry.address), "true"]);
     assert!(missing.code == 125 && missing.stderr.contains("registry"), "{missing:?}");
     drop(registry);
     host.audit();

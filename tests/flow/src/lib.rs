@@ -28,7 +28,8 @@ pub use scripted::Scripted;
 /// Where the namespace can't be made: these tests need root.
 pub fn in_own_mounts<T>(test: impl Future<Output = T>) -> T {
     let none = None::<&str>;
-    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace: run these tests as root, by `cargo xtask test --lane flow`");
+    unshare(CloneFlags::CLONE_NEWNS)
+        .expect("a mount namespace: run these tests as root, by `cargo xtask test --lane flow`");
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("an empty /run");
     std::fs::create_dir_all("/run/cgroup").expect("a folder");
@@ -114,7 +115,12 @@ impl Bench {
     ///
     /// # Errors
     /// What the sandbox says.
-    pub async fn create_command(&self, id: &str, args: &serde_json::Value, stdio: Stdio) -> coracle_sandbox::Result<()> {
+    pub async fn create_command(
+        &self,
+        id: &str,
+        args: &serde_json::Value,
+        stdio: Stdio,
+    ) -> coracle_sandbox::Result<()> {
         let spec = spec(args);
         let request = CreateRequest { id: id.into(), spec, root: self.rootfs(), rootfs: Vec::new(), stdio };
         self.sandbox.create(request).await
@@ -182,10 +188,13 @@ async fn run_agent(guest: FakeGuest) -> String {
     let shared = Path::new(coracle_protocol::paths::SHARED);
     std::fs::create_dir_all(shared).expect("the shared folder");
     let folder = guest.spec.folder.join("shared");
-    mount(Some(&folder), shared, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>).expect("the shared folder");
+    mount(Some(&folder), shared, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .expect("the shared folder");
     let own = guest.spec.folder.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
     let config = coracle_agent::Config {
-        program: std::env::var_os("CORACLE_TEST_AGENT").expect("run these tests by `cargo xtask test --lane flow`").into(),
+        program: std::env::var_os("CORACLE_TEST_AGENT")
+            .expect("run these tests by `cargo xtask test --lane flow`")
+            .into(),
         cgroups: Path::new("/run/cgroup").join(format!("flow{own}")),
         shared: coracle_agent::SharedSource::InPlace,
     };
@@ -219,7 +228,8 @@ pub async fn greet(guest: &FakeGuest, line: &str) {
 #[must_use]
 pub fn captured() -> (Stdio, Captured) {
     let output = Captured::default();
-    let stdio = Stdio { stdout: Some(Box::pin(output.clone())), stderr: Some(Box::pin(output.clone())), ..Default::default() };
+    let stdio =
+        Stdio { stdout: Some(Box::pin(output.clone())), stderr: Some(Box::pin(output.clone())), ..Default::default() };
     (stdio, output)
 }
 

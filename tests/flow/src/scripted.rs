@@ -33,7 +33,8 @@ impl Scripted {
         Arc::new(move |guest: FakeGuest| {
             let agent = Arc::clone(&agent);
             Box::pin(async move {
-                let listener = Listener::bind(format!("unix://{}", guest.port_socket(ports::AGENT).display())).expect("a socket");
+                let listener =
+                    Listener::bind(format!("unix://{}", guest.port_socket(ports::AGENT).display())).expect("a socket");
                 let mut server = Server::new().add_listener(listener).register_service(create_agent_service(agent));
                 server.start().await.expect("a server");
                 crate::greet(&guest, &hello::line()).await;
@@ -86,7 +87,11 @@ impl AgentService for Scripted {
         Ok(msg::WaitProcessResponse { status: 137, ..Default::default() })
     }
 
-    async fn stats_container(&self, _: &TtrpcContext, _: msg::StatsContainerRequest) -> Answer<msg::StatsContainerResponse> {
+    async fn stats_container(
+        &self,
+        _: &TtrpcContext,
+        _: msg::StatsContainerRequest,
+    ) -> Answer<msg::StatsContainerResponse> {
         self.maybe_hang("StatsContainer").await;
         Ok(msg::StatsContainerResponse::new())
     }

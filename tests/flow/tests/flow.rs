@@ -60,7 +60,8 @@ fn execs_are_processes_of_their_own() {
         bench.create("c1", "sleep 1000", Stdio::default()).await.unwrap();
         bench.sandbox.start(&process).await.unwrap();
         let exec = |script: &str| -> oci::Process {
-            let json = serde_json::json!({ "args": ["/bin/sh", "-c", script], "cwd": "/", "user": {}, "env": ["PATH=/bin"] });
+            let json =
+                serde_json::json!({ "args": ["/bin/sh", "-c", script], "cwd": "/", "user": {}, "env": ["PATH=/bin"] });
             coracle_protocol::from_json(&json.to_string()).unwrap()
         };
         for (number, code) in [(1, 0), (2, 42)] {
@@ -109,10 +110,12 @@ fn a_command_that_is_missing_fails_the_create_and_leaves_nothing() {
 #[test]
 fn a_guest_of_another_version_is_refused_with_both() {
     in_own_mounts(async {
-        let program = Arc::new(|guest| Box::pin(async move {
-            greet(&guest, "{\"version\":\"9.9.9\"}\n").await;
-            String::new()
-        }) as futures::future::BoxFuture<'static, String>);
+        let program = Arc::new(|guest| {
+            Box::pin(async move {
+                greet(&guest, "{\"version\":\"9.9.9\"}\n").await;
+                String::new()
+            }) as futures::future::BoxFuture<'static, String>
+        });
         let bench = Bench::with(program, |_| {});
         let error = bench.create("c1", "true", Stdio::default()).await.unwrap_err().to_string();
         for word in ["9.9.9", coracle_protocol::VERSION, "coracle image build"] {
@@ -128,10 +131,12 @@ fn a_guest_that_says_nothing_or_rubbish_fails_the_create_in_time() {
         let bench = Bench::with(silent, |config| config.boot_timeout = Duration::from_millis(100));
         let error = soon("the time-out", bench.create("c1", "true", Stdio::default())).await.unwrap_err();
         assert!(matches!(&error, Error::Timeout(text) if text.contains("guest.boot_timeout_seconds")), "{error}");
-        let rubbish = Arc::new(|guest| Box::pin(async move {
-            greet(&guest, &"x".repeat(100_000)).await;
-            String::new()
-        }) as futures::future::BoxFuture<'static, String>);
+        let rubbish = Arc::new(|guest| {
+            Box::pin(async move {
+                greet(&guest, &"x".repeat(100_000)).await;
+                String::new()
+            }) as futures::future::BoxFuture<'static, String>
+        });
         let bench = Bench::with(rubbish, |_| {});
         let error = bench.create("c1", "true", Stdio::default()).await.unwrap_err();
         assert!(error.to_string().contains("malformed"), "{error}");

@@ -65,8 +65,12 @@ fn katas_requests_are_answered_as_katas_agent_did() {
         let client = Client::new(Socket::new(address.connect(1024).await.unwrap()));
         let mut polls = Vec::new();
         for (frame, expected) in requests() {
-            let request =
-                Request { service: frame.service, method: frame.method.clone(), payload: frame.payload, ..Default::default() };
+            let request = Request {
+                service: frame.service,
+                method: frame.method.clone(),
+                payload: frame.payload,
+                ..Default::default()
+            };
             // Long polls of the container itself are answered at its end.
             let long = matches!(frame.stream, 5 | 11 | 13);
             if long {

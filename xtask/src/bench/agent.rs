@@ -46,7 +46,11 @@ pub(crate) fn metrics(socket: &Path) -> Result<Vec<(String, u64)>> {
     // Response: field 1 the status, field 2 the payload, whose field 1 is the text.
     let payload = field(&answer, 2).context("the agent's answer has no payload")?;
     let text = String::from_utf8_lossy(field(payload, 1).context("the agent's metrics")?).into_owned();
-    Ok(text.lines().filter_map(|line| line.split_once(' ')).filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+        .collect())
 }
 
 /// The first field of that number with a length, in a protobuf message of such fields only.

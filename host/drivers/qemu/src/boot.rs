@@ -31,7 +31,8 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     // From here on everything is owned by something that cleans up when it is dropped.
     let mut parts = Parts::new(vsock, hello, spec.folder.clone());
     let arguments = command::arguments(config, &spec, kind)?;
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(Error::system("make QEMU's control channel"))?;
+    let (ours, theirs) =
+        std::os::unix::net::UnixStream::pair().map_err(Error::system("make QEMU's control channel"))?;
     ours.set_nonblocking(true).map_err(Error::system("make QEMU's control channel"))?;
     let (console, messages) = (Ring::new(CONSOLE_BYTES), Ring::new(MESSAGES_BYTES));
     let mut spawn = Spawn::new(&config.program).arguments(arguments).descriptor(QMP_FD, OwnedFd::from(theirs));

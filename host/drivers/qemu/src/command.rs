@@ -54,7 +54,8 @@ pub(crate) fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind) -
     if spec.firmware.is_some() {
         return Err(Error::Unsupported("firmware".into()));
     }
-    let command_line = if spec.console { format!("{} console=ttyS0", spec.command_line) } else { spec.command_line.clone() };
+    let command_line =
+        if spec.console { format!("{} console=ttyS0", spec.command_line) } else { spec.command_line.clone() };
     let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
     let modern = if pci { ",disable-legacy=on" } else { "" };
     for (number, device) in spec.devices.iter().enumerate() {

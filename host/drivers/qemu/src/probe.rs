@@ -28,13 +28,12 @@ pub fn probe_kvm() -> KvmState {
 }
 
 fn try_kvm() -> Result<(), String> {
-    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|error| {
-        match error.kind() {
+    let device =
+        std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => "/dev/kvm is not there: load the module kvm_intel or kvm_amd".to_owned(),
             std::io::ErrorKind::PermissionDenied => "/dev/kvm may not be opened: join the group kvm".to_owned(),
             _ => format!("/dev/kvm can't be opened: {error}"),
-        }
-    })?;
+        })?;
     let call = |request, step: &str| {
         // SAFETY: both requests take no pointer; the descriptor is the KVM device's or answers ENOTTY.
         #[expect(unsafe_code, reason = "ioctl")]

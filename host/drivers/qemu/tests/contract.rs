@@ -15,7 +15,9 @@ fn given(name: &str) -> Option<PathBuf> {
 
 async fn keeps_the_contract(machine_type: MachineType) {
     let (Some(guest), Some(shim)) = (given("CORACLE_TEST_GUEST"), given("CORACLE_TEST_SHIM")) else {
-        println!("left out: CORACLE_TEST_GUEST and CORACLE_TEST_SHIM are not set; `cargo xtask test --lane contract` sets them");
+        println!(
+            "left out: CORACLE_TEST_GUEST and CORACLE_TEST_SHIM are not set; `cargo xtask test --lane contract` sets them"
+        );
         return;
     };
     let accelerator = if probe_kvm() == KvmState::Usable { Accelerator::Kvm } else { Accelerator::Emulation };

@@ -109,7 +109,9 @@ impl Muxer {
     pub fn handle_events(&mut self) {
         let mut events = Vec::with_capacity(64);
         let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        while epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&none)).is_ok_and(|count| count > 0) {
+        while epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&none))
+            .is_ok_and(|count| count > 0)
+        {
             for event in events.drain(..) {
                 match event.data.u64() {
                     LISTENER => self.accept(),
