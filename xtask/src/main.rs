@@ -9,6 +9,7 @@ mod layers;
 mod lint;
 mod setup;
 mod steps;
+mod suite;
 mod tests;
 
 use anyhow::Result;
@@ -34,6 +35,8 @@ enum Task {
     Layers,
     /// Build, and make the guest image.
     Image,
+    /// Try the shim on another Debian release's containerd.
+    Suite(suite::Args),
     /// Measure sizes, memory, calls, instructions and times.
     Bench(bench::Args),
 }
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
         Task::Lint => lint::run(),
         Task::Layers => layers::run(),
         Task::Image => build::all().and_then(|built| built.guest("linux-image-cloud-amd64").map(drop)),
+        Task::Suite(args) => suite::run(&args),
         Task::Bench(args) => bench::run(&args),
     }
 }

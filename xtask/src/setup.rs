@@ -61,6 +61,11 @@ pub(crate) fn ensure(level: Level) -> Result<()> {
     step(&format!("installing {}", missing.join(" ")), || install(&missing))
 }
 
+/// Installs debootstrap where it is missing.
+pub(crate) fn ensure_debootstrap() -> Result<()> {
+    if Path::new("/usr/sbin/debootstrap").exists() { Ok(()) } else { install(&["debootstrap"]) }
+}
+
 /// Whether apt knows the package.
 fn has_package(name: &str) -> bool {
     let known = || {

@@ -52,8 +52,8 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
             return Err(error);
         }
     };
-    oom::watch(&cgroup, id.clone(), agent.oom_sender.clone());
-    agent.insert(Container::new(id, cgroup, pid, process));
+    let oom_watch = oom::watch(&cgroup, id.clone(), agent.oom_sender.clone());
+    agent.insert(Container::new(id, cgroup, pid, process, oom_watch));
     Ok(Empty::new())
 }
 

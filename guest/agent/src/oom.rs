@@ -6,6 +6,7 @@ use coracle_container::cgroup::Cgroup;
 use coracle_protocol::agent::{GetOOMEventRequest, OOMEvent};
 use tokio::io::Interest;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use crate::process::watched;
 use crate::state::Agent;
@@ -18,14 +19,14 @@ pub(crate) async fn next(agent: &Arc<Agent>, _: GetOOMEventRequest) -> Result<OO
     Ok(OOMEvent { container_id, ..Default::default() })
 }
 
-/// Watches a cgroup for as long as it is there. Without a memory controller there is nothing to watch.
-pub(crate) fn watch(cgroup: &Cgroup, id: String, events: mpsc::UnboundedSender<String>) {
-    let Ok(file) = cgroup.oom_events() else { return };
-    let Ok(file) = watched(file.into(), Interest::PRIORITY) else { return };
+/// Watches a cgroup until the task is aborted. Without a memory controller there is nothing to watch.
+pub(crate) fn watch(cgroup: &Cgroup, id: String, events: mpsc::UnboundedSender<String>) -> Option<AbortHandle> {
+    let file = cgroup.oom_events().ok()?;
+    let file = watched(file.into(), Interest::PRIORITY).ok()?;
     let cgroup = cgroup.clone();
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let mut seen = cgroup.oom_kills();
-        while cgroup.path().exists() {
+        loop {
             let Ok(mut ready) = file.ready(Interest::PRIORITY).await else { return };
             ready.clear_ready();
             let now = cgroup.oom_kills();
@@ -35,4 +36,5 @@ pub(crate) fn watch(cgroup: &Cgroup, id: String, events: mpsc::UnboundedSender<S
             seen = now;
         }
     });
+    Some(task.abort_handle())
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_container::cgroup::Cgroup;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::task::AbortHandle;
 
 use crate::process::Process;
 use crate::{Config, Error, Result};
@@ -32,8 +33,18 @@ pub(crate) struct Container {
     /// The first process's pid in the agent's pid namespace.
     pub(crate) pid: i32,
     pub(crate) init: Arc<Process>,
+    /// Nothing wakes a watch on a cgroup that is gone: it ends with the container.
+    oom_watch: Option<AbortHandle>,
     // As above: a look-up, never held across an await.
     execs: Mutex<HashMap<String, Arc<Process>>>,
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.oom_watch {
+            watch.abort();
+        }
+    }
 }
 
 /// Gives a reserved name back where the making fails.
@@ -111,8 +122,14 @@ impl Agent {
 }
 
 impl Container {
-    pub(crate) fn new(id: String, cgroup: Cgroup, pid: i32, init: Arc<Process>) -> Self {
-        Self { id, cgroup, pid, init, execs: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(
+        id: String,
+        cgroup: Cgroup,
+        pid: i32,
+        init: Arc<Process>,
+        oom_watch: Option<AbortHandle>,
+    ) -> Self {
+        Self { id, cgroup, pid, init, oom_watch, execs: Mutex::new(HashMap::new()) }
     }
 
     pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>> {

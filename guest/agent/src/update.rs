@@ -16,6 +16,10 @@ pub(crate) async fn update(agent: &Arc<Agent>, request: UpdateContainerRequest) 
     let resources =
         request.resources.as_ref().ok_or_else(|| Error::Invalid("UpdateContainer without resources".into()))?;
     let resources: LinuxResources = from_wire(resources)?;
-    container.cgroup.apply(&resources)?;
+    let cgroup = container.cgroup.clone();
+    // Less memory than is in use is given back before the kernel answers, which may take long.
+    tokio::task::spawn_blocking(move || cgroup.apply(&resources))
+        .await
+        .map_err(|error| Error::State(error.to_string()))??;
     Ok(Empty::new())
 }

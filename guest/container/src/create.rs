@@ -145,19 +145,26 @@ fn dup2(from: i32, to: i32) -> std::io::Result<()> {
 }
 
 /// Listens until init is ready. An error comes with the pid of what must be killed.
+///
+/// The two stages of init speak independently: the pid may come after "ready" or an error, but come it must, unless the
+/// first stage failed before it forked.
 fn hear(channel: &Channel) -> std::result::Result<(i32, Option<OwnedFd>), (Option<i32>, Error)> {
     let mut pid = None;
     let mut terminal = None;
+    let mut outcome: Option<Result<()>> = None;
     loop {
+        match (pid, outcome.take()) {
+            (Some(pid), Some(Ok(()))) => return Ok((pid, terminal)),
+            (Some(pid), Some(Err(error))) => return Err((Some(pid), error)),
+            (_, pending) => outcome = pending,
+        }
         match channel.receive() {
             Ok(Some((Message::Pid(number), _))) => pid = Some(number),
             Ok(Some((Message::Terminal, fd))) => terminal = fd,
-            Ok(Some((Message::Ready, _))) => {
-                return pid.map(|pid| (pid, terminal)).ok_or((None, Error::InitGone));
-            }
-            Ok(Some((Message::Failed(error), _))) => return Err((pid, error)),
+            Ok(Some((Message::Ready, _))) => outcome = Some(Ok(())),
+            Ok(Some((Message::Failed(error), _))) => outcome = Some(Err(error)),
             Ok(Some((Message::Start, _))) => return Err((pid, Error::Invalid("init spoke out of turn".into()))),
-            Ok(None) => return Err((pid, Error::InitGone)),
+            Ok(None) => return Err((pid, outcome.and_then(Result::err).unwrap_or(Error::InitGone))),
             Err(error) => return Err((pid, error)),
         }
     }

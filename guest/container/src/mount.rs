@@ -158,13 +158,21 @@ pub(crate) fn open_in(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
 fn try_open(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-    rustix::fs::openat2(
-        root,
-        relative,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    )
+    let mut tries = 0;
+    loop {
+        let opened = rustix::fs::openat2(
+            root,
+            relative,
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        );
+        tries += 1;
+        // A mount or rename elsewhere, while a `..` of a link is resolved, asks for another try (openat2(2), EAGAIN).
+        if opened.as_ref().err() != Some(&Errno::AGAIN) || tries == 128 {
+            return opened;
+        }
+    }
 }
 
 /// The directory `path` below `root`, made with its parents where it is missing.

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 
 use oci_spec::runtime::Process;
 
@@ -45,7 +46,11 @@ pub(crate) fn resolve(process: &Process) -> Result<Identity> {
 fn read(path: &str) -> String {
     let mut text = Vec::new();
     // A container without these files has no names: that is no error until one is asked for.
-    if let Ok(file) = File::open(path) {
+    // Nor is something else in a file's place, which could keep a reader waiting.
+    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    if let Ok(file) = opened
+        && file.metadata().is_ok_and(|metadata| metadata.is_file())
+    {
         let _ = file.take(FILE_BYTES_MAX).read_to_end(&mut text);
     }
     String::from_utf8_lossy(&text).into_owned()

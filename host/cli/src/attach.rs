@@ -82,10 +82,11 @@ impl Attachment {
         };
         let started = task.start(exec_id);
         tokio::pin!(started);
+        let mut outputs_done = false;
         loop {
             tokio::select! {
                 started = &mut started => break started?,
-                () = &mut outputs => {}
+                () = &mut outputs, if !outputs_done => outputs_done = true,
                 number = signals.next() => { let _ = task.kill(exec_id, number).await; }
             }
         }
@@ -96,7 +97,6 @@ impl Attachment {
         let input = self.stdin.take().map(|stdin| tokio::spawn(copy_input(stdin, task.clone(), exec_id.to_owned())));
         let ended = async { waiting.await.map_err(anyhow::Error::from)? };
         tokio::pin!(ended);
-        let mut outputs_done = false;
         let code = loop {
             tokio::select! {
                 code = &mut ended => break code,

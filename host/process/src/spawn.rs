@@ -83,6 +83,9 @@ impl Spawn {
         command.args(&self.arguments).stdin(Stdio::null()).stdout(stream(&self.stdout)).stderr(stream(&self.stderr));
         let descriptors: Vec<(RawFd, RawFd)> =
             self.descriptors.iter().map(|(target, fd)| (*target, fd.as_raw_fd())).collect();
+        if descriptors.len() > DESCRIPTORS_MAX || descriptors.iter().any(|(target, _)| !(3..16).contains(target)) {
+            return Err(failed(std::io::Error::other("too many descriptors, or numbers out of range")));
+        }
         let parent = rustix::process::getpid();
         let setup = move || prepare(parent, &descriptors);
         // SAFETY: between fork and exec the closure makes prctl, getppid, fcntl and dup2 calls only, all of them
@@ -113,15 +116,25 @@ fn prepare(parent: rustix::process::Pid, descriptors: &[(RawFd, RawFd)]) -> std:
         return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
     }
     rustix::thread::set_no_new_privs(true)?;
-    const MOVED: RawFd = 100;
-    for (index, (_, source)) in descriptors.iter().enumerate() {
-        duplicate(*source, MOVED + RawFd::try_from(index).unwrap_or(0), libc::O_CLOEXEC)?;
+    // Copies above all targets first: a target may be the number of a source that is still to be copied.
+    let mut copies = [-1; DESCRIPTORS_MAX];
+    for (copy, (_, source)) in copies.iter_mut().zip(descriptors) {
+        // SAFETY: the call takes no pointers; a bad descriptor is answered with EBADF.
+        #[expect(unsafe_code, reason = "the safe wrappers own the copy, which here is only a number")]
+        let result = unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, 16) };
+        if result < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        *copy = result;
     }
-    for (index, (target, _)) in descriptors.iter().enumerate() {
-        duplicate(MOVED + RawFd::try_from(index).unwrap_or(0), *target, 0)?;
+    for (copy, (target, _)) in copies.iter().zip(descriptors) {
+        duplicate(*copy, *target, 0)?;
     }
     Ok(())
 }
+
+/// The most descriptors that a child inherits; they are numbered from 3 to 15.
+const DESCRIPTORS_MAX: usize = 8;
 
 fn duplicate(from: RawFd, to: RawFd, flags: libc::c_int) -> std::io::Result<()> {
     // SAFETY: dup3 takes no pointers; the target numbers are unused in the freshly forked child.

@@ -29,7 +29,6 @@ pub(crate) async fn boot(sandbox: &Sandbox, size: Size) -> Result<Arc<Pod>> {
     let config = &sandbox.config;
     let shared = config.folder.join("shared");
     let cleanup = Shared { folder: shared.clone(), kept: false };
-    std::fs::create_dir_all(&shared).map_err(|error| Error::Failed(format!("make {}: {error}", shared.display())))?;
     mount::share(&shared)?;
     let (virtiofsd, storage, device) = match &config.virtiofsd {
         Some(candidates) => {
@@ -50,17 +49,16 @@ pub(crate) async fn boot(sandbox: &Sandbox, size: Size) -> Result<Arc<Pod>> {
             return Err(with_console(error, &console));
         }
     };
-    let stream = machine.agent_address().connect(ports::AGENT).await?;
-    let agent = Agent::new(stream, config.agent_timeout);
-    let set_up = set_up(&agent, storage);
-    // A machine that ends under the request is the better reason.
-    tokio::select! {
-        biased;
-        result = set_up => result?,
-        end = machine.wait() => return Err(Error::Ended(end.reason)),
-    }
+    let agent = match reach(config, &*machine, storage).await {
+        Ok(agent) => agent,
+        Err(error) => {
+            machine.stop().await?;
+            return Err(error);
+        }
+    };
     let virtiofsd = virtiofsd.map(|(child, _)| child);
-    let pod = Arc::new(Pod { machine, agent, shared, virtiofsd, _lifeline: lifeline.into() });
+    let pod =
+        Arc::new(Pod { machine, agent, shared: mount::host_side(&shared), virtiofsd, _lifeline: lifeline.into() });
     cleanup.keep();
     watch(sandbox, &pod);
     Ok(pod)
@@ -84,7 +82,6 @@ impl Drop for Shared {
             return;
         }
         mount::unshare(&self.folder);
-        let _ = std::fs::remove_dir(&self.folder);
         let _ = std::fs::remove_file(self.folder.with_file_name("fs.sock"));
     }
 }
@@ -178,6 +175,24 @@ fn with_console(error: Error, lines: &[String]) -> Error {
     }
 }
 
+/// Connects to the agent and sets the pod up, unless the machine ends or the time is over.
+async fn reach(config: &Config, machine: &dyn Machine, storage: Option<Storage>) -> Result<Agent> {
+    let work = async {
+        let stream = machine.agent_address().connect(ports::AGENT).await?;
+        let agent = Agent::new(stream, config.agent_timeout);
+        set_up(&agent, storage).await?;
+        Ok(agent)
+    };
+    tokio::select! {
+        biased;
+        agent = work => agent,
+        end = machine.wait() => Err(Error::Ended(end.reason)),
+        () = tokio::time::sleep(config.boot_timeout) => {
+            Err(Error::Timeout("the agent greets and does not answer (`guest.boot_timeout_seconds`)".into()))
+        }
+    }
+}
+
 async fn set_up(agent: &Agent, storage: Option<Storage>) -> Result<()> {
     let request = CreateSandboxRequest { storages: storage.into_iter().collect(), ..Default::default() };
     agent
@@ -223,7 +238,12 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>) {
                 .agent
                 .call("GetOOMEvent", Patience::Event, async |agent, ctx| agent.get_oom_event(ctx, &request).await);
             match event.await {
-                Ok(event) => handle.tell(move |state| state.emit(Event::OutOfMemory { container: event.container_id })),
+                Ok(event) => handle.tell(move |state| {
+                    // The guest names only what is its own.
+                    if state.containers.contains_key(&event.container_id) {
+                        state.emit(Event::OutOfMemory { container: event.container_id });
+                    }
+                }),
                 Err(_) => return,
             }
         }
@@ -249,8 +269,20 @@ pub(crate) async fn ensure(sandbox: &Sandbox, size: Size) -> Result<Arc<Pod>> {
     let guard = BootGuard { sandbox: Some(sandbox.clone()) };
     let pod = boot(sandbox, size).await?;
     let up = Arc::clone(&pod);
-    sandbox.ask(move |state| state.phase = Phase::Up(up)).await?;
+    let stopped = sandbox
+        .ask(move |state| {
+            if matches!(state.phase, Phase::Booting) {
+                state.phase = Phase::Up(up);
+                return false;
+            }
+            true
+        })
+        .await?;
     guard.defuse();
+    if stopped {
+        pod.machine.stop().await?;
+        return Err(Error::Ended("the pod was stopped".into()));
+    }
     Ok(pod)
 }
 
@@ -268,6 +300,10 @@ impl BootGuard {
 impl Drop for BootGuard {
     fn drop(&mut self) {
         let Some(sandbox) = &self.sandbox else { return };
-        sandbox.tell(|state| state.phase = Phase::Absent);
+        sandbox.tell(|state| {
+            if matches!(state.phase, Phase::Booting) {
+                state.phase = Phase::Absent;
+            }
+        });
     }
 }

@@ -51,8 +51,15 @@ fn reserve(state: &mut crate::state::State, id: String, init: Process) -> Result
         return Err(Error::Exists(format!("container {id}")));
     }
     let (sender, receiver) = oneshot::channel();
-    let container =
-        Container { init, execs: HashMap::new(), creating: Some(sender), paused: false, stats: None, storage: None };
+    let container = Container {
+        init,
+        execs: HashMap::new(),
+        creating: Some(sender),
+        paused: false,
+        deleting: false,
+        stats: None,
+        storage: None,
+    };
     state.containers.insert(id, container);
     Ok(receiver)
 }
@@ -82,17 +89,17 @@ async fn unless<T>(
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     tokio::select! {
-        outcome = work => outcome,
+        biased;
         _ = cancelled => Err(Error::State(format!("container {id} was killed while it was being created"))),
+        outcome = work => outcome,
     }
 }
 
 async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<ContainerPlan> {
     let (cpus, memory_mib) = spec::size(&plan.spec);
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, Size { cpus, memory_mib })).await?;
-    let storage = coracle_storage::container(&pod.shared, &plan.id, &plan.root, &plan.rootfs, &plan.spec.Mounts)?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
-    let mounted = Mounted::new(storage).await?;
+    let mounted = Mounted::new(&pod, plan).await?;
     let request = CreateContainerRequest {
         container_id: plan.id.clone(),
         OCI: coracle_protocol::protobuf::MessageField::some(spec::for_guest(
@@ -132,11 +139,15 @@ struct Mounted {
 }
 
 impl Mounted {
-    async fn new(plan: ContainerPlan) -> Result<Self> {
-        // Mounts may take their time (a network file system): they get a thread.
-        tokio::task::spawn_blocking(move || mount::apply(&plan).map(|()| Self { plan, kept: false }))
-            .await
-            .map_err(|error| Error::Failed(error.to_string()))?
+    async fn new(pod: &Arc<Pod>, plan: &Plan) -> Result<Self> {
+        let (shared, id, root) = (pod.shared.clone(), plan.id.clone(), plan.root.clone());
+        let (rootfs, mounts) = (plan.rootfs.clone(), plan.spec.Mounts.clone());
+        // A look at a source, and a mount, may take their time (a network file system): they get a thread.
+        let work = move || {
+            let plan = coracle_storage::container(&shared, &id, &root, &rootfs, &mounts)?;
+            mount::apply(&plan).map(|()| Self { plan, kept: false })
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|error| Error::Failed(error.to_string()))?
     }
 
     fn keep(mut self) -> ContainerPlan {

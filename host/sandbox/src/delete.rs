@@ -40,7 +40,14 @@ impl Sandbox {
                 }
                 let found = state.process(&id)?;
                 let exit = (*found.exit.borrow()).ok_or(Error::Gone)?;
-                Ok::<_, Error>((exit, found.pumps.take()))
+                let pumps = found.pumps.take();
+                if id.exec.is_empty() {
+                    let container = state.container(&id.container)?;
+                    if std::mem::replace(&mut container.deleting, true) {
+                        return Err(Error::NotFound(format!("container {}", id.container)));
+                    }
+                }
+                Ok::<_, Error>((exit, pumps))
             })
             .await??;
         let (sandbox, id) = (self.clone(), process.clone());
@@ -60,7 +67,16 @@ impl Sandbox {
             }
         }
         if process.exec.is_empty() {
-            return self.remove_container(&process.container).await;
+            let removed = self.remove_container(&process.container).await;
+            if removed.is_err() {
+                let id = process.container.clone();
+                self.tell(move |state| {
+                    if let Ok(container) = state.container(&id) {
+                        container.deleting = false;
+                    }
+                });
+            }
+            return removed;
         }
         let id = process.clone();
         self.ask(move |state| {

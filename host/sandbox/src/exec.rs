@@ -20,6 +20,9 @@ impl Sandbox {
             if container.init.status != Status::Running {
                 return Err(Error::State(format!("container {} does not run", id.container)));
             }
+            if container.paused {
+                return Err(Error::State(format!("container {} is paused", id.container)));
+            }
             if container.execs.contains_key(&id.exec) {
                 return Err(Error::Exists(format!("process {}", id.exec)));
             }

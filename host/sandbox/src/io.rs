@@ -48,7 +48,9 @@ impl std::fmt::Debug for Stdio {
 pub(crate) fn pump(pod: &Arc<Pod>, id: &ProcessId, stdio: Stdio) -> tokio::task::JoinHandle<()> {
     let (pod, id) = (Arc::clone(pod), id.clone());
     tokio::spawn(async move {
-        let input = tokio::spawn(pump_input(Arc::clone(&pod), id.clone(), stdio.stdin));
+        // Dropped, and so given up, with this task.
+        let mut input = tokio::task::JoinSet::new();
+        input.spawn(pump_input(Arc::clone(&pod), id.clone(), stdio.stdin));
         let stdout = pump_output(&pod, &id, stdio.stdout, Stream::Stdout);
         let stderr = async {
             if !stdio.terminal {
@@ -56,7 +58,7 @@ pub(crate) fn pump(pod: &Arc<Pod>, id: &ProcessId, stdio: Stdio) -> tokio::task:
             }
         };
         tokio::join!(stdout, stderr);
-        input.abort();
+        drop(input);
     })
 }
 

@@ -23,6 +23,8 @@ enum Target {
     /// A process that was not started: it ends without the guest's help where it is an exec.
     Unstarted,
     Guest(Arc<Pod>),
+    /// A first process that waits for its start, and has ended for everybody but the guest.
+    Unborn(Arc<Pod>),
 }
 
 impl Sandbox {
@@ -43,8 +45,18 @@ impl Sandbox {
                     return Ok(Target::Cancelled);
                 }
                 let unstarted = !id.exec.is_empty();
-                match state.process(&id)?.status {
+                let found = state.process(&id)?;
+                let starting = found.stdio.is_none();
+                match found.status {
                     Status::Stopped => Err(Error::NotFound(format!("process {}: already ended; it", id.exec))),
+                    Status::Created if unstarted && starting => {
+                        Err(Error::State(format!("process {} is being started", id.exec)))
+                    }
+                    // The kernel gives a first process that waits for its start no signal but the last.
+                    Status::Created if !unstarted && !starting && (signal == SIGKILL || signal == SIGTERM) => {
+                        state.exited(&id, 128 + signal);
+                        state.up().map(Target::Unborn)
+                    }
                     Status::Created if unstarted => {
                         state.exited(&id, 128 + signal);
                         Ok(Target::Unstarted)
@@ -53,7 +65,11 @@ impl Sandbox {
                 }
             })
             .await??;
-        let Target::Guest(pod) = target else { return Ok(()) };
+        let (pod, signal) = match target {
+            Target::Cancelled | Target::Unstarted => return Ok(()),
+            Target::Guest(pod) => (pod, signal),
+            Target::Unborn(pod) => (pod, SIGKILL),
+        };
         let request = SignalProcessRequest {
             container_id: process.container.clone(),
             exec_id: process.exec.clone(),

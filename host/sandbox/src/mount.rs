@@ -1,23 +1,44 @@
 //! Mounts on the host, as a storage plan has them. The shim is in a mount namespace of its own, so none outlives it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use std::os::unix::ffi::OsStrExt;
 
 use coracle_storage::{ContainerPlan, HostMount};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::{Error, Result};
 
-/// Makes `folder` a mount whose new mounts the shared file system's server will see: its own namespace is a slave of it.
-pub(crate) fn share(folder: &Path) -> Result<()> {
-    let none = None::<&str>;
-    let failed = |errno: nix::Error| Error::Failed(format!("share {}: {errno}", folder.display()));
-    mount(Some(folder), folder, none, MsFlags::MS_BIND, none).map_err(failed)?;
-    mount(none, folder, none, MsFlags::MS_SHARED, none).map_err(failed)
+/// The host's side of a shared folder: beside it, and not the guest's to change.
+pub(crate) fn host_side(shared: &Path) -> PathBuf {
+    shared.with_file_name("mounts")
 }
 
-/// Undoes [`share`].
-pub(crate) fn unshare(folder: &Path) {
-    let _ = umount2(folder, MntFlags::MNT_DETACH);
+/// Makes the folder that the guest sees, and the one beside it that the host works in.
+///
+/// Both are the same mount group, so what is mounted in [`host_side`] shows in `shared`, and its server, whose own
+/// namespace is a slave of this one, sees it, too. The guest's side itself is read-only: a guest that could make links
+/// there would lead the host's next mount astray.
+pub(crate) fn share(shared: &Path) -> Result<()> {
+    let none = None::<&str>;
+    let host = host_side(shared);
+    let failed = |errno: nix::Error| Error::Failed(format!("share {}: {errno}", shared.display()));
+    for folder in [&*host, shared] {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| Error::Failed(format!("make {}: {error}", folder.display())))?;
+    }
+    mount(Some(&host), &host, none, MsFlags::MS_BIND, none).map_err(failed)?;
+    mount(none, &host, none, MsFlags::MS_SHARED, none).map_err(failed)?;
+    mount(Some(&host), shared, none, MsFlags::MS_BIND, none).map_err(failed)?;
+    mount(none, shared, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).map_err(failed)
+}
+
+/// Undoes [`share`]; folders that still hold something stay.
+pub(crate) fn unshare(shared: &Path) {
+    for folder in [shared, &host_side(shared)] {
+        let _ = umount2(folder, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        let _ = std::fs::remove_dir(folder);
+    }
 }
 
 /// Makes a container's mounts; where one fails, those before it are undone.
@@ -37,7 +58,7 @@ pub(crate) fn apply(plan: &ContainerPlan) -> Result<()> {
 pub(crate) fn undo(plan: &ContainerPlan) {
     for wanted in plan.mounts.iter().rev() {
         // One that was never made is what is wanted.
-        let _ = umount2(&wanted.target, MntFlags::MNT_DETACH);
+        let _ = umount2(&wanted.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
         let _ = if wanted.target.is_dir() {
             std::fs::remove_dir(&wanted.target)
         } else {
@@ -57,7 +78,7 @@ fn make(wanted: &HostMount) -> Result<()> {
     let failed = |error: std::io::Error| Error::Failed(format!("{}: {error}", step()));
     let file = wanted.kind == "bind" && wanted.source.is_file();
     if file {
-        std::fs::File::create(&wanted.target).map_err(failed)?;
+        std::fs::File::create_new(&wanted.target).map_err(failed)?;
     } else {
         std::fs::create_dir_all(&wanted.target).map_err(failed)?;
     }
@@ -89,6 +110,26 @@ fn make(wanted: &HostMount) -> Result<()> {
     }
     let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
     run(flags & bind, None, None)?;
-    // A bind mount takes its other flags in a second call.
-    if (flags - bind).is_empty() { Ok(()) } else { run((flags - MsFlags::MS_REC) | MsFlags::MS_REMOUNT, None, None) }
+    if flags.contains(MsFlags::MS_RDONLY) { make_readonly(&wanted.target).map_err(failed) } else { Ok(()) }
+}
+
+/// Makes a mount and all below it read-only, whatever else it is (mount_setattr(2)).
+fn make_readonly(target: &Path) -> std::io::Result<()> {
+    const MOUNT_ATTR_RDONLY: u64 = 1;
+    let target = std::ffi::CString::new(target.as_os_str().as_bytes()).map_err(std::io::Error::other)?;
+    // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
+    let attributes: [u64; 4] = [MOUNT_ATTR_RDONLY, 0, 0, 0];
+    // SAFETY: the path is NUL-terminated, and the structure lives through the call and has the size that is given.
+    #[expect(unsafe_code, reason = "no safe wrapper is at hand")]
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::AT_RECURSIVE,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }

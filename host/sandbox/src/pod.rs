@@ -12,7 +12,7 @@ use crate::agent::Agent;
 pub(crate) struct Pod {
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) agent: Agent,
-    /// The folder that the guest sees.
+    /// The host's side of the folder that the guest sees.
     pub(crate) shared: PathBuf,
     pub(crate) virtiofsd: Option<Child>,
     /// Open for as long as the agent lives; the agent ends when it is closed.

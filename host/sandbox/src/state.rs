@@ -65,6 +65,8 @@ pub(crate) struct Container {
     /// While it is being made: gives that up when it is sent or dropped.
     pub(crate) creating: Option<oneshot::Sender<()>>,
     pub(crate) paused: bool,
+    /// Its delete was answered, or is about to be.
+    pub(crate) deleting: bool,
     /// What it had used when that was read last.
     pub(crate) stats: Option<coracle_protocol::agent::StatsContainerResponse>,
     /// Below the shared folder: undone when the container is deleted.

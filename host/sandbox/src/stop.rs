@@ -1,15 +1,42 @@
 //! Stop: the pod's end.
 
-use crate::state::Phase;
-use crate::{Result, Sandbox, mount};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::pod::Pod;
+use crate::state::{Phase, State};
+use crate::{Error, Exit, Result, Sandbox, mount};
+
+/// How long a create that was given up may take to be through.
+const CREATE_PATIENCE: Duration = Duration::from_secs(10);
+
+type Creating = watch::Receiver<Option<Exit>>;
+
+/// Ends the pod's state: no create goes on, and nothing new begins.
+fn give_up(state: &mut State) -> (Option<std::sync::Arc<Pod>>, Vec<coracle_storage::ContainerPlan>, Vec<Creating>) {
+    let pod = state.pod();
+    let mut storages = Vec::new();
+    let mut creating = Vec::new();
+    for container in state.containers.values_mut() {
+        if container.storage.is_none() && container.creating.take().is_some() {
+            creating.push(container.init.exit.subscribe());
+        }
+        storages.extend(container.storage.take());
+    }
+    if pod.is_none() {
+        state.phase = Phase::Ended("the pod was stopped".into());
+    }
+    (pod, storages, creating)
+}
 
 impl Sandbox {
-    /// Whether the pod has no containers.
+    /// Whether the pod has no containers but those whose delete was answered.
     ///
     /// # Errors
     /// [`crate::Error::Gone`].
     pub async fn is_empty(&self) -> Result<bool> {
-        self.ask(|state| state.containers.is_empty()).await
+        self.ask(|state| state.containers.values().all(|container| container.deleting)).await
     }
 
     /// Ends the machine and removes the pod's folder, whatever is in it.
@@ -17,23 +44,14 @@ impl Sandbox {
     /// # Errors
     /// Where the monitor does not end.
     pub async fn stop(&self) -> Result<()> {
-        let (pod, storages) = self
-            .ask(|state| {
-                let pod = state.pod();
-                let storages: Vec<_> = state
-                    .containers
-                    .values_mut()
-                    .filter_map(|container| {
-                        container.creating = None;
-                        container.storage.take()
-                    })
-                    .collect();
-                if pod.is_none() {
-                    state.phase = Phase::Ended("the pod was stopped".into());
-                }
-                (pod, storages)
-            })
-            .await?;
+        let (pod, storages, creating) = self.ask(give_up).await?;
+        for mut container in creating {
+            // A create that was given up takes its own mounts down; when it is through, its container is gone.
+            let through = async { while container.changed().await.is_ok() {} };
+            if tokio::time::timeout(CREATE_PATIENCE, through).await.is_err() {
+                return Err(Error::Timeout("a container's mounts are still being made".into()));
+            }
+        }
         if let Some(pod) = &pod {
             pod.machine.stop().await?;
             if let Some(server) = &pod.virtiofsd {
@@ -48,8 +66,6 @@ impl Sandbox {
             }
             let shared = folder.join("shared");
             mount::unshare(&shared);
-            // Without its mounts the folder is empty; only then may it go.
-            let _ = std::fs::remove_dir(&shared);
             let _ = std::fs::remove_file(folder.join("fs.sock"));
             if let Err(error) = std::fs::remove_dir(&folder) {
                 log::debug!("{} stays: {error}", folder.display());

@@ -29,7 +29,7 @@ const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     log::start(args.debug);
-    own_mounts().context("make a mount namespace")?;
+    own_mounts().context("make a mount namespace").inspect_err(|error| ::log::error!("{error:#}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Threads for calls that block come and go; an idle pod has one.
@@ -74,8 +74,12 @@ async fn serve(args: &Args) -> Result<()> {
         () = shim.ended() => {}
         _ = terminate.recv() => ::log::info!("SIGTERM: the pod is stopped"),
     }
-    shim.stop().await;
+    let stopped = shim.stop().await;
     let _ = tokio::time::timeout(GOODBYE, server.shutdown()).await;
+    if !stopped {
+        // Something may still be mounting below it.
+        anyhow::bail!("{} stays: the pod did not stop", pod.display());
+    }
     folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))
 }
 

@@ -95,16 +95,21 @@ impl Shim {
     }
 
     /// Stops the pod and sends what is left to send.
-    pub(crate) async fn stop(&self) {
+    ///
+    /// False where something of it may still be there.
+    pub(crate) async fn stop(&self) -> bool {
+        let mut stopped = true;
         if let Ok(sandbox) = self.sandbox()
             && let Err(error) = sandbox.stop().await
         {
             log::error!("the pod does not stop: {error}");
+            stopped = false;
         }
         let goodbye = tokio::time::timeout(std::time::Duration::from_secs(2), self.publisher.flush());
         if goodbye.await.is_err() {
             log::warn!("events were left unsent");
         }
+        stopped
     }
 }
 

@@ -25,6 +25,9 @@ const INPUT_BYTES_MAX: u64 = 4 << 20;
 /// The newest version of the Task API that the daemon serves.
 const TASK_VERSION: i32 = 3;
 
+/// How long a shim of the same container may take to be gone.
+const PREDECESSOR_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// How containerd wants the answer.
 #[derive(Debug, PartialEq, Eq)]
 enum Reply {
@@ -95,8 +98,12 @@ fn print_reply(reply: &Reply, address: &str) -> Result<()> {
 fn start_daemon(args: &Args, settings: &Settings) -> Result<String> {
     let pod = folder::pod(settings, &args.namespace, &args.id);
     let socket = folder::socket(&pod);
-    if UnixStream::connect(&socket).is_ok() {
-        bail!("{} has a shim already", args.id);
+    if let Ok(mut other) = UnixStream::connect(&socket) {
+        // One that is about to end, after its last delete, ends the connection; one that serves does not.
+        other.set_read_timeout(Some(PREDECESSOR_PATIENCE)).context("watch the other shim")?;
+        if !matches!(other.read(&mut [0; 1]), Ok(0)) {
+            bail!("{} has a shim already", args.id);
+        }
     }
     folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))?;
     std::fs::create_dir_all(folder::machine(&pod)).with_context(|| format!("make {}", pod.display()))?;

@@ -98,18 +98,25 @@ async fn start_logger(uri: &str, (id, namespace): (&str, &str)) -> Result<(Outpu
         .stderr(ChildStdio::null());
     let sources = [&out_read, &err_read, &ready_write].map(std::os::fd::AsRawFd::as_raw_fd);
     let place = move || {
-        for (from, to) in sources.into_iter().zip(100..).chain((100..103).zip(3..)) {
-            // SAFETY: dup2 takes no pointers; the numbers are unused in the freshly forked child, whose descriptors all
-            // close on exec but the last three copies.
+        // Copies above all targets first: a target may be the number of a source that is still to be copied.
+        let mut copies = [-1; 3];
+        for (copy, source) in copies.iter_mut().zip(sources) {
+            // SAFETY: the call takes no pointers; a bad descriptor is answered with EBADF.
+            #[expect(unsafe_code, reason = "the safe wrappers own the copy, which here is only a number")]
+            let result = unsafe { libc::fcntl(source, libc::F_DUPFD_CLOEXEC, 16) };
+            *copy = result;
+        }
+        for (copy, target) in copies.into_iter().zip(3..) {
+            // SAFETY: as above; the target's number is this child's own, and what was there closes.
             #[expect(unsafe_code, reason = "the safe wrappers own the target, which here is only a number")]
-            let result = unsafe { libc::dup3(from, to, if to >= 100 { libc::O_CLOEXEC } else { 0 }) };
+            let result = unsafe { libc::dup2(copy, target) };
             if result < 0 {
                 return Err(std::io::Error::last_os_error());
             }
         }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes dup3 calls only, which are async-signal-safe.
+    // SAFETY: between fork and exec the closure makes fcntl and dup2 calls only, which are async-signal-safe.
     #[expect(unsafe_code, reason = "pre_exec is unsafe by declaration")]
     unsafe {
         command.pre_exec(place);

@@ -342,6 +342,8 @@ impl Task for TaskService {
         // Other containers of the pod go on.
         if empty || request.now {
             self.shim.end();
+        } else {
+            log::info!("Shutdown: other containers of the pod go on");
         }
         Ok(Empty::new())
     }

@@ -64,11 +64,14 @@ pub fn container(
         let mut guest_mount = mount.clone();
         if is_bind(mount) {
             let name = mount_name(mount);
+            let mut options = vec!["rbind".to_owned()];
+            // The guest is not to be trusted with it: what is read-only for the container is so on the host already.
+            options.extend(mount.options.iter().filter(|option| *option == "ro").cloned());
             mounts.push(HostMount {
                 kind: "bind".into(),
                 source: bind_source(mount)?,
                 target: folder.join(&name),
-                options: vec!["rbind".into()],
+                options,
             });
             guest_mount.source = format!("{guest_folder}/{name}");
         } else if mount.destination == "/dev/shm" {
@@ -146,7 +149,8 @@ mod tests {
         assert_eq!(plan.mounts[1].source, source.path());
         assert!(plan.mounts[1].target.starts_with("/run/s/c1"));
         assert!(plan.guest_mounts[0].source.starts_with("/run/kata-containers/shared/containers/c1/"));
-        assert_eq!(plan.guest_mounts[0].options, ["rbind", "ro"], "the guest applies the options");
+        assert_eq!(plan.mounts[1].options, ["rbind", "ro"], "read-only on the host already");
+        assert_eq!(plan.guest_mounts[0].options, ["rbind", "ro"]);
         assert_eq!(plan.guest_mounts[1].source, "proc");
         assert_eq!(plan.guest_root, "/run/kata-containers/shared/containers/c1/rootfs");
     }

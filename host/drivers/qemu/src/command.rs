@@ -39,6 +39,10 @@ pub(crate) fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind) -
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     add(&["-machine", &format!("{machine},memory-backend=ram")]);
+    if !pci {
+        // Virtio 1, as all our device servers speak it.
+        add(&["-global", "virtio-mmio.force-legacy=false"]);
+    }
     add(&["-accel", accelerator, "-cpu", processor]);
     add(&["-smp", &format!("{},maxcpus={}", spec.cpus.boot, spec.cpus.max)]);
     add(&["-m", &format!("{memory}M")]);

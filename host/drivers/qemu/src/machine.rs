@@ -60,7 +60,7 @@ impl QemuMachine {
         spec: &MachineSpec,
         mut parts: Parts,
         control: qmp::Client,
-        events: mpsc::UnboundedReceiver<qmp::Event>,
+        events: mpsc::Receiver<qmp::Event>,
         console: Ring,
         messages: Ring,
     ) -> Self {
@@ -102,7 +102,7 @@ struct Outputs {
 /// Waits for the end of any process of the machine, ends the others, and gives the reason.
 async fn supervise(
     parts: &mut Parts,
-    mut events: mpsc::UnboundedReceiver<qmp::Event>,
+    mut events: mpsc::Receiver<qmp::Event>,
     stop: &tokio::sync::Notify,
     outputs: &Outputs,
 ) -> String {

@@ -15,6 +15,9 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 /// The longest line that is read, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
+/// The most events that wait for whoever reads them.
+const EVENTS_MAX: usize = 256;
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -64,7 +67,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn connect(stream: UnixStream) -> Result<(Self, mpsc::UnboundedReceiver<Event>), Error> {
+    pub async fn connect(stream: UnixStream) -> Result<(Self, mpsc::Receiver<Event>), Error> {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
         let greeting = read_line(&mut reader).await?.ok_or(Error::Closed)?;
@@ -72,7 +75,7 @@ impl Client {
             return Err(Error::Protocol("no greeting".into()));
         }
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
-        let (events, receiver) = mpsc::unbounded_channel();
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
         tokio::spawn(read_all(reader, Arc::clone(&waiting), events));
         let client = Self { stream: AsyncMutex::new(writer), waiting, next_id: AtomicU64::new(1) };
         client.execute("qmp_capabilities", Value::Null).await?;
@@ -165,7 +168,7 @@ async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> Result<Option<Value
 }
 
 /// Hands out answers and events until the channel ends; then nobody waits any more.
-async fn read_all(mut reader: BufReader<OwnedReadHalf>, waiting: Waiting, events: mpsc::UnboundedSender<Event>) {
+async fn read_all(mut reader: BufReader<OwnedReadHalf>, waiting: Waiting, events: mpsc::Sender<Event>) {
     loop {
         let line = match read_line(&mut reader).await {
             Ok(Some(line)) => line,
@@ -177,7 +180,8 @@ async fn read_all(mut reader: BufReader<OwnedReadHalf>, waiting: Waiting, events
         };
         if let Some(name) = line.get("event").and_then(Value::as_str) {
             let data = line.get("data").cloned().unwrap_or(Value::Null);
-            let _ = events.send(Event { name: name.to_owned(), data });
+            // A guest can cause some events as often as it likes: what is too much is dropped.
+            let _ = events.try_send(Event { name: name.to_owned(), data });
             continue;
         }
         let Some(id) = line.get("id").and_then(Value::as_u64) else { continue };

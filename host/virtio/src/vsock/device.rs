@@ -52,7 +52,8 @@ impl Device {
     pub fn process_tx(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bool, QueueError> {
         let mut used = false;
         while self.muxer.accepts() {
-            let Some(chain) = queue.pop_descriptor_chain(memory) else { break };
+            // Not `pop_descriptor_chain`, which hides a ring that is nonsense: the guest could keep this turning.
+            let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
             match chain.reader(memory) {
                 Ok(mut reader) => self.take_packet(&mut reader),
@@ -90,7 +91,7 @@ impl Device {
     pub fn process_rx(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bool, QueueError> {
         let mut used = false;
         while self.muxer.has_pending() {
-            let Some(chain) = queue.pop_descriptor_chain(memory) else { break };
+            let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
             let written = match chain.writer(memory) {
                 Ok(mut writer) if writer.available_bytes() > HEADER_BYTES => {
