@@ -1,6 +1,6 @@
 //! `cargo xtask suite`: another release's containerd, in a root of its own. Run by name, for it downloads that release.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
@@ -57,13 +57,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let at = |path: &str| root.join(path);
     std::fs::copy(built.shim(), at("usr/local/bin/containerd-shim-coracle-v2")).context("copy the shim")?;
-    let copy = command("cp", &["-aT", &guest.display().to_string(), &at("var/lib/coracle-guest").display().to_string()]);
+    let copy =
+        command("cp", &["-aT", &guest.display().to_string(), &at("var/lib/coracle-guest").display().to_string()]);
     steps::run(copy)?;
     let layout = built.work().join("image");
     image::make(&layout, &[])?;
     image::archive(&layout, &at("tmp/image.tar"))?;
     std::fs::create_dir_all(at("etc/coracle")).context("the settings")?;
-    std::fs::write(at("etc/coracle/config.toml"), "machine.accelerator = \"any\"\nguest.folder = \"/var/lib/coracle-guest\"\n")?;
+    std::fs::write(
+        at("etc/coracle/config.toml"),
+        "machine.accelerator = \"any\"\nguest.folder = \"/var/lib/coracle-guest\"\n",
+    )?;
     let config = "version = 2\nroot = \"/tmp/cd\"\nstate = \"/run/cd\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"/run/cd.sock\"\n";
     std::fs::write(at("tmp/cd.toml"), config)?;
     std::fs::write(at("tmp/suite.sh"), SCRIPT)?;
@@ -83,10 +87,13 @@ fn inside(root: &Path, line: &str) -> std::process::Command {
          && mount -t tmpfs tmpfs run && pivot_root . mnt && cd / && umount -l mnt \
          && exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin {line}"
     );
-    command("unshare", &["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "bash", "-c", &script])
+    command(
+        "unshare",
+        &["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "bash", "-c", &script],
+    )
 }
 
-fn make_root(root: &PathBuf, suite: &str) -> Result<()> {
+fn make_root(root: &Path, suite: &str) -> Result<()> {
     let targets = output(command("apt-get", &["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]))?;
     let mirror = targets.lines().find(|uri| uri.trim_end_matches('/').ends_with("/debian"));
     let mirror = mirror.context("apt is set to no Debian mirror")?.to_owned();

@@ -133,12 +133,17 @@ impl Folder {
     }
 
     pub(crate) fn remove(&self) -> Result<()> {
-        match std::fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove {}", self.0.display()))
+        // The container's own process may be writing its last word while this removes: then once more.
+        for _ in 0..16 {
+            match std::fs::remove_dir_all(&self.0) {
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove {}", self.0.display()));
+                }
+                _ => return Ok(()),
             }
-            _ => Ok(()),
         }
+        bail!("{} fills again while it is removed", self.0.display())
     }
 }
 

@@ -199,13 +199,18 @@ pub(crate) async fn finish(folder: &Folder, mut record: Record, task: &Task, exi
         let _ = task.kill("", libc::SIGKILL.unsigned_abs()).await;
         let _ = tokio::time::timeout(CLEANUP_PATIENCE, task.wait("")).await;
     }
-    let deleted = task.delete("").await;
-    task.shutdown().await;
-    if deleted.is_err() {
-        // A shim that has died has left its folder; one that lives still has cleaned up by itself.
-        shim::delete(folder.path(), &record)?;
+    // Who else looks after the container may have deleted it a moment before.
+    let _ = task.delete("").await;
+    if !task.shutdown().await
+        && let Err(error) = shim::delete(folder.path(), &record)
+    {
+        eprintln!("coracle: what {} has left can't be removed: {error:#}", record.name);
     }
     record.address = None;
     record.exit = exit.or(Some(137));
-    folder.write(&record)
+    match folder.write(&record) {
+        // Removed meanwhile.
+        Err(_) if !folder.path().exists() => Ok(()),
+        written => written,
+    }
 }

@@ -1,8 +1,7 @@
 //! The action `delete`: after a daemon that has died, and as containerd's last word on any container.
 
 use std::io::Write;
-use std::os::unix::net::UnixStream;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use containerd_shim_protos::api::DeleteResponse;
@@ -12,11 +11,16 @@ use coracle_settings::Settings;
 use crate::args::Args;
 use crate::{folder, metrics};
 
+/// How long a daemon that was killed may take to be gone: its socket outlives its connections by a moment.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let settings = Settings::load()?;
     let pod = folder::pod(&settings, &args.namespace, &args.id);
     // A daemon that lives serves other containers of its pod, or will end by itself. Its children end with it.
-    if UnixStream::connect(folder::socket(&pod)).is_err() {
+    if folder::is_served(&pod, PATIENCE) {
+        log::info!("{} is served: its folder stays", args.id);
+    } else {
         folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))?;
     }
     let response = DeleteResponse {

@@ -1,6 +1,9 @@
 //! The pod's folder on the host.
 
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use coracle_settings::Settings;
 use sha2::{Digest, Sha256};
@@ -19,6 +22,16 @@ pub(crate) fn socket(pod: &Path) -> PathBuf {
 /// The folder of the pod's machine.
 pub(crate) fn machine(pod: &Path) -> PathBuf {
     pod.join("m")
+}
+
+/// Whether a daemon serves the pod. One that is ending ends the connection, within `patience`; one that serves does not.
+pub(crate) fn is_served(pod: &Path, patience: Duration) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket(pod)) else { return false };
+    if stream.set_read_timeout(Some(patience)).is_err() {
+        return true;
+    }
+    let ended = stream.read(&mut [0; 1]);
+    matches!(ended, Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
 }
 
 /// Removes the pod's folder. What is still mounted below it in this namespace is taken off first: nothing that was lent to

@@ -98,12 +98,9 @@ fn print_reply(reply: &Reply, address: &str) -> Result<()> {
 fn start_daemon(args: &Args, settings: &Settings) -> Result<String> {
     let pod = folder::pod(settings, &args.namespace, &args.id);
     let socket = folder::socket(&pod);
-    if let Ok(mut other) = UnixStream::connect(&socket) {
-        // One that is about to end, after its last delete, ends the connection; one that serves does not.
-        other.set_read_timeout(Some(PREDECESSOR_PATIENCE)).context("watch the other shim")?;
-        if !matches!(other.read(&mut [0; 1]), Ok(0)) {
-            bail!("{} has a shim already", args.id);
-        }
+    // One that is about to end, after its last delete, gets the time for it.
+    if folder::is_served(&pod, PREDECESSOR_PATIENCE) {
+        bail!("{} has a shim already", args.id);
     }
     folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))?;
     std::fs::create_dir_all(folder::machine(&pod)).with_context(|| format!("make {}", pod.display()))?;

@@ -169,7 +169,8 @@ fn the_shim_killed_takes_all_with_it_and_rm_clears() {
         std::thread::yield_now();
     }
     assert!(list().contains("dead") || list().contains("exited (137)"), "{}", list());
-    assert_eq!(host.coracle_outcome(&["rm", "--force", "lost"]).code, 0);
+    let removed = host.coracle_outcome(&["rm", "--force", "lost"]);
+    assert_eq!(removed.code, 0, "{removed:?}");
     host.audit();
 }
 

@@ -288,3 +288,50 @@ fn a_boot_that_hangs_is_given_up_by_kill() {
         assert!(!bench.folder.path().join("m").exists());
     });
 }
+
+#[test]
+fn a_delete_that_was_answered_counts_for_a_shutdown() {
+    in_own_mounts(async {
+        let bench = Bench::with(Scripted::hanging_in("RemoveContainer").program(), |_| {});
+        let process = first("c1");
+        bench.create("c1", "sleep 1000", Stdio::default()).await.unwrap();
+        bench.sandbox.start(&process).await.unwrap();
+        bench.sandbox.kill(&process, 9).await.unwrap();
+        bench.sandbox.wait(&process).await.unwrap();
+        assert!(!bench.sandbox.is_empty().await.unwrap());
+        bench.sandbox.delete(&process).await.unwrap();
+        // The removal goes on behind the answer; the pod may end all the same, and a second delete finds nothing.
+        assert!(bench.sandbox.is_empty().await.unwrap());
+        assert!(matches!(bench.sandbox.delete(&process).await, Err(Error::NotFound(_))));
+        bench.sandbox.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn a_container_that_is_killed_before_its_start_has_ended() {
+    in_own_mounts(async {
+        let bench = Bench::real();
+        let process = first("c1");
+        bench.create("c1", "sleep 1000", Stdio::default()).await.unwrap();
+        bench.sandbox.kill(&process, 15).await.unwrap();
+        assert_eq!(bench.sandbox.wait(&process).await.unwrap().status, 143);
+        bench.sandbox.delete(&process).await.unwrap();
+        assert_eq!(bench.run("c1", "exit 4").await.0.status, 4);
+        bench.sandbox.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn the_guest_can_not_write_beside_what_it_is_lent() {
+    in_own_mounts(async {
+        let bench = Bench::real();
+        bench.create("c1", "sleep 1000", Stdio::default()).await.unwrap();
+        let seen = bench.folder.path().join("m/shared");
+        for path in ["evil", "c1/evil"] {
+            let error = std::fs::write(seen.join(path), "x").unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{path}");
+        }
+        std::fs::write(seen.join("c1/rootfs/own"), "x").unwrap();
+        bench.sandbox.stop().await.unwrap();
+    });
+}
