@@ -126,7 +126,9 @@ impl Folder {
 
     /// Replaces the record; a reader sees the old or the new one.
     pub(crate) fn write(&self, record: &Record) -> Result<()> {
-        let (path, beside) = (self.join("container.json"), self.join("container.json.new"));
+        // Two processes may write at once, each to a file of its own; the last one's stays.
+        let path = self.join("container.json");
+        let beside = self.join(&format!("container.json.{}", std::process::id()));
         std::fs::write(&beside, serde_json::to_vec_pretty(record)?)
             .with_context(|| format!("write {}", beside.display()))?;
         std::fs::rename(&beside, &path).with_context(|| format!("write {}", path.display()))

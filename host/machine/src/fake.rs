@@ -79,8 +79,10 @@ impl Driver for FakeDriver {
             let (stop, mut stopped) = watch::channel(false);
             let task = tokio::spawn(async move {
                 let reason = tokio::select! {
-                    reason = guest => reason,
+                    // The stop first: a guest of a machine that is gone already must not begin.
+                    biased;
                     _ = stopped.wait_for(|stop| *stop) => "it was stopped".to_owned(),
+                    reason = guest => reason,
                 };
                 let _ = std::fs::remove_dir_all(&sockets);
                 sender.send_replace(Some(End { reason }));
