@@ -1,6 +1,7 @@
 //! Boot: from nothing to an agent that answers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_machine::{Architecture, Cpus, Device, GuestStream, Machine, MachineSpec, Memory, MemoryKind, Platform};
 use coracle_process::{Child, Output, Ring, Spawn};
@@ -123,7 +124,7 @@ async fn greet(config: &Config, machine: &dyn Machine, virtiofsd: Option<&(Child
         match virtiofsd {
             Some((child, messages)) => {
                 let status = child.wait().await;
-                if let Some(reason) = ends_now(machine).await {
+                if let Some(reason) = ends_now(machine, SERVER_END_PATIENCE).await {
                     return Error::Failed(format!("the guest did not come up: {reason}"));
                 }
                 Error::Failed(format!("virtiofsd ended with {status}: {}", messages.last_lines(3).join("; ")))
@@ -155,12 +156,15 @@ async fn greet(config: &Config, machine: &dyn Machine, virtiofsd: Option<&(Child
     }
 }
 
-/// How long the machine's own end may follow the end of what depends on it: then it is the reason to tell.
-const END_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long the machine's own end may follow the end of a server of its devices: then it is the reason to tell.
+const SERVER_END_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The same after the agent's connection has broken: a guest whose agent has ended takes its time to end.
+pub(crate) const AGENT_END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The machine's reason, where it is ending, too.
-pub(crate) async fn ends_now(machine: &dyn Machine) -> Option<String> {
-    tokio::time::timeout(END_PATIENCE, machine.wait()).await.ok().map(|end| end.reason)
+pub(crate) async fn ends_now(machine: &dyn Machine, patience: Duration) -> Option<String> {
+    tokio::time::timeout(patience, machine.wait()).await.ok().map(|end| end.reason)
 }
 
 fn with_console(error: Error, lines: &[String]) -> Error {
@@ -220,7 +224,7 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>) {
             status = server => {
                 let mut reason = None;
                 if let Some(pod) = weak.upgrade() {
-                    reason = ends_now(&*pod.machine).await;
+                    reason = ends_now(&*pod.machine, SERVER_END_PATIENCE).await;
                     // Without its files the guest can do nothing right.
                     let _ = pod.machine.stop().await;
                 }

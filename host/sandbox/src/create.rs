@@ -122,7 +122,7 @@ pub(crate) async fn until_end<T>(pod: &Arc<Pod>, request: impl Future<Output = R
         biased;
         answer = request => match answer {
             // The connection breaks a moment before the end is known, and the end is the better reason.
-            Err(Error::Failed(text)) => match boot::ends_now(&*pod.machine).await {
+            Err(Error::Failed(text)) => match boot::ends_now(&*pod.machine, boot::AGENT_END_PATIENCE).await {
                 Some(reason) => Err(Error::Ended(reason)),
                 None => Err(Error::Failed(text)),
             },

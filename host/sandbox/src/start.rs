@@ -109,7 +109,7 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>, id: &ProcessId) {
             Err(error) => {
                 // Without its agent the pod is lost. The machine's end, which may be on its way, says why.
                 log::warn!("the end of {id:?} can't be waited for: {error}");
-                if boot::ends_now(&*pod.machine).await.is_none() {
+                if boot::ends_now(&*pod.machine, boot::AGENT_END_PATIENCE).await.is_none() {
                     let _ = pod.machine.stop().await;
                 }
             }
