@@ -56,7 +56,13 @@ impl Built {
         let arguments = [Path::new("image"), Path::new("build"), Path::new("--kernel"), Path::new(kernel)];
         step(&format!("making the guest image of {kernel}"), || {
             let mut build = command(&self.coracle().display().to_string(), &[]);
-            build.args(arguments).arg("--agent").arg(&agent).arg("--output").arg(&folder);
+            build
+                .args(arguments)
+                .arg("--agent")
+                .arg(&agent)
+                .arg("--output")
+                .arg(&folder)
+                .stdout(std::process::Stdio::null());
             if run(build).is_ok() {
                 return Ok(());
             }
@@ -64,7 +70,13 @@ impl Built {
             let words = privileged(&["apt-get", "update", "-q"]);
             run(command(words[0], &words[1..]))?;
             let mut build = command(&self.coracle().display().to_string(), &[]);
-            build.args(arguments).arg("--agent").arg(&agent).arg("--output").arg(&folder);
+            build
+                .args(arguments)
+                .arg("--agent")
+                .arg(&agent)
+                .arg("--output")
+                .arg(&folder)
+                .stdout(std::process::Stdio::null());
             run(build)
         })?;
         Ok(folder)
