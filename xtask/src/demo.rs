@@ -146,6 +146,7 @@ pub(crate) fn processes() -> Vec<Process> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words = String::from_utf8_lossy(&words).replace('\0', " ");
+        let own = words.split(' ').next().is_some_and(|program| program.ends_with("/coracle"));
         let name = if words.contains("qemu-system") && words.contains("-name coracle-") {
             "qemu"
         } else if words.contains("virtiofsd") && words.contains("/shared") {
@@ -154,9 +155,9 @@ pub(crate) fn processes() -> Vec<Process> {
             "vsock server"
         } else if words.contains("containerd-shim-coracle-v2") && words.contains("serve") {
             "shim"
-        } else if words.contains("coracle") && words.contains(" run ") {
+        } else if own && words.contains(" run ") {
             "coracle run"
-        } else if words.contains("coracle") && words.contains(" supervise ") {
+        } else if own && words.contains(" supervise ") {
             "coracle supervise"
         } else {
             continue;

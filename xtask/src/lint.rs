@@ -46,6 +46,8 @@ fn deny() -> Result<()> {
             steps::run(command("cargo", &["install", "--quiet", "--locked", "--version", CARGO_DENY, "cargo-deny"]))
         })?;
     }
+    // It looks at the crates of every platform, of which a build has fetched its own only.
+    steps::run(command("cargo", &["fetch", "--locked"]))?;
     steps::run(command(
         "cargo",
         &["deny", "--offline", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"],
