@@ -53,31 +53,19 @@ impl Built {
             return Ok(folder);
         }
         let agent = self.agent();
-        let arguments = [Path::new("image"), Path::new("build"), Path::new("--kernel"), Path::new(kernel)];
+        let make = || {
+            let mut build = command(&self.coracle().display().to_string(), &["image", "build", "--kernel", kernel]);
+            build.arg("--agent").arg(&agent).arg("--output").arg(&folder).stdout(std::process::Stdio::null());
+            run(build)
+        };
         step(&format!("making the guest image of {kernel}"), || {
-            let mut build = command(&self.coracle().display().to_string(), &[]);
-            build
-                .args(arguments)
-                .arg("--agent")
-                .arg(&agent)
-                .arg("--output")
-                .arg(&folder)
-                .stdout(std::process::Stdio::null());
-            if run(build).is_ok() {
+            if make().is_ok() {
                 return Ok(());
             }
             // apt's lists may be missing on a fresh machine.
             let words = privileged(&["apt-get", "update", "-q"]);
             run(command(words[0], &words[1..]))?;
-            let mut build = command(&self.coracle().display().to_string(), &[]);
-            build
-                .args(arguments)
-                .arg("--agent")
-                .arg(&agent)
-                .arg("--output")
-                .arg(&folder)
-                .stdout(std::process::Stdio::null());
-            run(build)
+            make()
         })?;
         Ok(folder)
     }
