@@ -25,3 +25,6 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The most bytes of a process's stream that one request or reply carries. ttrpc refuses messages of over 4 MiB.
 pub const STREAM_CHUNK_BYTES: u32 = 256 * 1024;
+
+/// The largest request in bytes: what ttrpc's 4 MiB leaves when it has added the method's name and deadline.
+pub const REQUEST_BYTES_MAX: u64 = (4 << 20) - 1024;

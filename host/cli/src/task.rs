@@ -1,5 +1,6 @@
 //! The Task API, as a client.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -160,18 +161,19 @@ impl Task {
         self.client.delete(soon(), &request).await.map(drop).map_err(status_text)
     }
 
-    /// Ends the shim, and waits until it is gone. False where it was gone already, without having cleaned up.
+    /// Ends the shim, and waits until it is gone. True where it has taken all that was the pod's with it; one that was killed
+    /// has not, at whatever moment that was.
     pub(crate) async fn shutdown(&self) -> bool {
         // A connection of its own ends with the shim's process, when all clean-up is done.
         let witness = tokio::net::UnixStream::connect(&self.socket).await;
         let request = api::ShutdownRequest { id: self.id.clone(), now: true, ..Default::default() };
         let _ = self.client.shutdown(soon(), &request).await;
-        let served = witness.is_ok();
         if let Ok(mut witness) = witness {
             let mut byte = [0; 1];
             let gone = tokio::io::AsyncReadExt::read(&mut witness, &mut byte);
             let _ = tokio::time::timeout(Duration::from_secs(30), gone).await;
         }
-        served
+        // The socket lies in the pod's folder.
+        Path::new(&self.socket).parent().is_none_or(|folder| !folder.exists())
     }
 }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use coracle_protocol::agent::CreateContainerRequest;
-use coracle_protocol::oci;
+use coracle_protocol::protobuf::{Message, MessageField};
+use coracle_protocol::{REQUEST_BYTES_MAX, oci};
 use coracle_storage::ContainerPlan;
 use tokio::sync::oneshot;
 
@@ -100,20 +101,35 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, Size { cpus, memory_mib })).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan).await?;
-    let request = CreateContainerRequest {
-        container_id: plan.id.clone(),
-        OCI: coracle_protocol::protobuf::MessageField::some(spec::for_guest(
-            plan.spec.clone(),
-            &mounted.plan,
-            plan.terminal,
-        )),
-        ..Default::default()
-    };
+    let request = request(plan, &mounted.plan)?;
     let created = pod
         .agent
         .call("CreateContainer", Patience::Bounded, async |agent, ctx| agent.create_container(ctx, &request).await);
     unless(cancelled, &plan.id, until_end(&pod, created)).await?;
     Ok(mounted.keep())
+}
+
+/// What the agent is asked for.
+fn request(plan: &Plan, storage: &ContainerPlan) -> Result<CreateContainerRequest> {
+    let mut request = CreateContainerRequest {
+        container_id: plan.id.clone(),
+        OCI: MessageField::some(spec::for_guest(plan.spec.clone(), storage, plan.terminal)),
+        ..Default::default()
+    };
+    if request.compute_size() > REQUEST_BYTES_MAX {
+        // All that the guest can do without.
+        log::warn!("container {}: its annotations are too large for the guest, which does not get them", plan.id);
+        request.OCI.mut_or_insert_default().Annotations.clear();
+    }
+    let bytes = request.compute_size();
+    if bytes > REQUEST_BYTES_MAX {
+        return Err(Error::Invalid(format!(
+            "container {}: its specification takes {bytes} bytes on the way to the guest, and {REQUEST_BYTES_MAX} are \
+             the most that the protocol carries",
+            plan.id
+        )));
+    }
+    Ok(request)
 }
 
 /// A request's answer, or the machine's end where that comes first.

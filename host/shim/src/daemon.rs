@@ -74,13 +74,15 @@ async fn serve(args: &Args) -> Result<()> {
         () = shim.ended() => {}
         _ = terminate.recv() => ::log::info!("SIGTERM: the pod is stopped"),
     }
-    let stopped = shim.stop().await;
-    let _ = tokio::time::timeout(GOODBYE, server.shutdown()).await;
-    if !stopped {
+    // Before the connections end: whoever waits for that finds nothing left.
+    let removed = if shim.stop().await {
+        folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))
+    } else {
         // Something may still be mounting below it.
-        anyhow::bail!("{} stays: the pod did not stop", pod.display());
-    }
-    folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))
+        Err(anyhow::anyhow!("{} stays: the pod did not stop", pod.display()))
+    };
+    let _ = tokio::time::timeout(GOODBYE, server.shutdown()).await;
+    removed
 }
 
 /// The Task service under both of its names.

@@ -43,9 +43,31 @@ pub(crate) fn remove(pod: &Path) -> std::io::Result<()> {
     if let Some(target) = mounted_below(pod)?.first() {
         return Err(std::io::Error::other(format!("{} is still mounted", target.display())));
     }
-    match std::fs::remove_dir_all(pod) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    // The socket last: a folder without one is nobody's.
+    let entries = match std::fs::read_dir(pod) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let removed = if entry.path() == socket(pod) {
+            Ok(())
+        } else if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())
+        } else {
+            std::fs::remove_file(entry.path())
+        };
+        gone(removed)?;
+    }
+    gone(std::fs::remove_dir_all(pod))
+}
+
+/// What somebody else has removed meanwhile is gone as it should be.
+fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

@@ -7,6 +7,7 @@ mod audit;
 mod containerd;
 mod images;
 mod run;
+mod shim;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +17,7 @@ pub use audit::Left;
 pub use containerd::Containerd;
 pub use images::{LayerEntry, copy_layout, docker_archive, layout_archive, layout_with_layer};
 pub use run::{Outcome, Running};
+pub use shim::{Refused, Shim};
 
 /// One test's host.
 #[derive(Debug)]

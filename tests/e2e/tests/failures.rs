@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use coracle_e2e::{Containerd, Host, Outcome, Running, path};
+use containerd_shim_protos::ttrpc::Code;
+use coracle_e2e::{Containerd, Host, Outcome, Running, Shim, path};
 
 /// What people wait for; the design's figure is 2 s, and emulation on a busy machine is slow.
 const WIDE: Duration = Duration::from_secs(20);
@@ -205,27 +206,103 @@ fn the_agent_crashing_is_an_exit_with_its_reason() {
     assert!(log.contains("the agent ended"), "{log}");
 }
 
-/// A bundle that is started through the shim by hand, as containerd would.
-fn start_bundle(host: &Host, config: &[u8]) -> Outcome {
-    let bundle = host.folder.join("bundle");
-    std::fs::create_dir_all(&bundle).unwrap();
-    std::fs::write(bundle.join("config.json"), config).unwrap();
-    let mut command = std::process::Command::new(path("CORACLE_TEST_SHIM"));
-    command
-        .args(["-namespace", "test", "-id", "b", "start"])
-        .current_dir(&bundle)
-        .env("CORACLE_CONFIG", host.settings_file());
-    Outcome::of(command, b"")
-}
-
 #[test]
 fn a_broken_bundle_is_refused_and_starts_nothing() {
     let host = Host::new();
     for config in [&b""[..], b"{", b"\xff\xfe", b"{\"process\":[]}", b"{}"] {
-        let outcome = start_bundle(&host, config);
+        let (_, outcome) = Shim::start_in(&host, "b", config);
         assert!(outcome.code != 0 && outcome.stderr.contains("config.json"), "{outcome:?}");
     }
     assert!(host.processes("serve").is_empty());
+    host.audit();
+}
+
+/// A bundle's configuration that runs a shell script in `root`.
+fn config(root: &str, script: &str) -> serde_json::Value {
+    serde_json::json!({
+        "ociVersion": "1.1.0",
+        "process": { "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
+        "root": { "path": root },
+        "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] }
+    })
+}
+
+/// A folder with busybox, to be a container's root.
+fn busybox_root(host: &Host) -> String {
+    let root = host.folder.join("busybox");
+    std::fs::create_dir_all(root.join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
+    std::os::unix::fs::symlink("busybox", root.join("bin/sh")).unwrap();
+    root.display().to_string()
+}
+
+#[test]
+fn a_bundle_without_a_root_is_refused_by_name_and_starts_no_machine() {
+    let host = Host::new();
+    let shim = Shim::start(&host, "b", config("rootfs", "true").to_string().as_bytes());
+    let (code, text) = shim.create().unwrap_err();
+    assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
+    assert!(text.contains(&shim.bundle().join("rootfs").display().to_string()), "{text}");
+    assert_eq!(shim.state().unwrap_err().0, Code::NOT_FOUND);
+    shim.shutdown().unwrap();
+    host.audit();
+}
+
+#[test]
+fn unknown_fields_are_accepted_and_a_huge_configuration_is_answered() {
+    let host = Host::new();
+    let mut known = config(&busybox_root(&host), "exit 3");
+    known["future"] = serde_json::json!({ "a": [1, { "b": null }] });
+    known["process"]["future"] = "x".into();
+    known["linux"]["future"] = 1.into();
+    // Five megabytes, of which the guest needs none.
+    known["annotations"] = serde_json::json!({ "padding": "x".repeat(5 << 20) });
+    let shim = Shim::start(&host, "b", known.to_string().as_bytes());
+    shim.create().unwrap();
+    shim.start_process("").unwrap();
+    assert_eq!(shim.wait("").unwrap(), 3);
+    assert_eq!(shim.delete().unwrap(), 3);
+    shim.shutdown().unwrap();
+    // Five megabytes that it does need are more than one message of the agent's protocol.
+    let mut huge = config(&busybox_root(&host), "true");
+    huge["process"]["env"] = serde_json::json!(["x".repeat(5 << 20)]);
+    let shim = Shim::start(&host, "c", huge.to_string().as_bytes());
+    let (code, text) = shim.create().unwrap_err();
+    assert!(code == Code::INVALID_ARGUMENT && text.contains("bytes"), "{code:?} {text}");
+    shim.shutdown().unwrap();
+    host.audit();
+}
+
+#[test]
+fn task_errors_carry_their_codes() {
+    let host = Host::new();
+    let shim = Shim::start(&host, "b", config(&busybox_root(&host), "exec sleep 1000").to_string().as_bytes());
+    let command = |args: &[&str]| serde_json::json!({ "args": args, "cwd": "/", "user": {}, "env": ["PATH=/bin"] });
+    assert_eq!(shim.state().unwrap_err().0, Code::NOT_FOUND, "nothing was created");
+    shim.create().unwrap();
+    assert_eq!(shim.create().unwrap_err().0, Code::ALREADY_EXISTS);
+    assert_eq!(shim.exec("e", &command(&["sh"])).unwrap_err().0, Code::FAILED_PRECONDITION, "it does not run");
+    shim.start_process("").unwrap();
+    assert_eq!(shim.start_process("").unwrap_err().0, Code::FAILED_PRECONDITION, "started already");
+    assert_eq!(shim.start_process("none").unwrap_err().0, Code::NOT_FOUND);
+    assert_eq!(shim.kill("none", 9).unwrap_err().0, Code::NOT_FOUND);
+    assert_eq!(shim.kill("", 65).unwrap_err().0, Code::INVALID_ARGUMENT);
+    assert_eq!(shim.delete().unwrap_err().0, Code::FAILED_PRECONDITION, "it runs");
+    assert_eq!(shim.checkpoint().unwrap_err().0, Code::UNIMPLEMENTED);
+    shim.exec("e", &command(&["nosuch"])).unwrap();
+    assert_eq!(shim.exec("e", &command(&["sh"])).unwrap_err().0, Code::ALREADY_EXISTS);
+    let (code, text) = shim.start_process("e").unwrap_err();
+    assert!(code == Code::INVALID_ARGUMENT && text.contains("executable file not found in $PATH"), "{code:?} {text}");
+    assert_eq!(shim.exec("f", &serde_json::json!({ "args": 1 })).unwrap_err().0, Code::INVALID_ARGUMENT);
+    // The machine's end is an end like any other; what needs the machine is then unavailable.
+    shim.exec("g", &command(&["sh"])).unwrap();
+    host.kill("qemu-system");
+    assert_eq!(shim.wait("").unwrap(), 137);
+    assert_eq!(shim.start_process("g").unwrap_err().0, Code::UNAVAILABLE);
+    assert_eq!(shim.kill("", 9).unwrap_err().0, Code::NOT_FOUND, "already ended");
+    assert_eq!(shim.delete().unwrap(), 137);
+    assert_eq!(shim.delete().unwrap_err().0, Code::NOT_FOUND);
+    shim.shutdown().unwrap();
     host.audit();
 }
 

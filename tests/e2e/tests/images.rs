@@ -37,9 +37,14 @@ struct Registry {
 
 impl Registry {
     fn start(host: &Host) -> Self {
+        Self::start_with(host, "")
+    }
+
+    /// The same, with more lines of configuration.
+    fn start_with(host: &Host, more: &str) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{more}",
             host.folder.join("registry").display()
         );
         let file = host.folder.join("registry.yml");
@@ -115,6 +120,33 @@ fn an_image_from_a_registry_runs_and_a_missing_one_is_named() {
     let missing =
         host.coracle_outcome(&["run", "--rm", "--plain-http", &format!("{}/none:x", registry.address), "true"]);
     assert!(missing.code == 125 && missing.stderr.contains("registry"), "{missing:?}");
+    drop(registry);
+    host.audit();
+}
+
+#[test]
+fn a_registry_that_asks_for_credentials_gets_dockers() {
+    let host = Host::new();
+    let open = Registry::start(&host);
+    open.push(&path("CORACLE_TEST_IMAGE"));
+    drop(open);
+    // The same images, behind the user `tester` with the password `secret`.
+    let passwords = host.folder.join("htpasswd");
+    std::fs::write(&passwords, "tester:$2b$04$93wEuW/4A1iIszEWLbukd.Sb6wzF/M7P.P0jmZbQhCYKnCTz.zbce\n").unwrap();
+    let auth = format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", passwords.display());
+    let registry = Registry::start_with(&host, &auth);
+    let name = format!("{}/test:latest", registry.address);
+    let run = || {
+        let mut command = host.coracle(&["run", "--rm", "--plain-http", &name, "echo", "pulled"]);
+        command.env("DOCKER_CONFIG", &host.folder);
+        Outcome::of(command, b"")
+    };
+    let refused = run();
+    assert!(refused.code == 125 && refused.stderr.contains("registry"), "{refused:?}");
+    let config = serde_json::json!({ "auths": { registry.address.as_str(): { "auth": "dGVzdGVyOnNlY3JldA==" } } });
+    std::fs::write(host.folder.join("config.json"), config.to_string()).unwrap();
+    let allowed = run();
+    assert_eq!((allowed.code, allowed.line()), (0, "pulled"), "{allowed:?}");
     drop(registry);
     host.audit();
 }

@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 use crate::command::{self, QMP_FD, VHOST_FD};
 use crate::machine::{Parts, QemuMachine};
-use crate::{Config, qmp, vsock};
+use crate::{Config, clock, qmp, vsock};
 
 /// How much of the console and of QEMU's messages is kept, in bytes.
 const CONSOLE_BYTES: usize = 64 * 1024;
@@ -30,7 +30,8 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     let kind = vsock.kind;
     // From here on everything is owned by something that cleans up when it is dropped.
     let mut parts = Parts::new(vsock, hello, spec.folder.clone());
-    let arguments = command::arguments(config, &spec, kind)?;
+    let clock_rate = if command::needs_clock_rate(config) { clock::tsc_mhz() } else { None };
+    let arguments = command::arguments(config, &spec, kind, clock_rate)?;
     let (ours, theirs) =
         std::os::unix::net::UnixStream::pair().map_err(Error::system("make QEMU's control channel"))?;
     ours.set_nonblocking(true).map_err(Error::system("make QEMU's control channel"))?;

@@ -19,8 +19,14 @@ pub(crate) enum VsockKind {
     Server,
 }
 
-/// All arguments.
-pub(crate) fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind) -> Result<Vec<OsString>> {
+/// All arguments. `tsc_mhz` is the rate of the host's time-stamp counter, if the guest is to be told
+/// (see [`needs_clock_rate`]).
+pub(crate) fn arguments(
+    config: &Config,
+    spec: &MachineSpec,
+    vsock: VsockKind,
+    tsc_mhz: Option<u32>,
+) -> Result<Vec<OsString>> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| OsString::from(*word)));
     let pci = config.machine_type == MachineType::Q35;
@@ -58,8 +64,6 @@ pub(crate) fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind) -
     if spec.firmware.is_some() {
         return Err(Error::Unsupported("firmware".into()));
     }
-    let command_line =
-        if spec.console { format!("{} console=ttyS0", spec.command_line) } else { spec.command_line.clone() };
     let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
     let modern = if pci { ",disable-legacy=on" } else { "" };
     for (number, device) in spec.devices.iter().enumerate() {
@@ -88,8 +92,25 @@ pub(crate) fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind) -
     arguments.extend(config.extra_arguments.iter().map(Into::into));
     arguments.extend(["-kernel".into(), spec.kernel.path.clone().into_os_string()]);
     arguments.extend(["-initrd".into(), spec.initrd.clone().into_os_string()]);
-    arguments.extend(["-append".into(), command_line.into()]);
+    arguments.extend(["-append".into(), command_line(spec, tsc_mhz).into()]);
     Ok(arguments)
+}
+
+/// Whether the guest can't find out its clock's rate dependably (see [`crate::clock`]).
+pub(crate) fn needs_clock_rate(config: &Config) -> bool {
+    config.machine_type == MachineType::Microvm && config.accelerator == Accelerator::Emulation
+}
+
+/// The kernel's command line: the specification's, and what this machine adds.
+fn command_line(spec: &MachineSpec, tsc_mhz: Option<u32>) -> String {
+    let mut line = spec.command_line.clone();
+    if let Some(mhz) = tsc_mhz {
+        line.push_str(&format!(" tsc_early_khz={mhz}000"));
+    }
+    if spec.console {
+        line.push_str(" console=ttyS0");
+    }
+    line
 }
 
 /// A path as it may stand in an option: QEMU's options have commas between them.
@@ -141,8 +162,8 @@ mod tests {
     #[test]
     fn two_pods_boot_the_same_bytes() {
         let config = config(MachineType::Q35);
-        let one = arguments(&config, &spec("one"), VsockKind::Server).unwrap();
-        let two = arguments(&config, &spec("two"), VsockKind::Server).unwrap();
+        let one = arguments(&config, &spec("one"), VsockKind::Server, Some(2600)).unwrap();
+        let two = arguments(&config, &spec("two"), VsockKind::Server, Some(2600)).unwrap();
         for option in ["-kernel", "-initrd", "-append", "-machine", "-cpu"] {
             assert_eq!(after(&one, option), after(&two, option), "{option}");
             assert_eq!(after(&one, option).len(), 1, "{option}");
@@ -153,7 +174,7 @@ mod tests {
     #[test]
     fn devices_are_on_the_machines_bus() {
         let on = |machine_type| {
-            let all = arguments(&config(machine_type), &spec("x"), VsockKind::Server).unwrap();
+            let all = arguments(&config(machine_type), &spec("x"), VsockKind::Server, Some(2600)).unwrap();
             after(&all, "-device").into_iter().map(|device| device.into_string().unwrap()).collect::<Vec<_>>()
         };
         assert!(on(MachineType::Q35).iter().all(|device| device.split(',').next().unwrap().ends_with("-pci")));
@@ -161,8 +182,18 @@ mod tests {
     }
 
     #[test]
+    fn only_an_emulated_microvm_is_told_its_clocks_rate() {
+        let needs = |machine_type, accelerator| needs_clock_rate(&Config { accelerator, ..config(machine_type) });
+        assert!(needs(MachineType::Microvm, Accelerator::Emulation));
+        assert!(!needs(MachineType::Microvm, Accelerator::Kvm));
+        assert!(!needs(MachineType::Q35, Accelerator::Emulation));
+        assert_eq!(command_line(&spec("x"), Some(2600)), "quiet tsc_early_khz=2600000 console=ttyS0");
+        assert_eq!(command_line(&spec("x"), None), "quiet console=ttyS0");
+    }
+
+    #[test]
     fn a_path_that_would_be_options_is_refused() {
-        let error = arguments(&config(MachineType::Q35), &spec("a,b"), VsockKind::Server).unwrap_err();
+        let error = arguments(&config(MachineType::Q35), &spec("a,b"), VsockKind::Server, Some(2600)).unwrap_err();
         assert!(matches!(error, Error::Invalid(_)));
     }
 }

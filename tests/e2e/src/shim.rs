@@ -1,0 +1,163 @@
+//! A shim, driven by hand over the Task API as containerd does it.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
+use containerd_shim_protos::ttrpc::{self, Code, context};
+use containerd_shim_protos::{Client, TaskClient};
+
+use crate::{Host, Outcome, path};
+
+/// What a refused request says: its code and text.
+pub type Refused = (Code, String);
+
+/// A shim and the one container that it was started for.
+pub struct Shim {
+    client: TaskClient,
+    id: String,
+    bundle: PathBuf,
+}
+
+fn refused(error: ttrpc::Error) -> Refused {
+    match error {
+        ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_owned()),
+        other => (Code::UNKNOWN, other.to_string()),
+    }
+}
+
+/// Longer than any answer takes, and than a machine takes to come up.
+fn patience() -> context::Context {
+    context::with_duration(Duration::from_secs(120))
+}
+
+impl Shim {
+    /// Writes a bundle of this name and runs the shim's `start` in it; the outcome's output is the address.
+    ///
+    /// # Panics
+    /// Where files can't be written.
+    #[must_use]
+    pub fn start_in(host: &Host, id: &str, config: &[u8]) -> (PathBuf, Outcome) {
+        let bundle = host.folder.join(id);
+        std::fs::create_dir_all(&bundle).expect("a bundle");
+        std::fs::write(bundle.join("config.json"), config).expect("a bundle");
+        let mut command = Command::new(path("CORACLE_TEST_SHIM"));
+        command.args(["-namespace", "test", "-id", id, "start"]).current_dir(&bundle);
+        command.env("CORACLE_CONFIG", host.settings_file());
+        let outcome = Outcome::of(command, b"");
+        (bundle, outcome)
+    }
+
+    /// Starts a shim for the container `id` with this configuration, and connects to it.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    #[must_use]
+    pub fn start(host: &Host, id: &str, config: &[u8]) -> Self {
+        let (bundle, outcome) = Self::start_in(host, id, config);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        let client = TaskClient::new(Client::connect(outcome.line()).expect("the shim listens"));
+        Self { client, id: id.to_owned(), bundle }
+    }
+
+    /// The bundle's folder.
+    #[must_use]
+    pub fn bundle(&self) -> &std::path::Path {
+        &self.bundle
+    }
+
+    /// Creates the container.
+    ///
+    /// # Errors
+    /// [`Refused`], as in all that follow.
+    pub fn create(&self) -> Result<(), Refused> {
+        let request = api::CreateTaskRequest {
+            id: self.id.clone(),
+            bundle: self.bundle.display().to_string(),
+            ..Default::default()
+        };
+        self.client.create(patience(), &request).map(drop).map_err(refused)
+    }
+
+    /// Starts its first process, or the exec of this name.
+    ///
+    /// # Errors
+    /// See [`Self::create`].
+    pub fn start_process(&self, exec_id: &str) -> Result<(), Refused> {
+        let request = api::StartRequest { id: self.id.clone(), exec_id: exec_id.into(), ..Default::default() };
+        self.client.start(patience(), &request).map(drop).map_err(refused)
+    }
+
+    /// Notes an exec of a command.
+    ///
+    /// # Errors
+    /// See [`Self::create`].
+    pub fn exec(&self, exec_id: &str, process: &serde_json::Value) -> Result<(), Refused> {
+        let spec = Any { value: process.to_string().into_bytes(), ..Default::default() };
+        let request = api::ExecProcessRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.into(),
+            spec: MessageField::some(spec),
+            ..Default::default()
+        };
+        self.client.exec(patience(), &request).map(drop).map_err(refused)
+    }
+
+    /// The exit code of a process, once it has ended.
+    ///
+    /// # Errors
+    /// See [`Self::create`].
+    pub fn wait(&self, exec_id: &str) -> Result<u32, Refused> {
+        let request = api::WaitRequest { id: self.id.clone(), exec_id: exec_id.into(), ..Default::default() };
+        self.client.wait(patience(), &request).map(|answer| answer.exit_status).map_err(refused)
+    }
+
+    /// The container's status.
+    ///
+    /// # Errors
+    /// See [`Self::create`].
+    pub fn state(&self) -> Result<api::Status, Refused> {
+        let request = api::StateRequest { id: self.id.clone(), ..Default::default() };
+        let answer = self.client.state(patience(), &request).map_err(refused)?;
+        Ok(EnumOrUnknown::enum_value_or_default(&answer.status))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// See [`Self::create`].
+    pub fn kill(&self, exec_id: &str, signal: u32) -> Result<(), Refused> {
+        let request = api::KillRequest { id: self.id.clone(), exec_id: exec_id.into(), signal, ..Default::default() };
+        self.client.kill(patience(), &request).map(drop).map_err(refused)
+    }
+
+    /// Deletes the container, and gives its exit code.
+    ///
+    /// # Errors
+    /// See [`Self::create`].
+    pub fn delete(&self) -> Result<u32, Refused> {
+        let request = api::DeleteRequest { id: self.id.clone(), ..Default::default() };
+        self.client.delete(patience(), &request).map(|answer| answer.exit_status).map_err(refused)
+    }
+
+    /// Asks for a checkpoint.
+    ///
+    /// # Errors
+    /// See [`Self::create`].
+    pub fn checkpoint(&self) -> Result<(), Refused> {
+        let request = api::CheckpointTaskRequest { id: self.id.clone(), ..Default::default() };
+        self.client.checkpoint(patience(), &request).map(drop).map_err(refused)
+    }
+
+    /// Ends the shim.
+    ///
+    /// # Errors
+    /// See [`Self::create`].
+    pub fn shutdown(&self) -> Result<(), Refused> {
+        let request = api::ShutdownRequest { id: self.id.clone(), ..Default::default() };
+        self.client.shutdown(patience(), &request).map(drop).map_err(refused)
+    }
+}
