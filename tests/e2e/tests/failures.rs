@@ -230,9 +230,13 @@ fn config(root: &str, script: &str) -> serde_json::Value {
 /// A folder with busybox, to be a container's root.
 fn busybox_root(host: &Host) -> String {
     let root = host.folder.join("busybox");
-    std::fs::create_dir_all(root.join("bin")).unwrap();
-    std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
-    std::os::unix::fs::symlink("busybox", root.join("bin/sh")).unwrap();
+    if !root.exists() {
+        std::fs::create_dir_all(root.join("bin")).unwrap();
+        std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
+        for name in ["sh", "sleep"] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
+        }
+    }
     root.display().to_string()
 }
 
