@@ -13,6 +13,10 @@ const SINGLE: [&str; 3] = ["vm-memory", "vmm-sys-util", "kvm-bindings"];
 
 pub(crate) fn run() -> Result<()> {
     setup::ensure(setup::Level::Run)?;
+    // It knows which files are the project's.
+    if command("git", &["--version"]).output().is_err() {
+        setup::ensure_program("/usr/bin/git", "git")?;
+    }
     step("rustfmt", || steps::run(command("cargo", &["fmt", "--all", "--check"])))?;
     step("clippy", || {
         steps::run(command(

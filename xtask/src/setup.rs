@@ -61,9 +61,12 @@ pub(crate) fn ensure(level: Level) -> Result<()> {
     step(&format!("installing {}", missing.join(" ")), || install(&missing))
 }
 
-/// Installs debootstrap where it is missing.
-pub(crate) fn ensure_debootstrap() -> Result<()> {
-    if Path::new("/usr/sbin/debootstrap").exists() { Ok(()) } else { install(&["debootstrap"]) }
+/// Installs one program by its package where its file is missing.
+pub(crate) fn ensure_program(file: &str, package: &str) -> Result<()> {
+    if Path::new(file).exists() {
+        return Ok(());
+    }
+    step(&format!("installing {package}"), || install(&[package]))
 }
 
 /// Whether apt knows the package.

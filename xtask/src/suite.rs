@@ -97,7 +97,7 @@ fn make_root(root: &Path, suite: &str) -> Result<()> {
     let targets = output(command("apt-get", &["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]))?;
     let mirror = targets.lines().find(|uri| uri.trim_end_matches('/').ends_with("/debian"));
     let mirror = mirror.context("apt is set to no Debian mirror")?.to_owned();
-    setup::ensure_debootstrap()?;
+    setup::ensure_program("/usr/sbin/debootstrap", "debootstrap")?;
     let folder = root.display().to_string();
     steps::run(command("debootstrap", &["--variant=minbase", suite, &folder, &mirror]))?;
     let install = format!(
