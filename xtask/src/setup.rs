@@ -29,7 +29,11 @@ const RUN: [Need; 5] = [
 const CONTAINERD: [Need; 2] =
     [need(&["/usr/bin/containerd"], "containerd"), need(&["/usr/sbin/runc", "/usr/bin/runc"], "runc")];
 
-const TEST: [Need; 1] = [need(&["/usr/bin/docker-registry"], "docker-registry")];
+const TEST: [Need; 3] = [
+    need(&["/usr/bin/docker-registry"], "docker-registry"),
+    need(&["/usr/lib/cni/bridge"], "containernetworking-plugins"),
+    need(&["/usr/sbin/ip", "/usr/bin/ip", "/sbin/ip"], "iproute2"),
+];
 
 /// Which things are to be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use coracle_container::New;
 use coracle_container::cgroup::Cgroup;
 use coracle_protocol::agent::CreateContainerRequest;
 use coracle_protocol::protobuf::MessageDyn;
@@ -36,11 +37,13 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     }
     let (theirs, ours) = Streams::new(terminal)?.split();
     let (program, parent) = (agent.config.program.clone(), agent.config.cgroups.clone());
+    let pids_of = if request.sandbox_pidns { Some(agent.pause().await?) } else { None };
+    let new = New { spec, rootfs, pids_of };
     let name = id.clone();
     // The engine is synchronous: it gets a thread, so that other requests go on.
     let (cgroup, prepared) = tokio::task::spawn_blocking(move || {
         let cgroup = Cgroup::create(&parent, &name)?;
-        prepare(&program, &cgroup, spec, &rootfs, theirs).map(|prepared| (cgroup, prepared))
+        prepare(&program, &cgroup, new, theirs).map(|prepared| (cgroup, prepared))
     })
     .await
     .map_err(|error| Error::State(error.to_string()))??;
@@ -52,23 +55,35 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
             return Err(error);
         }
     };
+    if pids_of.is_some() {
+        kill_rest(&cgroup, &process);
+    }
     let oom_watch = oom::watch(&cgroup, id.clone(), agent.oom_sender.clone());
     agent.insert(Container::new(id, cgroup, pid, process, oom_watch));
     Ok(Empty::new())
 }
 
+/// With a pid namespace of its own a container ends when its first process does; without one this has to see to it.
+fn kill_rest(cgroup: &Cgroup, first: &Arc<Process>) {
+    let (cgroup, first) = (cgroup.clone(), Arc::clone(first));
+    tokio::spawn(async move {
+        first.wait().await;
+        // A container that was removed meanwhile has no processes.
+        let _ = cgroup.kill();
+    });
+}
+
 fn prepare(
     program: &Path,
     cgroup: &Cgroup,
-    spec: Spec,
-    rootfs: &Path,
+    new: New,
     stdio: coracle_container::Stdio,
 ) -> coracle_container::Result<coracle_container::Prepared> {
-    let limited = match spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+    let limited = match new.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
         Some(resources) => cgroup.apply(resources),
         None => Ok(()),
     };
-    let prepared = limited.and_then(|()| coracle_container::create(program, cgroup.path(), spec, rootfs, stdio));
+    let prepared = limited.and_then(|()| coracle_container::create(program, cgroup.path(), new, stdio));
     if prepared.is_err() {
         // The first error is the one to tell; an empty cgroup is all that could stay.
         let _ = cgroup.kill().and_then(|()| cgroup.remove());

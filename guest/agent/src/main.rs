@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     let code = match std::env::args().nth(1).as_deref() {
         Some("serve") => coracle_agent::guest::run(),
         Some("init") => coracle_container::run_init(),
+        Some("pause") => coracle_container::pause::run(),
         Some("--version") => {
             println!("coracle-agent {}", coracle_protocol::VERSION);
             0

@@ -11,7 +11,6 @@ use crate::{Error, Result, remove, storage};
 /// Sets the pod up.
 pub(crate) async fn create(agent: &Arc<Agent>, request: CreateSandboxRequest) -> Result<Empty> {
     for (asked, name) in [
-        (request.sandbox_pidns, "a pid namespace of the sandbox"),
         (!request.guest_hook_path.is_empty(), "a guest hook path"),
         (!request.kernel_modules.is_empty(), "a kernel module of the sandbox"),
         (!request.dns.is_empty(), "DNS of the sandbox"),
@@ -19,6 +18,9 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateSandboxRequest) ->
         if asked {
             return Err(Error::Unsupported(name.into()));
         }
+    }
+    if request.sandbox_pidns {
+        agent.pause().await?;
     }
     if !request.hostname.is_empty() {
         std::fs::write("/proc/sys/kernel/hostname", &request.hostname).map_err(Error::system("set the host name"))?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_container::cgroup::Cgroup;
-use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, OnceCell, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::process::Process;
@@ -18,6 +18,17 @@ pub(crate) struct Agent {
     pub(crate) oom_sender: mpsc::UnboundedSender<String>,
     // One reader at a time takes the next event.
     pub(crate) oom_events: AsyncMutex<mpsc::UnboundedReceiver<String>>,
+    /// The first process of the pid namespace that containers share; made for the first one that asks for it.
+    pause: OnceCell<i32>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Nobody else reaps it, so the number is still its own.
+        if let Some(pid) = self.pause.get().copied().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 /// A container's place: taken while it is being made, so that no two have one name.
@@ -75,7 +86,18 @@ impl Agent {
             containers: Mutex::new(HashMap::new()),
             oom_sender,
             oom_events: AsyncMutex::new(oom_events),
+            pause: OnceCell::new(),
         })
+    }
+
+    /// The pid of the pod's pause process.
+    pub(crate) async fn pause(&self) -> Result<i32> {
+        let start = || async {
+            let program = self.config.program.clone();
+            let started = tokio::task::spawn_blocking(move || coracle_container::pause::start(&program)).await;
+            Ok(started.map_err(|error| Error::State(error.to_string()))??)
+        };
+        self.pause.get_or_try_init(start).await.copied()
     }
 
     /// Takes the name `id`.

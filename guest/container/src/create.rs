@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ChildStdio};
 
 use oci_spec::runtime::Spec;
@@ -57,13 +57,25 @@ impl Prepared {
     }
 }
 
+/// What a container is made from.
+#[derive(Debug)]
+pub struct New {
+    /// Its specification.
+    pub spec: Spec,
+    /// Its root file system: a folder.
+    pub rootfs: PathBuf,
+    /// The process whose pid namespace it joins ([`crate::pause::start`]); it gets one of its own where there is none.
+    pub pids_of: Option<i32>,
+}
+
 /// Prepares a container's first process. `program` is the agent's own file, `cgroup` an existing cgroup folder.
 ///
 /// # Errors
 /// What `agent init` says, or [`Error::System`]; then no process is left.
-pub fn create(program: &Path, cgroup: &Path, spec: Spec, rootfs: &Path, stdio: Stdio) -> Result<Prepared> {
+pub fn create(program: &Path, cgroup: &Path, new: New, stdio: Stdio) -> Result<Prepared> {
+    let New { spec, rootfs, pids_of } = new;
     let process = spec.process().clone().ok_or_else(|| Error::Invalid("the specification has no process".into()))?;
-    let place = Place::New { spec: Box::new(spec), rootfs: rootfs.to_owned() };
+    let place = Place::New { spec: Box::new(spec), rootfs, pids_of };
     prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place }, stdio)
 }
 
@@ -94,7 +106,7 @@ fn prepare(program: &Path, plan: &Plan, stdio: Stdio) -> Result<Prepared> {
             command.stdin(stdin).stdout(stdout).stderr(stderr);
         }
     }
-    inherit(&mut command, theirs.as_raw_fd(), sealed.as_raw_fd());
+    inherit(&mut command, [(theirs.as_raw_fd(), CHANNEL_FD), (sealed.as_raw_fd(), PLAN_FD)]);
     let mut child = command.spawn().step(|| format!("start {}", program.display()))?;
     // Our copies of the child's ends: the channel must close when the child is gone.
     drop((command, theirs, sealed));
@@ -113,14 +125,15 @@ fn prepare(program: &Path, plan: &Plan, stdio: Stdio) -> Result<Prepared> {
     }
 }
 
-/// Puts the two descriptors where `agent init` looks for them.
-fn inherit(command: &mut Command, channel: i32, plan: i32) {
+/// Puts descriptors where the program that is started looks for them: each is given with its number there.
+pub(crate) fn inherit<const N: usize>(command: &mut Command, descriptors: [(i32, i32); N]) {
     let place = move || {
-        // High copies first, so that neither target is overwritten before it is read.
-        let channel = fcntl_dup(channel)?;
-        let plan = fcntl_dup(plan)?;
-        dup2(channel, CHANNEL_FD)?;
-        dup2(plan, PLAN_FD)
+        // High copies first, so that no target is overwritten before it is read.
+        let mut copies = descriptors;
+        for (fd, _) in &mut copies {
+            *fd = fcntl_dup(*fd)?;
+        }
+        copies.iter().try_for_each(|(fd, target)| dup2(*fd, *target))
     };
     // SAFETY: between fork and exec the closure makes only fcntl and dup2 calls, which are async-signal-safe, and
     // allocates nothing.

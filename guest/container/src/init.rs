@@ -45,7 +45,7 @@ fn prepare(channel: &Channel, plan: OwnedFd) -> Result<()> {
     join_cgroup(&plan.cgroup)?;
     set_oom_score(&plan.process)?;
     match &plan.place {
-        Place::New { spec, .. } => make_namespaces(spec)?,
+        Place::New { spec, pids_of, .. } => make_namespaces(spec, *pids_of)?,
         Place::Join { pid } => join_namespaces(*pid)?,
     }
     // SAFETY: this process has one thread, so the child may do anything that its parent may.
@@ -70,7 +70,7 @@ fn become_process(channel: &Channel, plan: &Plan) -> Result<std::convert::Infall
     nix::unistd::setsid().step(|| "start a session".into())?;
     let process = &plan.process;
     let wants_terminal = process.terminal().unwrap_or(false);
-    if let Place::New { spec, rootfs } = &plan.place {
+    if let Place::New { spec, rootfs, .. } = &plan.place {
         set_names(spec)?;
         rootfs::enter(spec, rootfs, wants_terminal)?;
     }
@@ -141,9 +141,15 @@ fn set_oom_score(process: &Process) -> Result<()> {
 }
 
 /// The namespaces that the specification lists, and always mount, pid and cgroup: a container shares none of these with
-/// the agent. A namespace with a path is a host's and means nothing here.
-fn make_namespaces(spec: &Spec) -> Result<()> {
-    let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWCGROUP;
+/// the agent. Its processes are numbered with those of `pids_of`, where there is one. A namespace with a path is a host's and
+/// means nothing here.
+fn make_namespaces(spec: &Spec, pids_of: Option<i32>) -> Result<()> {
+    let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP;
+    match pids_of {
+        Some(pid) => nix::sched::setns(open_process(pid)?, CloneFlags::CLONE_NEWPID)
+            .step(|| "join the pod's pid namespace".into())?,
+        None => flags |= CloneFlags::CLONE_NEWPID,
+    }
     let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     for namespace in listed.into_iter().flatten() {
         flags |= match namespace.typ() {
@@ -160,9 +166,7 @@ fn make_namespaces(spec: &Spec) -> Result<()> {
 }
 
 fn join_namespaces(pid: i32) -> Result<()> {
-    let pid = rustix::process::Pid::from_raw(pid).ok_or_else(|| Error::Invalid("no process to join".into()))?;
-    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
-        .step(|| "open the container's first process".into())?;
+    let pidfd = open_process(pid)?;
     let flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWCGROUP
@@ -170,6 +174,11 @@ fn join_namespaces(pid: i32) -> Result<()> {
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWNET;
     nix::sched::setns(&pidfd, flags).step(|| "join the container's namespaces".into())
+}
+
+fn open_process(pid: i32) -> Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or_else(|| Error::Invalid("no process to join".into()))?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).step(|| "open the process to join".into())
 }
 
 fn set_names(spec: &Spec) -> Result<()> {

@@ -17,13 +17,14 @@ mod device;
 mod error;
 mod init;
 mod mount;
+pub mod pause;
 pub mod plan;
 mod privilege;
 mod rootfs;
 mod terminal;
 mod user;
 
-pub use create::{Prepared, Stdio, create, exec};
+pub use create::{New, Prepared, Stdio, create, exec};
 pub use error::{CommandProblem, Error};
 pub use init::run as run_init;
 

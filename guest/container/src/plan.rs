@@ -34,6 +34,8 @@ pub enum Place {
         spec: Box<Spec>,
         /// The root file system: a folder in the guest.
         rootfs: PathBuf,
+        /// The process whose pid namespace it joins, in the agent's; it gets one of its own where there is none.
+        pids_of: Option<i32>,
     },
     /// In those of a container that runs.
     Join {

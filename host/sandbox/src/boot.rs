@@ -18,29 +18,37 @@ use crate::{Config, Error, Event, Result, Sandbox, mount};
 /// How many lines of the guest's console an error carries.
 const CONSOLE_LINES: usize = 10;
 
-/// The size that a pod's containers ask for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Size {
+/// What a pod is set up with.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Setup {
+    /// Processors that its containers ask for.
     pub(crate) cpus: Option<u32>,
+    /// Memory that its containers ask for, in MiB.
     pub(crate) memory_mib: Option<u64>,
+    /// The guest's host name, which containers of a pod share. Empty: the guest's own.
+    pub(crate) hostname: String,
+    /// The pod's name where it has containers beside one another.
+    pub(crate) sandbox_id: String,
 }
 
 /// Boots the pod's machine. When the future is dropped, nothing is left of it.
-pub(crate) async fn boot(sandbox: &Sandbox, size: Size) -> Result<Arc<Pod>> {
+pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let config = &sandbox.config;
     let shared = config.folder.join("shared");
     let cleanup = Shared { folder: shared.clone(), kept: false };
     mount::share(&shared)?;
     let (virtiofsd, storage, device) = match &config.virtiofsd {
         Some(candidates) => {
-            let server = coracle_storage::find_virtiofsd(candidates)?;
+            let candidates = candidates.clone();
+            let server = tokio::task::spawn_blocking(move || coracle_storage::find_virtiofsd(&candidates));
+            let server = server.await.map_err(|error| Error::Failed(error.to_string()))??;
             let plan = coracle_storage::shared_fs(&server, &shared, &config.folder.join("fs.sock"));
             let (child, messages) = start_virtiofsd(&plan)?;
             (Some((child, messages)), Some(plan.storage), Some(plan.device))
         }
         None => (None, None, None),
     };
-    let machine = sandbox.driver.boot(machine_spec(config, size, device)).await?;
+    let machine = sandbox.driver.boot(machine_spec(config, setup, device)).await?;
     let greeted = greet(config, &*machine, virtiofsd.as_ref()).await;
     let lifeline = match greeted {
         Ok(lifeline) => lifeline,
@@ -50,7 +58,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, size: Size) -> Result<Arc<Pod>> {
             return Err(with_console(error, &console));
         }
     };
-    let agent = match reach(config, &*machine, storage).await {
+    let agent = match reach(config, &*machine, create_sandbox(setup, storage)).await {
         Ok(agent) => agent,
         Err(error) => {
             machine.stop().await?;
@@ -87,8 +95,8 @@ impl Drop for Shared {
     }
 }
 
-fn machine_spec(config: &Config, size: Size, shared_fs: Option<Device>) -> MachineSpec {
-    let cpus = size.cpus.unwrap_or(config.vcpus).max(config.vcpus);
+fn machine_spec(config: &Config, setup: &Setup, shared_fs: Option<Device>) -> MachineSpec {
+    let cpus = setup.cpus.unwrap_or(config.vcpus).max(config.vcpus);
     let mut devices = vec![Device::Vsock, Device::Rng];
     devices.extend(shared_fs);
     MachineSpec {
@@ -101,7 +109,7 @@ fn machine_spec(config: &Config, size: Size, shared_fs: Option<Device>) -> Machi
         initrd: config.initrd.clone(),
         command_line: config.command_line.clone(),
         cpus: Cpus { boot: cpus, max: cpus },
-        memory: Memory { size_mib: config.memory_mib + size.memory_mib.unwrap_or(0), kind: MemoryKind::Shared },
+        memory: Memory { size_mib: config.memory_mib + setup.memory_mib.unwrap_or(0), kind: MemoryKind::Shared },
         devices,
         console: true,
     }
@@ -180,11 +188,13 @@ fn with_console(error: Error, lines: &[String]) -> Error {
 }
 
 /// Connects to the agent and sets the pod up, unless the machine ends or the time is over.
-async fn reach(config: &Config, machine: &dyn Machine, storage: Option<Storage>) -> Result<Agent> {
+async fn reach(config: &Config, machine: &dyn Machine, request: CreateSandboxRequest) -> Result<Agent> {
     let work = async {
         let stream = machine.agent_address().connect(ports::AGENT).await?;
         let agent = Agent::new(stream, config.agent_timeout);
-        set_up(&agent, storage).await?;
+        agent
+            .call("CreateSandbox", Patience::Bounded, async |agent, ctx| agent.create_sandbox(ctx, &request).await)
+            .await?;
         Ok(agent)
     };
     tokio::select! {
@@ -197,12 +207,14 @@ async fn reach(config: &Config, machine: &dyn Machine, storage: Option<Storage>)
     }
 }
 
-async fn set_up(agent: &Agent, storage: Option<Storage>) -> Result<()> {
-    let request = CreateSandboxRequest { storages: storage.into_iter().collect(), ..Default::default() };
-    agent
-        .call("CreateSandbox", Patience::Bounded, async |agent, ctx| agent.create_sandbox(ctx, &request).await)
-        .await?;
-    Ok(())
+fn create_sandbox(setup: &Setup, shared_fs: Option<Storage>) -> CreateSandboxRequest {
+    let is_pod = !setup.sandbox_id.is_empty();
+    CreateSandboxRequest {
+        hostname: setup.hostname.clone(),
+        sandbox_id: setup.sandbox_id.clone(),
+        storages: shared_fs.into_iter().chain(is_pod.then(coracle_storage::shm)).collect(),
+        ..Default::default()
+    }
 }
 
 /// Starts what listens for the machine's events.
@@ -255,7 +267,7 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>) {
 }
 
 /// The pod, booted where it is not: by this caller, or refused while another one does.
-pub(crate) async fn ensure(sandbox: &Sandbox, size: Size) -> Result<Arc<Pod>> {
+pub(crate) async fn ensure(sandbox: &Sandbox, setup: Setup) -> Result<Arc<Pod>> {
     let present = sandbox
         .ask(|state| match &state.phase {
             Phase::Up(pod) => Ok(Some(Arc::clone(pod))),
@@ -271,7 +283,7 @@ pub(crate) async fn ensure(sandbox: &Sandbox, size: Size) -> Result<Arc<Pod>> {
         return Ok(pod);
     }
     let guard = BootGuard { sandbox: Some(sandbox.clone()) };
-    let pod = boot(sandbox, size).await?;
+    let pod = boot(sandbox, &setup).await?;
     let up = Arc::clone(&pod);
     let stopped = sandbox
         .ask(move |state| {

@@ -10,9 +10,9 @@ use coracle_storage::ContainerPlan;
 use tokio::sync::oneshot;
 
 use crate::agent::Patience;
-use crate::boot::{self, Size};
+use crate::boot;
 use crate::pod::Pod;
-use crate::state::{Container, Process};
+use crate::state::{Container, Process, State};
 use crate::{CreateRequest, Error, Result, Sandbox, mount, spec};
 
 impl Sandbox {
@@ -25,13 +25,13 @@ impl Sandbox {
         let terminal = stdio.terminal;
         let process = Process::new(terminal, stdio, None);
         let name = id.clone();
-        let mut cancelled = self.ask(move |state| reserve(state, name, process)).await??;
+        let mut cancelled = self.ask(move |state| reserve(state, name, process, false)).await??;
         let plan = Plan { id: id.clone(), spec, root, rootfs, terminal };
         let sandbox = self.clone();
         // On its own, so that it comes to its end even where who asked has gone.
         let made = tokio::spawn(async move {
             let outcome = make(&sandbox, &plan, &mut cancelled).await;
-            let finished = outcome.clone();
+            let finished = outcome.clone().map(Some);
             sandbox.ask(move |state| finish(state, &plan.id, finished)).await?;
             outcome.map(drop)
         });
@@ -47,13 +47,15 @@ struct Plan {
     terminal: bool,
 }
 
-fn reserve(state: &mut crate::state::State, id: String, init: Process) -> Result<oneshot::Receiver<()>> {
+/// Takes the name `id`.
+pub(crate) fn reserve(state: &mut State, id: String, init: Process, is_pod: bool) -> Result<oneshot::Receiver<()>> {
     if state.containers.contains_key(&id) {
         return Err(Error::Exists(format!("container {id}")));
     }
     let (sender, receiver) = oneshot::channel();
     let container = Container {
         init,
+        is_pod,
         execs: HashMap::new(),
         creating: Some(sender),
         paused: false,
@@ -65,12 +67,13 @@ fn reserve(state: &mut crate::state::State, id: String, init: Process) -> Result
     Ok(receiver)
 }
 
-fn finish(state: &mut crate::state::State, id: &str, outcome: Result<ContainerPlan>) {
+/// Notes how a create has ended; what it has mounted is the container's from then on.
+pub(crate) fn finish(state: &mut State, id: &str, outcome: Result<Option<ContainerPlan>>) {
     match outcome {
-        Ok(plan) => {
+        Ok(storage) => {
             if let Ok(container) = state.container(id) {
                 container.creating = None;
-                container.storage = Some(plan);
+                container.storage = storage;
             }
             // The machine may have ended between the agent's answer and this.
             if state.end_reason().is_some() {
@@ -84,7 +87,7 @@ fn finish(state: &mut crate::state::State, id: &str, outcome: Result<ContainerPl
 }
 
 /// `work`, unless the create is given up before its end.
-async fn unless<T>(
+pub(crate) async fn unless<T>(
     cancelled: &mut oneshot::Receiver<()>,
     id: &str,
     work: impl Future<Output = Result<T>>,
@@ -97,8 +100,7 @@ async fn unless<T>(
 }
 
 async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<ContainerPlan> {
-    let (cpus, memory_mib) = spec::size(&plan.spec);
-    let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, Size { cpus, memory_mib })).await?;
+    let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, spec::setup(&plan.spec))).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan).await?;
     let request = request(plan, &mounted.plan)?;
@@ -114,6 +116,7 @@ fn request(plan: &Plan, storage: &ContainerPlan) -> Result<CreateContainerReques
     let mut request = CreateContainerRequest {
         container_id: plan.id.clone(),
         OCI: MessageField::some(spec::for_guest(plan.spec.clone(), storage, plan.terminal)),
+        sandbox_pidns: spec::shares_pids(&plan.spec),
         ..Default::default()
     };
     if request.compute_size() > REQUEST_BYTES_MAX {

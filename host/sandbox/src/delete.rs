@@ -87,8 +87,10 @@ impl Sandbox {
 
     async fn remove_container(&self, id: &str) -> Result<()> {
         let name = id.to_owned();
-        let pod = self.ask(move |state| state.container(&name).map(drop).map(|()| state.pod())).await??;
-        if let Some(pod) = pod {
+        let (is_pod, pod) = self
+            .ask(move |state| state.container(&name).map(|found| found.is_pod).map(|is| (is, state.pod())))
+            .await??;
+        if let Some(pod) = pod.filter(|_| !is_pod) {
             let request = RemoveContainerRequest { container_id: id.to_owned(), timeout: 0, ..Default::default() };
             let removed = pod.agent.call("RemoveContainer", Patience::Bounded, async |agent, ctx| {
                 agent.remove_container(ctx, &request).await

@@ -17,6 +17,9 @@ impl Sandbox {
         let process = Process::new(stdio.terminal, stdio, Some(process));
         self.ask(move |state| {
             let container = state.container(&id.container)?;
+            if container.is_pod {
+                return Err(Error::State(format!("container {} is the pod itself and runs nothing", id.container)));
+            }
             if container.init.status != Status::Running {
                 return Err(Error::State(format!("container {} does not run", id.container)));
             }

@@ -8,11 +8,14 @@ use coracle_protocol::agent::SignalProcessRequest;
 use crate::agent::Patience;
 use crate::bounded::bounded;
 use crate::pod::Pod;
-use crate::state::Status;
+use crate::state::{State, Status};
 use crate::{Error, ProcessId, Result, Sandbox};
 
+const SIGINT: u32 = 2;
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
+/// The last of the real-time signals (signal(7)).
+const SIGNAL_MAX: u32 = 64;
 
 /// How long an agent may take over SIGKILL before the machine is ended in its stead.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -25,14 +28,20 @@ enum Target {
     Guest(Arc<Pod>),
     /// A first process that waits for its start, and has ended for everybody but the guest.
     Unborn(Arc<Pod>),
+    /// The pod itself, which has ended for everybody but its machine.
+    Machine(Option<Arc<Pod>>),
 }
 
 impl Sandbox {
     /// Sends a signal. A container that is being created is given up by SIGKILL and SIGTERM.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for a process that has ended.
+    /// [`Error::NotFound`] for a process that has ended, [`Error::Invalid`] for a number that is no signal.
     pub async fn kill(&self, process: &ProcessId, signal: u32) -> Result<()> {
+        // Checked here: the guest's answer may come too late to be told.
+        if !(1..=SIGNAL_MAX).contains(&signal) {
+            return Err(Error::Invalid(format!("{signal} is no signal")));
+        }
         let id = process.clone();
         let target = self
             .ask(move |state| {
@@ -43,6 +52,9 @@ impl Sandbox {
                     }
                     container.creating = None;
                     return Ok(Target::Cancelled);
+                }
+                if container.is_pod && id.exec.is_empty() {
+                    return end_pod(state, &id, signal);
                 }
                 let unstarted = !id.exec.is_empty();
                 let found = state.process(&id)?;
@@ -67,6 +79,11 @@ impl Sandbox {
             .await??;
         let (pod, signal) = match target {
             Target::Cancelled | Target::Unstarted => return Ok(()),
+            Target::Machine(pod) => {
+                // The end of the container is told already; that of the machine ends whatever else ran in it.
+                tokio::spawn(async move { pod?.machine.stop().await.ok() });
+                return Ok(());
+            }
             Target::Guest(pod) => (pod, signal),
             Target::Unborn(pod) => (pod, SIGKILL),
         };
@@ -79,6 +96,18 @@ impl Sandbox {
         // A signal is sent, not awaited: once it is on its way in order, the answer may be that.
         bounded(deliver(pod, request)).await.unwrap_or(Ok(()))
     }
+}
+
+/// Ends the container that stands for the pod, as its pause process would end.
+fn end_pod(state: &mut State, id: &ProcessId, signal: u32) -> Result<Target> {
+    if state.process(id)?.status == Status::Stopped {
+        return Err(Error::NotFound(format!("process {}: already ended; it", id.container)));
+    }
+    if !matches!(signal, SIGKILL | SIGTERM | SIGINT) {
+        return Err(Error::Unsupported(format!("signal {signal} for the pod itself: it takes TERM, INT and KILL")));
+    }
+    state.exited(id, 128 + signal);
+    Ok(Target::Machine(state.pod()))
 }
 
 /// Brings the signal to the agent. Where that does not take SIGKILL, the machine ends in its stead.

@@ -22,6 +22,7 @@ mod kill;
 mod mount;
 mod pause;
 mod pod;
+mod run_pod;
 mod spec;
 mod start;
 mod state;

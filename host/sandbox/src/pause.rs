@@ -41,7 +41,11 @@ impl Sandbox {
     pub(crate) async fn running(&self, container: &str) -> Result<std::sync::Arc<crate::pod::Pod>> {
         let id = container.to_owned();
         self.ask(move |state| {
-            if state.container(&id)?.init.status != Status::Running {
+            let container = state.container(&id)?;
+            if container.is_pod {
+                return Err(Error::Unsupported(format!("container {id} is the pod itself: that")));
+            }
+            if container.init.status != Status::Running {
                 return Err(Error::State(format!("container {id} does not run")));
             }
             state.up()

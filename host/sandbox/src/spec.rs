@@ -3,6 +3,8 @@
 use coracle_protocol::oci;
 use coracle_storage::ContainerPlan;
 
+use crate::boot::Setup;
+
 /// The specification for the guest: paths of the guest, and nothing that names the host.
 pub(crate) fn for_guest(mut spec: oci::Spec, plan: &ContainerPlan, terminal: bool) -> oci::Spec {
     spec.Mounts.clone_from(&plan.guest_mounts);
@@ -13,11 +15,9 @@ pub(crate) fn for_guest(mut spec: oci::Spec, plan: &ContainerPlan, terminal: boo
         for_guest_process(process, terminal);
     }
     if let Some(linux) = spec.Linux.as_mut() {
-        // The pod's network is the machine's; a path names a namespace of the host.
-        linux.Namespaces.retain(|namespace| namespace.Type != "network");
-        for namespace in &mut linux.Namespaces {
-            namespace.Path.clear();
-        }
+        // The pod's network is the machine's. A path names a namespace that is shared: with the other containers of the
+        // pod, and so with the guest itself.
+        linux.Namespaces.retain(|namespace| namespace.Type != "network" && namespace.Path.is_empty());
         linux.CgroupsPath.clear();
         linux.MountLabel.clear();
         linux.IntelRdt.clear();
@@ -43,19 +43,48 @@ pub(crate) fn for_guest_process(process: &mut oci::Process, terminal: bool) {
     process.OOMScoreAdj = 0;
 }
 
-/// Processors and memory that a container's limits ask for: whole processors, MiB.
-pub(crate) fn size(spec: &oci::Spec) -> (Option<u32>, Option<u64>) {
+/// Whether the container wants to see the processes of the others of its pod.
+pub(crate) fn shares_pids(spec: &oci::Spec) -> bool {
+    let namespaces = spec.Linux.as_ref().map(|linux| linux.Namespaces.as_slice()).unwrap_or_default();
+    namespaces.iter().any(|namespace| namespace.Type == "pid" && !namespace.Path.is_empty())
+}
+
+/// What a pod of one container is set up with: the size that its limits ask for.
+pub(crate) fn setup(spec: &oci::Spec) -> Setup {
     let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
-    let cpus = resources.and_then(|resources| resources.CPU.as_ref()).and_then(|cpu| {
-        let period = if cpu.Period == 0 { 100_000 } else { cpu.Period };
-        let quota = u64::try_from(cpu.Quota).ok().filter(|quota| *quota > 0)?;
-        u32::try_from(quota.div_ceil(period)).ok()
-    });
-    let memory = resources.and_then(|resources| resources.Memory.as_ref()).and_then(|memory| {
-        let limit = u64::try_from(memory.Limit).ok().filter(|limit| *limit > 0)?;
-        Some(limit.div_ceil(1 << 20))
-    });
-    (cpus, memory)
+    let cpu = resources.and_then(|resources| resources.CPU.as_ref());
+    let memory = resources.and_then(|resources| resources.Memory.as_ref());
+    Setup {
+        cpus: cpu.and_then(|cpu| processors(cpu.Quota, cpu.Period)),
+        memory_mib: memory.and_then(|memory| mebibytes(memory.Limit)),
+        ..Default::default()
+    }
+}
+
+/// What a pod is set up with whose containers come later. Their size is in annotations: the sum of what they will ask for.
+pub(crate) fn pod_setup(id: &str, spec: &oci::Spec) -> Setup {
+    let number = |key: &str| -> i64 {
+        let text = spec.Annotations.get(&format!("io.kubernetes.cri.sandbox-{key}"));
+        text.and_then(|text| text.parse().ok()).unwrap_or(0)
+    };
+    Setup {
+        cpus: processors(number("cpu-quota"), u64::try_from(number("cpu-period")).unwrap_or(0)),
+        memory_mib: mebibytes(number("memory")),
+        hostname: spec.Hostname.clone(),
+        sandbox_id: id.to_owned(),
+    }
+}
+
+/// Whole processors for a quota of microseconds in each period of as many; the kernel's period where there is none.
+fn processors(quota: i64, period: u64) -> Option<u32> {
+    let period = if period == 0 { 100_000 } else { period };
+    let quota = u64::try_from(quota).ok().filter(|quota| *quota > 0)?;
+    u32::try_from(quota.div_ceil(period)).ok()
+}
+
+/// MiB for a limit in bytes, rounded up.
+fn mebibytes(limit: i64) -> Option<u64> {
+    u64::try_from(limit).ok().filter(|limit| *limit > 0).map(|limit| limit.div_ceil(1 << 20))
 }
 
 #[cfg(test)]
@@ -70,23 +99,36 @@ mod tests {
     fn nothing_of_the_host_goes_to_the_guest() {
         let json = r#"{"root":{"path":"rootfs","readonly":true},"hooks":{"prestart":[{"path":"/bin/x"}]},
             "process":{"args":["a"],"apparmorProfile":"p","oomScoreAdj":-900},
-            "linux":{"cgroupsPath":"/host","namespaces":[{"type":"network","path":"/run/netns/x"},{"type":"ipc","path":"/p"}],
+            "linux":{"cgroupsPath":"/host","namespaces":[{"type":"network","path":"/run/netns/x"},{"type":"ipc","path":"/p"},{"type":"uts"}],
             "resources":{"devices":[{"allow":false}],"cpu":{"cpus":"7","shares":5}}}}"#;
         let spec = for_guest(coracle_protocol::from_json(json).unwrap(), &plan(), true);
         assert_eq!(spec.Root.Path, "/g/c/rootfs");
         assert!(spec.Root.Readonly && spec.Hooks.is_none() && spec.Process.Terminal);
-        assert_eq!(spec.Linux.Namespaces.len(), 1);
-        assert!(spec.Linux.Namespaces[0].Path.is_empty() && spec.Linux.CgroupsPath.is_empty());
+        let kinds: Vec<&str> = spec.Linux.Namespaces.iter().map(|namespace| namespace.Type.as_str()).collect();
+        assert_eq!(kinds, ["uts"], "a namespace with a path is the pod's");
+        assert!(spec.Linux.CgroupsPath.is_empty());
         assert!(spec.Linux.Resources.CPU.Cpus.is_empty() && spec.Linux.Resources.CPU.Shares == 5);
         assert_eq!((spec.Process.OOMScoreAdj, spec.Process.ApparmorProfile.as_str()), (0, ""));
     }
 
     #[test]
     fn limits_become_whole_units() {
-        let size = |json: &str| size(&coracle_protocol::from_json(json).unwrap());
+        let size = |json: &str| {
+            let setup = setup(&coracle_protocol::from_json(json).unwrap());
+            (setup.cpus, setup.memory_mib)
+        };
         assert_eq!(size("{}"), (None, None));
         let json = r#"{"linux":{"resources":{"cpu":{"quota":150000,"period":100000},"memory":{"limit":1048577}}}}"#;
         assert_eq!(size(json), (Some(2), Some(2)));
         assert_eq!(size(r#"{"linux":{"resources":{"cpu":{"quota":-1},"memory":{"limit":-1}}}}"#), (None, None));
+    }
+
+    #[test]
+    fn a_pods_size_is_in_its_annotations() {
+        let json = r#"{"hostname":"h","annotations":{"io.kubernetes.cri.sandbox-cpu-quota":"250000",
+            "io.kubernetes.cri.sandbox-cpu-period":"100000","io.kubernetes.cri.sandbox-memory":"134217728"}}"#;
+        let setup = pod_setup("p", &coracle_protocol::from_json(json).unwrap());
+        assert_eq!((setup.cpus, setup.memory_mib), (Some(3), Some(128)));
+        assert_eq!((setup.hostname.as_str(), setup.sandbox_id.as_str()), ("h", "p"));
     }
 }

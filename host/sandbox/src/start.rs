@@ -26,8 +26,16 @@ impl Sandbox {
     }
 }
 
-/// Takes what a start needs, so that nobody else starts the process too.
-fn begin(state: &mut State, id: &ProcessId) -> Result<(Arc<Pod>, Stdio, Option<oci::Process>)> {
+/// What a start needs.
+struct Begun {
+    pod: Arc<Pod>,
+    stdio: Stdio,
+    /// Of an exec.
+    spec: Option<oci::Process>,
+}
+
+/// Takes it, so that nobody else starts the process too. Nothing where there is no process to start.
+fn begin(state: &mut State, id: &ProcessId) -> Result<Option<Begun>> {
     let pod = state.up()?;
     if state.container(&id.container)?.creating.is_some() {
         return Err(Error::State(format!("container {} is being created", id.container)));
@@ -35,14 +43,21 @@ fn begin(state: &mut State, id: &ProcessId) -> Result<(Arc<Pod>, Stdio, Option<o
     if !id.exec.is_empty() && state.container(&id.container)?.init.status != Status::Running {
         return Err(Error::State(format!("container {} does not run", id.container)));
     }
+    let is_pod = state.container(&id.container)?.is_pod;
     let process = state.process(id)?;
     let stdio = process.stdio.take().ok_or_else(|| Error::State("the process was started already".into()))?;
-    Ok((pod, stdio, process.spec.take()))
+    if is_pod {
+        process.status = Status::Running;
+        return Ok(None);
+    }
+    Ok(Some(Begun { pod, stdio, spec: process.spec.take() }))
 }
 
 async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
     let name = id.clone();
-    let (pod, stdio, spec) = sandbox.ask(move |state| begin(state, &name)).await??;
+    let Some(Begun { pod, stdio, spec }) = sandbox.ask(move |state| begin(state, &name)).await?? else {
+        return Ok(());
+    };
     let request = async {
         match spec {
             Some(spec) => {

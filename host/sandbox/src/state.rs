@@ -61,6 +61,8 @@ impl Process {
 /// A container as the pod knows it.
 pub(crate) struct Container {
     pub(crate) init: Process,
+    /// Whether it stands for the pod alone, and has no process in the guest (see [`crate::run_pod`]).
+    pub(crate) is_pod: bool,
     pub(crate) execs: HashMap<String, Process>,
     /// While it is being made: gives that up when it is sent or dropped.
     pub(crate) creating: Option<oneshot::Sender<()>>,

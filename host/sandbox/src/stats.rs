@@ -18,12 +18,16 @@ impl Sandbox {
         let id = container.to_owned();
         let pod = self
             .ask(move |state| {
-                if state.container(&id)?.creating.is_some() {
+                let container = state.container(&id)?;
+                if container.creating.is_some() {
                     return Err(Error::State(format!("container {id} is being created")));
                 }
-                state.up()
+                let is_pod = container.is_pod;
+                state.up().map(|pod| (!is_pod).then_some(pod))
             })
             .await??;
+        // What stands for the pod uses nothing of its own.
+        let Some(pod) = pod else { return Ok(StatsContainerResponse::new()) };
         let sandbox = self.clone();
         let name = container.to_owned();
         let fresh = bounded(async move { read(&sandbox, &pod, name).await }).await;

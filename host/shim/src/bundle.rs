@@ -12,8 +12,10 @@ const CONFIG_BYTES_MAX: u64 = 32 << 20;
 /// Whose pod a container belongs to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Membership {
-    /// Its own: it is the pod's first container, or alone.
+    /// Its own: it is alone.
     Own,
+    /// Its own: it stands for the pod, whose containers come later.
+    Pod,
     /// That of another sandbox.
     Of(String),
 }
@@ -43,6 +45,7 @@ pub(crate) fn membership(spec: &oci::Spec) -> Membership {
     let sandbox = annotation("io.kubernetes.cri.sandbox-id").or_else(|| annotation("io.kubernetes.cri-o.SandboxID"));
     match (kind, sandbox) {
         (Some("container"), Some(sandbox)) => Membership::Of(sandbox.to_owned()),
+        (Some("sandbox"), Some(_)) => Membership::Pod,
         _ => Membership::Own,
     }
 }
@@ -88,7 +91,7 @@ mod tests {
         assert_eq!(membership(&spec(crio)), Membership::Of("q".into()));
         let sandbox =
             r#"{"annotations":{"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"p"}}"#;
-        assert_eq!(membership(&spec(sandbox)), Membership::Own);
+        assert_eq!(membership(&spec(sandbox)), Membership::Pod);
         assert_eq!(membership(&spec("{}")), Membership::Own);
     }
 }

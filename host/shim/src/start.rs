@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
             address(&socket)
         }
-        Membership::Own => start_daemon(args, &settings)?,
+        Membership::Own | Membership::Pod => start_daemon(args, &settings)?,
     };
     // containerd 1.6 finds the shim again by this file after a restart.
     std::fs::write("address", &address).context("write the bundle's address file")?;

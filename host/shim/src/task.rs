@@ -16,6 +16,7 @@ use coracle_sandbox::{CreateRequest, Error, ProcessId, Status};
 use coracle_settings::Settings;
 use coracle_storage::HostMount;
 
+use crate::bundle::Membership;
 use crate::error::{status, to_status};
 use crate::shim::{Description, Shim};
 use crate::{bundle, metrics, stdio};
@@ -38,23 +39,19 @@ impl TaskService {
         let spec = bundle::read(&bundle_folder)?;
         let settings = settings(request)?;
         let sandbox = self.shim.sandbox_or_new(&settings)?;
+        if bundle::membership(&spec) == Membership::Pod {
+            sandbox.run_pod(&request.id, &spec).await?;
+            self.shim.describe(process(&request.id, ""), description(request));
+            return Ok(());
+        }
         let names = (request.id.as_str(), self.shim.namespace.as_str());
         let streams = stdio::open(&request.stdin, &request.stdout, &request.stderr, request.terminal, names).await?;
         let root = spec.Root.as_ref().map(|root| root.Path.clone()).filter(|path| !path.is_empty());
         let root = bundle_folder.join(root.unwrap_or_else(|| "rootfs".into()));
-        let process = ProcessId { container: request.id.clone(), exec: String::new() };
         sandbox
             .create(CreateRequest { id: request.id.clone(), spec, root, rootfs: rootfs(request), stdio: streams })
             .await?;
-        self.shim.describe(
-            process,
-            Description {
-                bundle: request.bundle.clone(),
-                stdin: request.stdin.clone(),
-                stdout: request.stdout.clone(),
-                stderr: request.stderr.clone(),
-            },
-        );
+        self.shim.describe(process(&request.id, ""), description(request));
         Ok(())
     }
 
@@ -115,6 +112,15 @@ impl TaskService {
 
 fn process(id: &str, exec_id: &str) -> ProcessId {
     ProcessId { container: id.to_owned(), exec: exec_id.to_owned() }
+}
+
+fn description(request: &api::CreateTaskRequest) -> Description {
+    Description {
+        bundle: request.bundle.clone(),
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+    }
 }
 
 fn rootfs(request: &api::CreateTaskRequest) -> Vec<HostMount> {

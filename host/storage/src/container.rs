@@ -36,7 +36,7 @@ pub struct ContainerPlan {
 /// Plans a container's storage below the pod's `shared` folder.
 ///
 /// `rootfs` are the mounts that containerd asks for; where there are none the root is `root`, a folder. `spec_mounts` are
-/// the specification's.
+/// the specification's. A `/dev/shm` that comes from the host is that of a pod, whose containers share one in the guest.
 ///
 /// # Errors
 /// [`Error`].
@@ -62,7 +62,9 @@ pub fn container(
     let mut guest_mounts = Vec::new();
     for mount in spec_mounts {
         let mut guest_mount = mount.clone();
-        if is_bind(mount) {
+        if is_bind(mount) && mount.destination == "/dev/shm" {
+            guest_mount.source = paths::SHM.into();
+        } else if is_bind(mount) {
             let name = mount_name(mount);
             let mut options = vec!["rbind".to_owned()];
             // The guest is not to be trusted with it: what is read-only for the container is so on the host already.
@@ -153,6 +155,17 @@ mod tests {
         assert_eq!(plan.guest_mounts[0].options, ["rbind", "ro"]);
         assert_eq!(plan.guest_mounts[1].source, "proc");
         assert_eq!(plan.guest_root, "/run/kata-containers/shared/containers/c1/rootfs");
+    }
+
+    #[test]
+    fn shared_memory_is_the_guests() {
+        let root = tempfile::tempdir().unwrap();
+        let mounts = [mount("/dev/shm", "bind", "/run/somewhere/shm", &["rbind", "ro"])];
+        let plan = container(Path::new("/s"), "c", root.path(), &[], &mounts).unwrap();
+        assert_eq!(plan.mounts.len(), 1, "only the root is mounted on the host");
+        assert_eq!(plan.guest_mounts[0].source, paths::SHM);
+        let own = container(Path::new("/s"), "c", root.path(), &[], &[mount("/dev/shm", "tmpfs", "shm", &[])]).unwrap();
+        assert_eq!(own.guest_mounts[0].type_, "tmpfs");
     }
 
     #[test]

@@ -6,11 +6,13 @@
 
 mod container;
 mod shared_fs;
+mod shm;
 
 use std::path::PathBuf;
 
 pub use container::{ContainerPlan, HostMount, container};
 pub use shared_fs::{SOCKET_FD, SharedFsPlan, Virtiofsd, find_virtiofsd, shared_fs};
+pub use shm::shm;
 
 /// Why something can't be planned.
 #[derive(Debug, thiserror::Error)]

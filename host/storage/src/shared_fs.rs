@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use coracle_machine::Device;
 use coracle_protocol::agent::Storage;
@@ -41,24 +42,31 @@ pub struct SharedFsPlan {
     pub storage: Storage,
 }
 
-/// The first virtiofsd of `candidates` that is there. The C program is told from the Rust one by its place: Debian 12's
-/// QEMU has it in `/usr/lib/qemu`.
+/// What only the program in C says of itself when it is asked for its version.
+const C_PROGRAM: &str = "FUSE kernel interface";
+
+/// The first virtiofsd of `candidates` that is there, asked for its version, which tells the two programs apart. It waits
+/// for that program's answer.
 ///
 /// # Errors
 /// [`Error::Missing`] with the mend.
 pub fn find_virtiofsd(candidates: &[String]) -> Result<Virtiofsd, Error> {
-    candidates
-        .iter()
-        .map(PathBuf::from)
-        .find(|path| path.is_file())
-        .map(|path| Virtiofsd { is_c: path.starts_with("/usr/lib/qemu"), path })
-        .ok_or_else(|| {
-            let places = candidates.join(", ");
-            Error::Missing(format!(
-                "virtiofsd is missing: it is neither of {places}; install the package virtiofsd (or Debian 12's \
-                 qemu-system-common), or set `virtiofsd.paths`"
-            ))
-        })
+    let mend = "install the package virtiofsd (or Debian 12's qemu-system-common), or set `virtiofsd.paths`";
+    let path = candidates.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or_else(|| {
+        Error::Missing(format!("virtiofsd is missing: it is neither of {}; {mend}", candidates.join(", ")))
+    })?;
+    let answer = Command::new(&path).arg("--version").stdin(Stdio::null()).output();
+    match answer {
+        Ok(answer) if answer.status.success() => {
+            let is_c = String::from_utf8_lossy(&answer.stdout).contains(C_PROGRAM);
+            Ok(Virtiofsd { path, is_c })
+        }
+        Ok(answer) => {
+            let status = answer.status;
+            Err(Error::Missing(format!("{} --version ended with {status}; {mend}", path.display())))
+        }
+        Err(error) => Err(Error::Missing(format!("{} can't be run: {error}; {mend}", path.display()))),
+    }
 }
 
 /// Plans the shared file system of a pod in `folder`, whose server listens at `socket`.
@@ -107,6 +115,25 @@ mod tests {
     fn a_missing_server_names_its_mend() {
         let error = find_virtiofsd(&["/nowhere/virtiofsd".into()]).unwrap_err().to_string();
         assert!(error.contains("/nowhere/virtiofsd") && error.contains("install") && error.contains("virtiofsd.paths"));
+    }
+
+    #[test]
+    fn the_programs_are_told_apart_by_what_they_say() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let program = |name: &str, script: &str, mode| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            find_virtiofsd(&["/nowhere/virtiofsd".into(), path.display().to_string()])
+        };
+        let c = "echo virtiofsd version 7.2.22; echo using FUSE kernel interface version 7.36";
+        assert!(program("c", c, 0o755).unwrap().is_c);
+        assert!(!program("rust", "echo virtiofsd 1.13.2", 0o755).unwrap().is_c);
+        for (name, script, mode) in [("broken", "exit 1", 0o755), ("plain", "", 0o644)] {
+            let error = program(name, script, mode).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("virtiofsd.paths"), "{error}");
+        }
     }
 
     #[test]

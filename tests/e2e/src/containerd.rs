@@ -11,6 +11,8 @@ use crate::{Host, Outcome, path};
 pub struct Containerd {
     child: Child,
     folder: PathBuf,
+    /// The bridge that CNI makes and never removes.
+    bridge: Option<String>,
 }
 
 impl Containerd {
@@ -21,11 +23,36 @@ impl Containerd {
     #[must_use]
     pub fn start(host: &Host) -> Self {
         let containerd = Self::without_image(host);
+        containerd.import(host, "default", "test");
+        containerd
+    }
+
+    /// Starts one that serves CRI with the runtimes `coracle` and `runc`, and pods on a bridge of their own; the test image is
+    /// [`crate::cri::IMAGE`], for pods too.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    #[must_use]
+    pub fn with_cri(host: &Host) -> Self {
+        let bridge = format!("ce{}n{}", std::process::id() % 100_000, host.number);
+        let mut containerd = Self::launch(host, &cri_plugin(host, &bridge));
+        containerd.bridge = Some(bridge);
+        containerd.import(host, "k8s.io", "docker.io/library/test");
+        containerd
+    }
+
+    fn import(&self, host: &Host, namespace: &str, base: &str) {
         let archive = host.folder.join("image.tar");
         crate::layout_archive(&path("CORACLE_TEST_IMAGE"), &archive);
-        let outcome = containerd.ctr(&["images", "import", "--base-name", "test", &archive.display().to_string()]);
+        let archive = archive.display().to_string();
+        let outcome = self.ctr(&["--namespace", namespace, "images", "import", "--base-name", base, &archive]);
         assert_eq!(outcome.code, 0, "{outcome:?}");
-        containerd
+    }
+
+    /// The socket at which it serves.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("c.sock")
     }
 
     /// Starts one whose folders may hold what an earlier one has left.
@@ -34,11 +61,15 @@ impl Containerd {
     /// Where it does not start.
     #[must_use]
     pub fn without_image(host: &Host) -> Self {
+        Self::launch(host, "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")
+    }
+
+    fn launch(host: &Host, more: &str) -> Self {
         // Its root is a folder on disk: overlay mounts need one.
         let folder = host.folder.join("cd");
         std::fs::create_dir_all(&folder).expect("containerd's folder");
         let text = format!(
-            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n{more}\
              [grpc]\naddress = \"{0}/c.sock\"\n[debug]\nlevel = \"debug\"\n",
             folder.display()
         );
@@ -64,7 +95,7 @@ impl Containerd {
                     let text: String = lines.map_while(Result::ok).map(|line| line + "\n").collect();
                     let _ = std::fs::write(log, text);
                 });
-                return Self { child, folder };
+                return Self { child, folder, bridge: None };
             }
         }
         panic!("containerd ended with {:?}", child.wait());
@@ -122,5 +153,49 @@ impl Drop for Containerd {
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.child.wait();
+        if let Some(bridge) = &self.bridge {
+            let _ = Command::new("ip").args(["link", "delete", bridge]).stderr(Stdio::null()).status();
+        }
     }
+}
+
+/// The configuration of the CRI plugin, and of a network whose pods are on `bridge`.
+fn cri_plugin(host: &Host, bridge: &str) -> String {
+    let network = host.folder.join("cni");
+    std::fs::create_dir_all(&network).expect("CNI's folder");
+    // Each test has networks of its own: pods of tests that run at once must not meet.
+    let subnet = 1 + (std::process::id() * 16 + host.number) % 250;
+    let conflist = serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": bridge,
+        "plugins": [{
+            "type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": false,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": host.folder.join("ipam"),
+                "ranges": [[{ "subnet": format!("10.88.{subnet}.0/24") }], [{ "subnet": format!("fd00:88:{subnet:x}::/64") }]],
+                "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]
+            }
+        }]
+    });
+    std::fs::write(network.join("10-test.conflist"), conflist.to_string()).expect("CNI's configuration");
+    format!(
+        r#"[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{image}"
+restrict_oom_score_adj = true
+enable_selinux = false
+disable_apparmor = true
+stream_server_address = "127.0.0.1"
+stream_server_port = "0"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "{network}"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.coracle]
+runtime_type = "io.containerd.coracle.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+"#,
+        image = crate::cri::IMAGE,
+        network = network.display(),
+    )
 }

@@ -5,6 +5,7 @@
 
 mod audit;
 mod containerd;
+pub mod cri;
 mod images;
 mod run;
 mod shim;
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use audit::Left;
 pub use containerd::Containerd;
+pub use cri::{Cri, Pod};
 pub use images::{LayerEntry, copy_layout, docker_archive, layout_archive, layout_with_layer};
 pub use run::{Outcome, Running};
 pub use shim::{Refused, Shim};
@@ -28,6 +30,8 @@ pub struct Host {
     pub folder: PathBuf,
     settings: Vec<String>,
     links: Vec<String>,
+    /// The number of this test among those of its process, for names that are short or one of a kind.
+    pub number: u32,
 }
 
 /// A path that the environment gives.
@@ -61,12 +65,14 @@ impl Host {
     #[must_use]
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let mark = format!("ce-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mark = format!("ce-{}-{number}", std::process::id());
         let host = Self {
             run: Path::new("/run").join(&mark),
             folder: std::env::temp_dir().join(&mark),
             settings: Vec::new(),
             links: links(),
+            number,
         };
         for folder in [&host.run, &host.folder] {
             std::fs::create_dir_all(folder).expect("a test's folder");
