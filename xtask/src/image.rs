@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Busybox commands that the image has by name.
-const COMMANDS: [&str; 40] = [
+const COMMANDS: [&str; 44] = [
     "sh",
     "ls",
     "cat",
@@ -48,6 +48,10 @@ const COMMANDS: [&str; 40] = [
     "readlink",
     "chmod",
     "ulimit",
+    "ip",
+    "ping",
+    "nc",
+    "httpd",
 ];
 
 fn busybox() -> Result<Vec<u8>> {

@@ -11,6 +11,8 @@ mod error;
 mod exec;
 mod gate;
 pub mod guest;
+mod netlink;
+mod network;
 mod oom;
 mod pause;
 mod process;

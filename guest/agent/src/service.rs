@@ -10,7 +10,7 @@ use coracle_protocol::{agent as msg, agent_ttrpc, health, health_ttrpc, ttrpc, t
 
 use crate::state::Agent;
 use crate::{Config, Error, Result, gate};
-use crate::{create, details, exec, oom, pause, remove, sandbox, signal, start, stats, stream, update, wait};
+use crate::{create, details, exec, network, oom, pause, remove, sandbox, signal, start, stats, stream, update, wait};
 
 /// Makes the service of a list of methods: with a handler, or without one and then answered "not supported".
 macro_rules! methods {
@@ -61,16 +61,16 @@ methods! {
         get_metrics "GetMetrics" (msg::GetMetricsRequest) -> msg::Metrics = details::metrics;
         reseed_random_dev "ReseedRandomDev" (msg::ReseedRandomDevRequest) -> Empty = details::reseed;
         set_guest_date_time "SetGuestDateTime" (msg::SetGuestDateTimeRequest) -> Empty = details::set_clock;
+        update_interface "UpdateInterface" (msg::UpdateInterfaceRequest) -> types::Interface = network::update_interface;
+        update_routes "UpdateRoutes" (msg::UpdateRoutesRequest) -> msg::Routes = network::update_routes;
+        list_interfaces "ListInterfaces" (msg::ListInterfacesRequest) -> msg::Interfaces = network::list_interfaces;
+        list_routes "ListRoutes" (msg::ListRoutesRequest) -> msg::Routes = network::list_routes;
+        add_arp_neighbors "AddARPNeighbors" (msg::AddARPNeighborsRequest) -> Empty = network::add_neighbours;
     }
     unsupported {
         update_ephemeral_mounts "UpdateEphemeralMounts" (msg::UpdateEphemeralMountsRequest) -> Empty;
         remove_stale_virtiofs_share_mounts "RemoveStaleVirtiofsShareMounts" (msg::RemoveStaleVirtiofsShareMountsRequest) -> Empty;
         get_diagnostic_data "GetDiagnosticData" (msg::GetDiagnosticDataRequest) -> msg::GetDiagnosticDataResponse;
-        update_interface "UpdateInterface" (msg::UpdateInterfaceRequest) -> types::Interface;
-        update_routes "UpdateRoutes" (msg::UpdateRoutesRequest) -> msg::Routes;
-        list_interfaces "ListInterfaces" (msg::ListInterfacesRequest) -> msg::Interfaces;
-        list_routes "ListRoutes" (msg::ListRoutesRequest) -> msg::Routes;
-        add_arp_neighbors "AddARPNeighbors" (msg::AddARPNeighborsRequest) -> Empty;
         get_ip_tables "GetIPTables" (msg::GetIPTablesRequest) -> msg::GetIPTablesResponse;
         set_ip_tables "SetIPTables" (msg::SetIPTablesRequest) -> msg::SetIPTablesResponse;
         mem_agent_memcg_set "MemAgentMemcgSet" (msg::MemAgentMemcgConfig) -> Empty;

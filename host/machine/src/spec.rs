@@ -108,7 +108,42 @@ pub enum Device {
         /// Entries of the request queue.
         queue_size: u16,
     },
+    /// A network link whose other end is a tap of the host.
+    Net {
+        /// The guest's hardware address.
+        mac: [u8; 6],
+        /// The tap.
+        tap: Tap,
+    },
 }
+
+/// A tap's descriptor (Linux: Documentation/networking/tuntap.rst), with a virtio-net header before each packet.
+#[derive(Debug, Clone)]
+pub struct Tap(std::sync::Arc<std::os::fd::OwnedFd>);
+
+impl Tap {
+    /// Takes the descriptor of an open tap.
+    #[must_use]
+    pub fn new(fd: std::os::fd::OwnedFd) -> Self {
+        Self(std::sync::Arc::new(fd))
+    }
+
+    /// Another descriptor of the same tap.
+    ///
+    /// # Errors
+    /// Where the process has no room for one.
+    pub fn try_clone(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+        self.0.try_clone()
+    }
+}
+
+impl PartialEq for Tap {
+    fn eq(&self, other: &Self) -> bool {
+        std::sync::Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Tap {}
 
 /// A device's kind, for [`Capabilities`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +155,8 @@ pub enum DeviceKind {
     Rng,
     /// See [`Device::SharedFs`].
     SharedFs,
+    /// See [`Device::Net`].
+    Net,
 }
 
 impl Device {
@@ -130,6 +167,7 @@ impl Device {
             Self::Vsock => DeviceKind::Vsock,
             Self::Rng => DeviceKind::Rng,
             Self::SharedFs { .. } => DeviceKind::SharedFs,
+            Self::Net { .. } => DeviceKind::Net,
         }
     }
 }

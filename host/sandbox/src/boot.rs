@@ -1,5 +1,6 @@
 //! Boot: from nothing to an agent that answers.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use coracle_storage::{SOCKET_FD, SharedFsPlan};
 use tokio::io::AsyncReadExt;
 
 use crate::agent::{Agent, Patience};
+use crate::network::Network;
 use crate::pod::Pod;
 use crate::state::Phase;
 use crate::{Config, Error, Event, Result, Sandbox, mount};
@@ -29,6 +31,8 @@ pub(crate) struct Setup {
     pub(crate) hostname: String,
     /// The pod's name where it has containers beside one another.
     pub(crate) sandbox_id: String,
+    /// The network namespace whose links the pod takes over.
+    pub(crate) network: Option<PathBuf>,
 }
 
 /// Boots the pod's machine. When the future is dropped, nothing is left of it.
@@ -48,7 +52,12 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         }
         None => (None, None, None),
     };
-    let machine = sandbox.driver.boot(machine_spec(config, setup, device)).await?;
+    let (network, mut devices) = match &setup.network {
+        Some(path) => Network::take(path).await.map(|(network, devices)| (Some(network), devices))?,
+        None => (None, Vec::new()),
+    };
+    devices.extend(device);
+    let machine = sandbox.driver.boot(machine_spec(config, setup, devices)).await?;
     let greeted = greet(config, &*machine, virtiofsd.as_ref()).await;
     let lifeline = match greeted {
         Ok(lifeline) => lifeline,
@@ -58,7 +67,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
             return Err(with_console(error, &console));
         }
     };
-    let agent = match reach(config, &*machine, create_sandbox(setup, storage)).await {
+    let agent = match reach(config, &*machine, create_sandbox(setup, storage), network.as_ref()).await {
         Ok(agent) => agent,
         Err(error) => {
             machine.stop().await?;
@@ -66,8 +75,14 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         }
     };
     let virtiofsd = virtiofsd.map(|(child, _)| child);
-    let pod =
-        Arc::new(Pod { machine, agent, shared: mount::host_side(&shared), virtiofsd, _lifeline: lifeline.into() });
+    let pod = Arc::new(Pod {
+        machine,
+        agent,
+        shared: mount::host_side(&shared),
+        virtiofsd,
+        network,
+        _lifeline: lifeline.into(),
+    });
     cleanup.keep();
     watch(sandbox, &pod);
     Ok(pod)
@@ -95,10 +110,10 @@ impl Drop for Shared {
     }
 }
 
-fn machine_spec(config: &Config, setup: &Setup, shared_fs: Option<Device>) -> MachineSpec {
+fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpec {
     let cpus = setup.cpus.unwrap_or(config.vcpus).max(config.vcpus);
     let mut devices = vec![Device::Vsock, Device::Rng];
-    devices.extend(shared_fs);
+    devices.extend(more);
     MachineSpec {
         name: config.name.clone(),
         folder: config.folder.clone(),
@@ -188,13 +203,21 @@ fn with_console(error: Error, lines: &[String]) -> Error {
 }
 
 /// Connects to the agent and sets the pod up, unless the machine ends or the time is over.
-async fn reach(config: &Config, machine: &dyn Machine, request: CreateSandboxRequest) -> Result<Agent> {
+async fn reach(
+    config: &Config,
+    machine: &dyn Machine,
+    request: CreateSandboxRequest,
+    network: Option<&Network>,
+) -> Result<Agent> {
     let work = async {
         let stream = machine.agent_address().connect(ports::AGENT).await?;
         let agent = Agent::new(stream, config.agent_timeout);
         agent
             .call("CreateSandbox", Patience::Bounded, async |agent, ctx| agent.create_sandbox(ctx, &request).await)
             .await?;
+        if let Some(network) = network {
+            network.tell(&agent).await?;
+        }
         Ok(agent)
     };
     tokio::select! {

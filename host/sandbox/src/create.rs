@@ -100,7 +100,7 @@ pub(crate) async fn unless<T>(
 }
 
 async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<ContainerPlan> {
-    let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, spec::setup(&plan.spec))).await?;
+    let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, spec::setup(&plan.spec)?)).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan).await?;
     let request = request(plan, &mounted.plan)?;

@@ -60,6 +60,17 @@ impl From<coracle_storage::Error> for Error {
     }
 }
 
+impl From<coracle_network::Error> for Error {
+    fn from(error: coracle_network::Error) -> Self {
+        let text = error.to_string();
+        match error {
+            coracle_network::Error::Namespace { .. } => Self::Invalid(text),
+            coracle_network::Error::Unsupported { .. } => Self::Unsupported(text),
+            coracle_network::Error::Kernel { .. } | coracle_network::Error::System { .. } => Self::Failed(text),
+        }
+    }
+}
+
 impl From<ttrpc::Error> for Error {
     fn from(error: ttrpc::Error) -> Self {
         use ttrpc::Code;

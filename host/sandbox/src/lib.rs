@@ -20,6 +20,7 @@ mod exec;
 mod io;
 mod kill;
 mod mount;
+mod network;
 mod pause;
 mod pod;
 mod run_pod;

@@ -7,6 +7,7 @@ use coracle_process::Child;
 use tokio::sync::Mutex;
 
 use crate::agent::Agent;
+use crate::network::Network;
 
 /// See the module. It is shared by the futures that act on it; it has no state of its own.
 pub(crate) struct Pod {
@@ -15,6 +16,7 @@ pub(crate) struct Pod {
     /// The host's side of the folder that the guest sees.
     pub(crate) shared: PathBuf,
     pub(crate) virtiofsd: Option<Child>,
+    pub(crate) network: Option<Network>,
     /// Open for as long as the agent lives; the agent ends when it is closed.
     pub(crate) _lifeline: Mutex<GuestStream>,
 }

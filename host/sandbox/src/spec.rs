@@ -1,9 +1,12 @@
 //! The one hop of a specification from the bundle to the guest.
 
+use std::path::PathBuf;
+
 use coracle_protocol::oci;
 use coracle_storage::ContainerPlan;
 
 use crate::boot::Setup;
+use crate::{Error, Result};
 
 /// The specification for the guest: paths of the guest, and nothing that names the host.
 pub(crate) fn for_guest(mut spec: oci::Spec, plan: &ContainerPlan, terminal: bool) -> oci::Spec {
@@ -50,29 +53,44 @@ pub(crate) fn shares_pids(spec: &oci::Spec) -> bool {
 }
 
 /// What a pod of one container is set up with: the size that its limits ask for.
-pub(crate) fn setup(spec: &oci::Spec) -> Setup {
+pub(crate) fn setup(spec: &oci::Spec) -> Result<Setup> {
     let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
     let cpu = resources.and_then(|resources| resources.CPU.as_ref());
     let memory = resources.and_then(|resources| resources.Memory.as_ref());
-    Setup {
+    Ok(Setup {
         cpus: cpu.and_then(|cpu| processors(cpu.Quota, cpu.Period)),
         memory_mib: memory.and_then(|memory| mebibytes(memory.Limit)),
+        network: network(spec)?,
         ..Default::default()
+    })
+}
+
+/// The network namespace that somebody has made for the pod; none where it is to have no links.
+fn network(spec: &oci::Spec) -> Result<Option<PathBuf>> {
+    let namespaces = spec.Linux.as_ref().map(|linux| linux.Namespaces.as_slice()).unwrap_or_default();
+    match namespaces.iter().find(|namespace| namespace.Type == "network") {
+        Some(own) if own.Path.is_empty() => Ok(None),
+        Some(own) => Ok(Some(own.Path.clone().into())),
+        None => Err(Error::Unsupported(
+            "the container asks for the host's own network, which a machine can't share: give it a network namespace"
+                .into(),
+        )),
     }
 }
 
 /// What a pod is set up with whose containers come later. Their size is in annotations: the sum of what they will ask for.
-pub(crate) fn pod_setup(id: &str, spec: &oci::Spec) -> Setup {
+pub(crate) fn pod_setup(id: &str, spec: &oci::Spec) -> Result<Setup> {
     let number = |key: &str| -> i64 {
         let text = spec.Annotations.get(&format!("io.kubernetes.cri.sandbox-{key}"));
         text.and_then(|text| text.parse().ok()).unwrap_or(0)
     };
-    Setup {
+    Ok(Setup {
         cpus: processors(number("cpu-quota"), u64::try_from(number("cpu-period")).unwrap_or(0)),
         memory_mib: mebibytes(number("memory")),
         hostname: spec.Hostname.clone(),
         sandbox_id: id.to_owned(),
-    }
+        network: network(spec)?,
+    })
 }
 
 /// Whole processors for a quota of microseconds in each period of as many; the kernel's period where there is none.
@@ -114,7 +132,10 @@ mod tests {
     #[test]
     fn limits_become_whole_units() {
         let size = |json: &str| {
-            let setup = setup(&coracle_protocol::from_json(json).unwrap());
+            let mut spec: oci::Spec = coracle_protocol::from_json(json).unwrap();
+            let network = oci::LinuxNamespace { Type: "network".into(), ..Default::default() };
+            spec.Linux.mut_or_insert_default().Namespaces.push(network);
+            let setup = setup(&spec).unwrap();
             (setup.cpus, setup.memory_mib)
         };
         assert_eq!(size("{}"), (None, None));
@@ -126,8 +147,12 @@ mod tests {
     #[test]
     fn a_pods_size_is_in_its_annotations() {
         let json = r#"{"hostname":"h","annotations":{"io.kubernetes.cri.sandbox-cpu-quota":"250000",
-            "io.kubernetes.cri.sandbox-cpu-period":"100000","io.kubernetes.cri.sandbox-memory":"134217728"}}"#;
-        let setup = pod_setup("p", &coracle_protocol::from_json(json).unwrap());
+            "io.kubernetes.cri.sandbox-cpu-period":"100000","io.kubernetes.cri.sandbox-memory":"134217728"},
+            "linux":{"namespaces":[{"type":"network","path":"/run/netns/x"}]}}"#;
+        let setup = pod_setup("p", &coracle_protocol::from_json(json).unwrap()).unwrap();
+        assert_eq!(setup.network, Some("/run/netns/x".into()));
+        let of_the_host = pod_setup("p", &coracle_protocol::from_json("{}").unwrap()).unwrap_err();
+        assert!(of_the_host.to_string().contains("the host's own network"));
         assert_eq!((setup.cpus, setup.memory_mib), (Some(3), Some(128)));
         assert_eq!((setup.hostname.as_str(), setup.sandbox_id.as_str()), ("h", "p"));
     }

@@ -54,6 +54,9 @@ impl Sandbox {
         }
         if let Some(pod) = &pod {
             pod.machine.stop().await?;
+            if let Some(network) = &pod.network {
+                network.give_back().await;
+            }
             if let Some(server) = &pod.virtiofsd {
                 server.kill();
                 server.wait().await;

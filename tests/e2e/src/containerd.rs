@@ -11,8 +11,8 @@ use crate::{Host, Outcome, path};
 pub struct Containerd {
     child: Child,
     folder: PathBuf,
-    /// The bridge that CNI makes and never removes.
-    bridge: Option<String>,
+    /// Whether CNI may have made its bridge, which it never removes.
+    has_bridge: bool,
 }
 
 impl Containerd {
@@ -27,16 +27,15 @@ impl Containerd {
         containerd
     }
 
-    /// Starts one that serves CRI with the runtimes `coracle` and `runc`, and pods on a bridge of their own; the test image is
-    /// [`crate::cri::IMAGE`], for pods too.
+    /// Starts one that serves CRI with the runtimes `coracle` and `runc`, and pods on a bridge; the test image is
+    /// [`crate::cri::IMAGE`], for pods too. The host must have a network of its own ([`Host::with_own_network`]).
     ///
     /// # Panics
     /// Where it does not start.
     #[must_use]
     pub fn with_cri(host: &Host) -> Self {
-        let bridge = format!("ce{}n{}", std::process::id() % 100_000, host.number);
-        let mut containerd = Self::launch(host, &cri_plugin(host, &bridge));
-        containerd.bridge = Some(bridge);
+        let mut containerd = Self::launch(host, &cri_plugin(host));
+        containerd.has_bridge = true;
         containerd.import(host, "k8s.io", "docker.io/library/test");
         containerd
     }
@@ -95,7 +94,7 @@ impl Containerd {
                     let text: String = lines.map_while(Result::ok).map(|line| line + "\n").collect();
                     let _ = std::fs::write(log, text);
                 });
-                return Self { child, folder, bridge: None };
+                return Self { child, folder, has_bridge: false };
             }
         }
         panic!("containerd ended with {:?}", child.wait());
@@ -153,27 +152,28 @@ impl Drop for Containerd {
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.child.wait();
-        if let Some(bridge) = &self.bridge {
-            let _ = Command::new("ip").args(["link", "delete", bridge]).stderr(Stdio::null()).status();
+        if self.has_bridge {
+            let _ = Command::new("ip").args(["link", "delete", BRIDGE]).stderr(Stdio::null()).status();
         }
     }
 }
 
-/// The configuration of the CRI plugin, and of a network whose pods are on `bridge`.
-fn cri_plugin(host: &Host, bridge: &str) -> String {
+/// The bridge of pods.
+const BRIDGE: &str = "pods0";
+
+/// The configuration of the CRI plugin, and of a network whose pods are on the bridge.
+fn cri_plugin(host: &Host) -> String {
     let network = host.folder.join("cni");
     std::fs::create_dir_all(&network).expect("CNI's folder");
-    // Each test has networks of its own: pods of tests that run at once must not meet.
-    let subnet = 1 + (std::process::id() * 16 + host.number) % 250;
     let conflist = serde_json::json!({
         "cniVersion": "0.4.0",
-        "name": bridge,
+        "name": "pods",
         "plugins": [{
-            "type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": false,
+            "type": "bridge", "bridge": BRIDGE, "isGateway": true, "ipMasq": false, "mtu": 1400,
             "ipam": {
                 "type": "host-local",
                 "dataDir": host.folder.join("ipam"),
-                "ranges": [[{ "subnet": format!("10.88.{subnet}.0/24") }], [{ "subnet": format!("fd00:88:{subnet:x}::/64") }]],
+                "ranges": [[{ "subnet": "10.88.0.0/24" }], [{ "subnet": "fd00:88::/64" }]],
                 "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]
             }
         }]

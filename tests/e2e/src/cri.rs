@@ -195,6 +195,19 @@ impl<'a> Pod<'a> {
         text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(|line| format!("{line}\n")).collect()
     }
 
+    /// Waits until a container has logged `text`.
+    ///
+    /// # Panics
+    /// Where it has not after a minute.
+    pub fn await_log(&self, name: &str, text: &str) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !self.log(name).contains(text) {
+            assert!(std::time::Instant::now() < deadline, "{name} has not logged {text:?}: {:?}", self.log(name));
+            // A file that grows is no event: kubelet looks again, too.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
     /// The pod's status.
     ///
     /// # Errors

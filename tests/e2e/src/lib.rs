@@ -30,8 +30,6 @@ pub struct Host {
     pub folder: PathBuf,
     settings: Vec<String>,
     links: Vec<String>,
-    /// The number of this test among those of its process, for names that are short or one of a kind.
-    pub number: u32,
 }
 
 /// A path that the environment gives.
@@ -46,13 +44,11 @@ pub fn path(variable: &str) -> PathBuf {
     }
 }
 
+/// The links of this thread's network namespace.
 fn links() -> Vec<String> {
-    let mut links: Vec<String> = std::fs::read_dir("/sys/class/net")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
+    let table = std::fs::read_to_string("/proc/thread-self/net/dev").expect("the links");
+    let mut links: Vec<String> =
+        table.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect();
     links.sort();
     links
 }
@@ -66,18 +62,30 @@ impl Host {
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let mark = format!("ce-{}-{number}", std::process::id());
+        // The end makes sure that no mark is the beginning of another one.
+        let mark = format!("ce-{}-{number}-e", std::process::id());
         let host = Self {
             run: Path::new("/run").join(&mark),
             folder: std::env::temp_dir().join(&mark),
             settings: Vec::new(),
             links: links(),
-            number,
         };
         for folder in [&host.run, &host.folder] {
             std::fs::create_dir_all(folder).expect("a test's folder");
         }
         host.set("machine.accelerator", "\"any\"").set("guest.folder", &format!("{:?}", path("CORACLE_TEST_GUEST")))
+    }
+
+    /// A host with a network of its own: for the rest of this test's thread, and all that it starts.
+    ///
+    /// # Panics
+    /// Where the namespace can't be made.
+    #[must_use]
+    pub fn with_own_network() -> Self {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip");
+        assert!(up.success(), "loopback");
+        Self::new()
     }
 
     /// Adds a setting, replacing an earlier one of the same name. The value is TOML.

@@ -223,7 +223,7 @@ fn config(root: &str, script: &str) -> serde_json::Value {
         "ociVersion": "1.1.0",
         "process": { "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
         "root": { "path": root },
-        "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] }
+        "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "network" }] }
     })
 }
 

@@ -4,7 +4,7 @@ use coracle_e2e::{Containerd, Cri, Host, Pod};
 
 #[test]
 fn a_pod_runs_containers_beside_one_another() {
-    let host = Host::new();
+    let host = Host::with_own_network();
     let containerd = Containerd::with_cri(&host);
     let cri = Cri::connect(&containerd);
     let pod =
@@ -23,6 +23,47 @@ fn a_pod_runs_containers_beside_one_another() {
     let three = pod.start("three", &["sh", "-c", "exit 4"], |_| {}).unwrap();
     assert_eq!(cri.ended(&three).exit_code, 4);
     pod.remove().unwrap();
+    drop(containerd);
+    host.audit();
+}
+
+#[test]
+fn a_pod_has_the_network_that_cni_has_made() {
+    let host = Host::with_own_network();
+    let containerd = Containerd::with_cri(&host);
+    let cri = Cri::connect(&containerd);
+    let run =
+        |name: &str| Pod::run(&cri, "coracle", name, |config| config.log_directory = host.folder.display().to_string());
+    let (one, two) = (run("one").unwrap(), run("two").unwrap());
+    let ips = |pod: &Pod<'_>| {
+        let network = pod.status().unwrap().network.unwrap_or_default();
+        (network.ip, network.additional_ips.first().map(|more| more.ip.clone()).unwrap_or_default())
+    };
+    let (v4, v6) = ips(&two);
+    let server = two.start("server", &["sh", "-c", "httpd -p 8080 -h /etc; echo serves; sleep 1000"], |_| {}).unwrap();
+    two.await_log("server", "serves");
+    let client = one.start("client", &["sleep", "1000"], |_| {}).unwrap();
+    let exec = |script: &str| cri.exec(&client, &["sh", "-c", script]).unwrap();
+    let (_, links, _) = exec("ip -o addr; ip -o link; ip route; ip -6 route");
+    for text in [ips(&one).0.as_str(), ips(&one).1.as_str(), "mtu 1400", "default via 10.88.", "default via fd00:88:"] {
+        assert!(links.contains(text), "{text}: {links}");
+    }
+    // Between pods, by both versions; and from the host, where the bridge is.
+    for server in [format!("{v4}:8080"), format!("[{v6}]:8080")] {
+        let (code, out, err) = exec(&format!("guest-probe get {server} /passwd"));
+        assert!(code == 0 && out.contains("root:x:0"), "{server}: {out} {err}");
+    }
+    let mut stream = std::net::TcpStream::connect((v4.as_str(), 8080)).unwrap();
+    std::io::Write::write_all(&mut stream, b"GET /passwd HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+    assert!(answer.contains("root:"), "{answer}");
+    // Loopback is the pod's own, and shared by its containers.
+    let beside = two.start("beside", &["guest-probe", "get", "127.0.0.1:8080", "/passwd"], |_| {}).unwrap();
+    assert_eq!(cri.ended(&beside).exit_code, 0, "{}", two.log("beside"));
+    assert_eq!(cri.status(&server).unwrap().state, 1, "running");
+    one.remove().unwrap();
+    two.remove().unwrap();
     drop(containerd);
     host.audit();
 }

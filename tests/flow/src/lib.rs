@@ -166,7 +166,9 @@ pub fn spec(args: &serde_json::Value) -> oci::Spec {
         "process": { "args": args, "env": ["PATH=/bin"], "cwd": "/", "user": {},
             "capabilities": { "bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"] } },
         "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
-        "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "uts" }, { "type": "ipc" }] }
+        "linux": { "namespaces": [
+            { "type": "pid" }, { "type": "mount" }, { "type": "uts" }, { "type": "ipc" }, { "type": "network" }
+        ] }
     });
     coracle_protocol::from_json(&json.to_string()).expect("a specification")
 }

@@ -115,6 +115,8 @@ fn our_create_has_the_fields_of_katas() {
         let mut json = coracle_protocol::to_json(&*kata.OCI);
         json["linux"]["resources"] = Value::Null;
         json.as_object_mut().unwrap().get_mut("linux").unwrap().as_object_mut().unwrap().remove("resources");
+        // Kata's host has taken it off, as ours does.
+        json["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({ "type": "network" }));
         for mount in json["mounts"].as_array_mut().unwrap() {
             if mount["destination"] == "/dev/shm" {
                 mount["type"] = "tmpfs".into();

@@ -1,18 +1,22 @@
+//! What tests need inside a guest, and busybox has not.
+//!
 //! `guest-probe vsock PORT BYTES`: connects to the host's vsock port and writes BYTES bytes (each its index modulo 251) in
-//! one call. It says how many the call took.
+//! one call. It says how many the call took. `guest-probe get ADDRESS:PORT PATH`: prints what an HTTP server answers.
 
+use std::io::{Read, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
-    let [_, verb, port, bytes] = words.as_slice() else { return usage() };
-    let (Ok(port), Ok(bytes)) = (port.parse::<u32>(), bytes.parse::<usize>()) else { return usage() };
-    if verb != "vsock" {
-        return usage();
-    }
-    match write_once(port, bytes) {
-        Ok(taken) => {
-            println!("{taken}");
+    let [_, verb, first, second] = words.as_slice() else { return usage() };
+    let outcome = match (verb.as_str(), first.parse::<u32>(), second.parse::<usize>()) {
+        ("vsock", Ok(port), Ok(bytes)) => write_once(port, bytes).map(|taken| taken.to_string()),
+        ("get", _, _) => get(first, second),
+        _ => return usage(),
+    };
+    match outcome {
+        Ok(text) => {
+            println!("{text}");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -22,8 +26,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// One request of HTTP 1.0; the whole answer.
+fn get(address: &str, path: &str) -> std::io::Result<String> {
+    let address: std::net::SocketAddr = address.parse().map_err(std::io::Error::other)?;
+    let mut stream = std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_secs(20))?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
 fn usage() -> ExitCode {
-    eprintln!("usage: guest-probe vsock PORT BYTES");
+    eprintln!("usage: guest-probe vsock PORT BYTES | get ADDRESS:PORT PATH");
     ExitCode::from(2)
 }
 

@@ -40,6 +40,9 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     if let Some(device) = device {
         spawn = spawn.descriptor(VHOST_FD, device);
     }
+    for (number, tap) in command::taps(&spec)? {
+        spawn = spawn.descriptor(number, tap.try_clone().map_err(Error::system("hand a tap to QEMU"))?);
+    }
     spawn.stdout = Output::Ring(console.clone());
     spawn.stderr = Output::Ring(messages.clone());
     let qemu = spawn.start().map_err(|error| Error::Missing(format!("QEMU: {error}")))?;

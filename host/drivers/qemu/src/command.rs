@@ -2,13 +2,30 @@
 
 use std::ffi::OsString;
 
-use coracle_machine::{Accelerator, Device, Error, KernelForm, MachineSpec, MemoryKind, Result};
+use coracle_machine::{Accelerator, Device, Error, KernelForm, MachineSpec, MemoryKind, Result, Tap};
 
 use crate::{Config, MachineType};
 
 /// The descriptor on which QEMU finds its control channel, and that of the kernel's vsock.
 pub(crate) const QMP_FD: i32 = 3;
 pub(crate) const VHOST_FD: i32 = 4;
+/// The descriptor of the first tap; the others follow.
+const FIRST_TAP_FD: i32 = 5;
+/// The most taps of a machine.
+const TAPS_MAX: usize = 6;
+
+/// The taps of a machine, each with the number at which QEMU finds it.
+pub(crate) fn taps(spec: &MachineSpec) -> Result<Vec<(i32, &Tap)>> {
+    let taps = spec.devices.iter().filter_map(|device| match device {
+        Device::Net { tap, .. } => Some(tap),
+        _ => None,
+    });
+    let taps: Vec<_> = (FIRST_TAP_FD..).zip(taps).collect();
+    if taps.len() > TAPS_MAX {
+        return Err(Error::Unsupported(format!("more than {TAPS_MAX} network devices")));
+    }
+    Ok(taps)
+}
 
 /// How the guest's vsock is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +83,7 @@ pub(crate) fn arguments(
     }
     let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
     let modern = if pci { ",disable-legacy=on" } else { "" };
+    let mut tap_fds = FIRST_TAP_FD..;
     for (number, device) in spec.devices.iter().enumerate() {
         match device {
             Device::Rng => add(&["-device", &format!("{}{modern}", bus("virtio-rng"))]),
@@ -85,6 +103,15 @@ pub(crate) fn arguments(
                 add(&["-chardev", &format!("socket,id=fs{number},path={socket}")]);
                 let fs = bus("vhost-user-fs");
                 add(&["-device", &format!("{fs},chardev=fs{number},tag={tag},queue-size={queue_size}")]);
+            }
+            Device::Net { mac, tap: _ } => {
+                let fd = tap_fds.next().unwrap_or(FIRST_TAP_FD);
+                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                // Without the ROM for booting over the network, which is a package of its own.
+                let rom = if pci { ",romfile=" } else { "" };
+                let net = bus("virtio-net");
+                add(&["-netdev", &format!("tap,id=net{number},fd={fd}")]);
+                add(&["-device", &format!("{net},netdev=net{number},mac={mac}{rom}{modern}")]);
             }
             other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
         }

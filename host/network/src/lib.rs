@@ -1,0 +1,59 @@
+//! A pod's network: the links of a network namespace that somebody else has set up (CNI), as they become devices of the
+//! machine and interfaces, routes and neighbours of the guest.
+//!
+//! ```text
+//!            pod's network namespace                    │ guest
+//! bridge ──▶ eth0 (veth) ──ingress, redirect──▶ tap ──▶ │ virtio-net, with eth0's hardware address,
+//!                 ◀──────────redirect, ingress── tap ◀── │ addresses, routes, neighbours and MTU
+//! ```
+//!
+//! [`Namespace`] reads and changes the namespace; what it reads ([`Link`]) is turned into the guest's messages by [`plan`],
+//! which has no effect. Machine and agent are the sandbox's.
+
+mod link;
+mod namespace;
+pub mod plan;
+mod tap;
+
+pub use link::{Address, Link, Neighbour, Route};
+pub use namespace::Namespace;
+
+/// What this crate gives back.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a network can't be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The namespace is not there, or may not be entered.
+    #[error("the network namespace {path}: {source}")]
+    Namespace {
+        /// Its path.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A link of a kind that is not taken over.
+    #[error("the network link {name} is of the kind {kind}, which is not supported: veth is")]
+    Unsupported {
+        /// The link.
+        name: String,
+        /// Its kind.
+        kind: String,
+    },
+    /// The kernel refuses.
+    #[error("{step}: {source}")]
+    Kernel {
+        /// What was being done.
+        step: String,
+        /// Its answer.
+        source: rtnetlink::Error,
+    },
+    /// A device call fails.
+    #[error("{step}: {source}")]
+    System {
+        /// What was being done.
+        step: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,57 @@
+//! What a namespace holds, in plain terms.
+
+use std::net::IpAddr;
+
+/// A link with addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its number in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Its largest packet, in bytes.
+    pub mtu: u32,
+    /// Its addresses, but those that a kernel gives itself.
+    pub addresses: Vec<Address>,
+    /// Routes through it, but those that come with its addresses; those to a gateway last.
+    pub routes: Vec<Route>,
+    /// Neighbours that somebody has set.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// An address and its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// Bits of the network.
+    pub prefix: u8,
+}
+
+/// A route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads: the network of this address. None: everywhere.
+    pub destination: Option<Address>,
+    /// By whom.
+    pub gateway: Option<IpAddr>,
+    /// The address that packets are sent from.
+    pub source: Option<IpAddr>,
+    /// The kernel's number for how far it reaches (rtnetlink(7), `rtm_scope`).
+    pub scope: u8,
+    /// The kernel's flags (`RTNH_F_ONLINK` and others).
+    pub flags: u32,
+    /// Whether it is of IP version 6.
+    pub is_v6: bool,
+}
+
+/// A neighbour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+}

@@ -1,0 +1,272 @@
+//! A network namespace, over a netlink socket that was made in it.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+};
+use rtnetlink::packet_route::tc::TcHandle;
+use rtnetlink::{Handle, LinkUnspec};
+
+use crate::{Address, Error, Link, Neighbour, Result, Route, tap};
+
+/// The ingress qdisc as a parent of filters (`TC_H_INGRESS`).
+const INGRESS: u32 = 0xffff_0000;
+/// Every protocol (`ETH_P_ALL`), in network byte order.
+const ALL_PROTOCOLS: u16 = 3_u16.to_be();
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    file: Arc<File>,
+    handle: Handle,
+}
+
+fn kernel(step: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
+    let step = step.into();
+    move |source| Error::Kernel { step, source }
+}
+
+impl Namespace {
+    /// Opens the namespace at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Namespace`].
+    pub async fn open(path: &Path) -> Result<Self> {
+        let failed = |source| Error::Namespace { path: path.display().to_string(), source };
+        let file = Arc::new(File::open(path).map_err(failed)?);
+        let (connection, handle, _) = inside(&file, rtnetlink::new_connection).await.map_err(failed)?;
+        // It ends with the last handle.
+        tokio::spawn(connection);
+        Ok(Self { file, handle })
+    }
+
+    /// The links that a pod takes over: all with an address but loopback.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for one of a kind that is not taken over, [`Error::Kernel`].
+    pub async fn links(&self) -> Result<Vec<Link>> {
+        let messages: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(kernel("list the links"))?;
+        let mut links = Vec::new();
+        for message in messages {
+            if message.header.link_layer_type != LinkLayerType::Ether {
+                continue;
+            }
+            let mut link = link(&message);
+            link.addresses = self.addresses(link.index).await?;
+            if link.addresses.is_empty() {
+                continue;
+            }
+            if let Some(kind) = other_kind(&message) {
+                return Err(Error::Unsupported { name: link.name, kind });
+            }
+            link.routes = self.routes(link.index).await?;
+            link.neighbours = self.neighbours(link.index).await?;
+            links.push(link);
+        }
+        Ok(links)
+    }
+
+    async fn addresses(&self, index: u32) -> Result<Vec<Address>> {
+        let messages = self.handle.address().get().set_link_index_filter(index).execute();
+        let messages: Vec<_> = messages.try_collect().await.map_err(kernel("list the addresses"))?;
+        let usable = messages.into_iter().filter(|message| message.header.scope == AddressScope::Universe);
+        Ok(usable
+            .filter_map(|message| {
+                let prefix = message.header.prefix_len;
+                let found = |local: bool| {
+                    message.attributes.iter().find_map(|attribute| match attribute {
+                        AddressAttribute::Local(ip) if local => Some(*ip),
+                        AddressAttribute::Address(ip) if !local => Some(*ip),
+                        _ => None,
+                    })
+                };
+                // On a link to one peer the other one is the peer's.
+                found(true).or_else(|| found(false)).map(|ip| Address { ip, prefix })
+            })
+            .collect())
+    }
+
+    async fn routes(&self, index: u32) -> Result<Vec<Route>> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut wanted = RouteMessage::default();
+            wanted.header.address_family = family;
+            let found: Vec<RouteMessage> =
+                self.handle.route().get(wanted).execute().try_collect().await.map_err(kernel("list the routes"))?;
+            routes.extend(found.iter().filter_map(|message| route(message, index)));
+        }
+        routes.sort_by_key(|route| route.gateway.is_some());
+        Ok(routes)
+    }
+
+    async fn neighbours(&self, index: u32) -> Result<Vec<Neighbour>> {
+        let messages: Vec<_> =
+            self.handle.neighbours().get().execute().try_collect().await.map_err(kernel("list the neighbours"))?;
+        let set = messages
+            .into_iter()
+            .filter(|message| message.header.ifindex == index && message.header.state == NeighbourState::Permanent);
+        Ok(set
+            .filter_map(|message| {
+                let (mut ip, mut mac) = (None, None);
+                for attribute in &message.attributes {
+                    match attribute {
+                        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(IpAddr::V4(*v4)),
+                        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some(IpAddr::V6(*v6)),
+                        NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+                        _ => {}
+                    }
+                }
+                Some(Neighbour { ip: ip.filter(|ip| !ip.is_multicast())?, mac: mac? })
+            })
+            .collect())
+    }
+
+    /// Makes a tap beside `link`, and lets each be the other's wire. The tap lives as long as the descriptor.
+    ///
+    /// # Errors
+    /// [`Error::System`], [`Error::Kernel`].
+    pub async fn connect(&self, link: &Link) -> Result<OwnedFd> {
+        let name = format!("coracle{}", link.index);
+        let own = name.clone();
+        let failed = |source| Error::System { step: format!("make the tap {name}"), source };
+        let fd = inside(&self.file, move || tap::make(&own)).await.map_err(failed)?;
+        let found = self.handle.link().get().match_name(name.clone()).execute().try_next().await;
+        let made = found.map_err(kernel(format!("find the tap {name}")))?;
+        let index = made.map(|message| message.header.index).ok_or_else(|| Error::System {
+            step: format!("find the tap {name}"),
+            source: std::io::ErrorKind::NotFound.into(),
+        })?;
+        let change = LinkUnspec::new_with_index(index).mtu(link.mtu).up().build();
+        self.handle.link().set(change).execute().await.map_err(kernel(format!("start the tap {name}")))?;
+        self.redirect(link.index, index).await?;
+        self.redirect(index, link.index).await?;
+        Ok(fd)
+    }
+
+    /// Sends on what arrives at one link as if the other one had sent it.
+    async fn redirect(&self, from: u32, to: u32) -> Result<()> {
+        let step = || format!("redirect packets of link {from} to link {to}");
+        let from = i32::try_from(from).unwrap_or_default();
+        self.handle.qdisc().add(from).ingress().execute().await.map_err(kernel(step()))?;
+        let filter = self.handle.traffic_filter(from).add().parent(INGRESS).protocol(ALL_PROTOCOLS);
+        let filter = filter.redirect(to).map_err(kernel(step()))?;
+        filter.execute().await.map_err(kernel(step()))
+    }
+
+    /// Undoes what [`Self::connect`] has done to `link` itself. A link that is gone is no error.
+    pub async fn disconnect(&self, link: &Link) {
+        let index = i32::try_from(link.index).unwrap_or_default();
+        let mut request = self.handle.qdisc().del(index);
+        let header = &mut request.message_mut().header;
+        (header.parent, header.handle) = (TcHandle::INGRESS, TcHandle { major: 0xffff, minor: 0 });
+        if let Err(error) = request.execute().await {
+            log::debug!("the link {} keeps its filter: {error}", link.name);
+        }
+    }
+}
+
+/// Runs `work` on a thread of its own that is in the namespace. A socket belongs to the namespace in which it is made.
+async fn inside<T: Send + 'static>(
+    namespace: &Arc<File>,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    let (sender, done) = futures::channel::oneshot::channel();
+    let (namespace, runtime) = (Arc::clone(namespace), tokio::runtime::Handle::current());
+    std::thread::Builder::new().name("netns".into()).spawn(move || {
+        // What is made registers with the event loop.
+        let _entered = runtime.enter();
+        let outcome = setns(&*namespace, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from).and_then(|()| work());
+        // Who asked may have gone.
+        let _ = sender.send(outcome);
+    })?;
+    done.await.map_err(std::io::Error::other)?
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: [0; 6],
+        mtu: 1500,
+        addresses: Vec::new(),
+        routes: Vec::new(),
+        neighbours: Vec::new(),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().unwrap_or_default(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            _ => {}
+        }
+    }
+    link
+}
+
+/// The kind of a link that is no veth.
+fn other_kind(message: &LinkMessage) -> Option<String> {
+    let infos = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let kind = infos.into_iter().flatten().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind.clone()),
+        _ => None,
+    });
+    match kind {
+        Some(InfoKind::Veth) => None,
+        Some(kind) => Some(kind.to_string()),
+        None => Some("physical".into()),
+    }
+}
+
+/// A route of the main table through the link `index` that somebody has set.
+fn route(message: &RouteMessage, index: u32) -> Option<Route> {
+    let header = &message.header;
+    let mut table = u32::from(header.table);
+    let (mut out, mut destination, mut gateway, mut source) = (None, None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(link) => out = Some(*link),
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Destination(address) => destination = ip(address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            _ => {}
+        }
+    }
+    let wanted = out == Some(index)
+        && table == u32::from(RouteHeader::RT_TABLE_MAIN)
+        && header.kind == RouteType::Unicast
+        && !matches!(header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
+    wanted.then(|| Route {
+        destination: destination
+            .filter(|_| header.destination_prefix_length > 0)
+            .map(|ip| Address { ip, prefix: header.destination_prefix_length }),
+        gateway,
+        source,
+        scope: header.scope.into(),
+        flags: header.flags.bits(),
+        is_v6: header.address_family == AddressFamily::Inet6,
+    })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
+}

@@ -1,0 +1,82 @@
+//! The pod's network: taken over from its namespace before the boot, told to the guest after it.
+
+use std::path::Path;
+
+use coracle_machine::{Device, Tap};
+use coracle_network::{Link, Namespace, plan};
+use coracle_protocol::agent::{AddARPNeighborsRequest, UpdateInterfaceRequest, UpdateRoutesRequest};
+use coracle_protocol::protobuf::MessageField;
+
+use crate::Result;
+use crate::agent::{Agent, Patience};
+
+/// A network that was taken over. Dropping this gives the links back.
+pub(crate) struct Network {
+    namespace: Namespace,
+    links: Vec<Link>,
+}
+
+impl Network {
+    /// Takes over the links of the namespace at `path`; each comes back as a device, too.
+    pub(crate) async fn take(path: &Path) -> Result<(Self, Vec<Device>)> {
+        let namespace = Namespace::open(path).await?;
+        let links = namespace.links().await?;
+        let mut network = Self { namespace, links: Vec::new() };
+        let mut devices = Vec::new();
+        for link in links {
+            let tap = Tap::new(network.namespace.connect(&link).await?);
+            devices.push(Device::Net { mac: link.mac, tap });
+            network.links.push(link);
+        }
+        Ok((network, devices))
+    }
+
+    /// Tells the guest of its interfaces.
+    pub(crate) async fn tell(&self, agent: &Agent) -> Result<()> {
+        for link in &self.links {
+            let interface = MessageField::some(plan::interface(link));
+            let request = UpdateInterfaceRequest { interface, ..Default::default() };
+            agent
+                .call("UpdateInterface", Patience::Bounded, async |agent, ctx| {
+                    agent.update_interface(ctx, &request).await
+                })
+                .await?;
+        }
+        let routes = plan::routes(&self.links);
+        if !routes.Routes.is_empty() {
+            let request = UpdateRoutesRequest { routes: MessageField::some(routes), ..Default::default() };
+            agent
+                .call("UpdateRoutes", Patience::Bounded, async |agent, ctx| agent.update_routes(ctx, &request).await)
+                .await?;
+        }
+        let neighbours = plan::neighbours(&self.links);
+        if !neighbours.ARPNeighbors.is_empty() {
+            let request = AddARPNeighborsRequest { neighbors: MessageField::some(neighbours), ..Default::default() };
+            agent
+                .call("AddARPNeighbors", Patience::Bounded, async |agent, ctx| {
+                    agent.add_arp_neighbors(ctx, &request).await
+                })
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the links back as they were.
+    pub(crate) async fn give_back(&self) {
+        for link in &self.links {
+            self.namespace.disconnect(link).await;
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let (namespace, links) = (self.namespace.clone(), std::mem::take(&mut self.links));
+        // Where the pod was stopped in order this finds nothing left to undo.
+        tokio::spawn(async move {
+            for link in &links {
+                namespace.disconnect(link).await;
+            }
+        });
+    }
+}
