@@ -7,22 +7,27 @@ use std::io::Write;
 use cpio::newc;
 
 use crate::Error;
+use crate::modules::Module;
 
 const DIRECTORY: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
 
 /// The archive with `agent` as `/init` and the modules in their order.
-pub(crate) fn pack(agent: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>, Error> {
-    let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
+pub(crate) fn pack(agent: &[u8], modules: &[Module]) -> Result<Vec<u8>, Error> {
+    let line = |module: &Module| match &module.device {
+        Some(device) => format!("{} {device}\n", module.file),
+        None => format!("{}\n", module.file),
+    };
+    let order: String = modules.iter().map(line).collect();
     let mut entries: Vec<(String, u32, &[u8])> = Vec::new();
     for folder in ["dev", "proc", "sys", "run", "modules"] {
         entries.push((folder.to_owned(), DIRECTORY, &[]));
     }
     entries.push(("init".to_owned(), PROGRAM, agent));
     entries.push(("modules/order".to_owned(), FILE, order.as_bytes()));
-    for (name, bytes) in modules {
-        entries.push((format!("modules/{name}"), FILE, bytes));
+    for module in modules {
+        entries.push((format!("modules/{}", module.file), FILE, &module.content));
     }
     let mut archive = Vec::new();
     for (number, (name, mode, bytes)) in entries.iter().enumerate() {
@@ -48,7 +53,12 @@ mod tests {
 
     #[test]
     fn the_same_input_gives_the_same_bytes() {
-        let modules = [("a.ko".to_owned(), vec![1, 2, 3])];
+        let module = |file: &str, device: Option<&str>| Module {
+            file: file.into(),
+            content: vec![1, 2, 3],
+            device: device.map(str::to_owned),
+        };
+        let modules = [module("a.ko", None), module("b.ko", Some("virtio:d1v"))];
         let first = pack(b"agent", &modules).unwrap();
         assert_eq!(first, pack(b"agent", &modules).unwrap());
         assert!(first.starts_with(b"070701"));
@@ -57,8 +67,14 @@ mod tests {
         while !reader.entry().is_trailer() {
             names.push(reader.entry().name().to_owned());
             assert_eq!((reader.entry().mtime(), reader.entry().uid()), (0, 0));
+            if names.last().is_some_and(|name| name == "modules/order") {
+                let mut order = String::new();
+                std::io::Read::read_to_string(&mut reader, &mut order).unwrap();
+                assert_eq!(order, "a.ko\nb.ko virtio:d1v\n");
+            }
             reader = newc::Reader::new(reader.finish().unwrap()).unwrap();
         }
-        assert_eq!(names, ["dev", "proc", "sys", "run", "modules", "init", "modules/order", "modules/a.ko"]);
+        let files = ["init", "modules/order", "modules/a.ko", "modules/b.ko"];
+        assert_eq!(names, [&["dev", "proc", "sys", "run", "modules"][..], &files].concat());
     }
 }

@@ -95,7 +95,7 @@ pub const MANIFEST: &str = "manifest.json";
 pub fn build(package: &Package, agent: &Path, folder: &Path) -> Result<Manifest, Error> {
     let recipe = Recipe::ours();
     let kernel = kernel::extract(package.vmlinuz())?;
-    let modules = modules::choose(package, &recipe.modules)?;
+    let modules = modules::choose(package, &recipe)?;
     let agent = std::fs::read(agent).map_err(Error::file(agent))?;
     let initrd = initrd::pack(&agent, &modules)?;
     std::fs::create_dir_all(folder).map_err(Error::file(folder))?;

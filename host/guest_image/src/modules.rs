@@ -1,20 +1,32 @@
 //! Which modules the guest loads, and in which order: found out from the modules' own `depends=` (no depmod needed).
 
 use crate::package::module_name;
-use crate::{Error, Package};
+use crate::{Error, Package, Recipe};
 
-/// The modules' file names and contents, each after those that it depends on.
-pub(crate) fn choose(package: &Package, wanted: &[String]) -> Result<Vec<(String, Vec<u8>)>, Error> {
+/// A module of the image.
+pub(crate) struct Module {
+    /// Its file's name.
+    pub(crate) file: String,
+    pub(crate) content: Vec<u8>,
+    /// The beginning of the modalias of the device that it is for; none where it is loaded always.
+    pub(crate) device: Option<String>,
+}
+
+/// The recipe's modules, each after those that it depends on.
+pub(crate) fn choose(package: &Package, recipe: &Recipe) -> Result<Vec<Module>, Error> {
     let mut chosen = Vec::new();
-    for name in wanted {
-        add(package, &module_name(name), &mut chosen)?;
+    for name in &recipe.modules {
+        add(package, &module_name(name), None, &mut chosen)?;
+    }
+    for (name, device) in &recipe.device_modules {
+        add(package, &module_name(name), Some(device), &mut chosen)?;
     }
     Ok(chosen)
 }
 
-fn add(package: &Package, name: &str, chosen: &mut Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+fn add(package: &Package, name: &str, device: Option<&String>, chosen: &mut Vec<Module>) -> Result<(), Error> {
     let file = format!("{name}.ko");
-    if package.is_builtin(name) || chosen.iter().any(|(present, _)| *present == file) {
+    if package.is_builtin(name) || chosen.iter().any(|present| present.file == file) {
         return Ok(());
     }
     let module = package.module(name)?.ok_or_else(|| Error::Package {
@@ -22,9 +34,9 @@ fn add(package: &Package, name: &str, chosen: &mut Vec<(String, Vec<u8>)>) -> Re
         problem: format!("the module {name} is neither there nor built in"),
     })?;
     for dependency in dependencies(&module) {
-        add(package, &dependency, chosen)?;
+        add(package, &dependency, device, chosen)?;
     }
-    chosen.push((file, module));
+    chosen.push(Module { file, content: module, device: device.cloned() });
     Ok(())
 }
 

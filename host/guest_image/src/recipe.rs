@@ -9,6 +9,8 @@ const TEXT: &str = include_str!("../../../guest/image/recipe.toml");
 pub struct Recipe {
     /// Kernel modules by name.
     pub modules: Vec<String>,
+    /// Those of devices that not every machine has, by name; with the beginning of the device's modalias.
+    pub device_modules: std::collections::BTreeMap<String, String>,
     /// Words of the kernel's command line.
     pub command_line: Vec<String>,
 }
