@@ -52,9 +52,27 @@ fn pivot(root: &OwnedFd) -> Result<()> {
     std::env::set_current_dir("/").step(|| "enter the new root".into())
 }
 
+/// Sysctls of the ipc and uts namespaces; those below `net.` and `fs.mqueue.` are a namespace's, too.
+const NAMESPACED: [&str; 10] = [
+    "kernel.domainname",
+    "kernel.hostname",
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shm_rmid_forced",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+];
+
 fn sysctl(name: &str, value: &str) -> Result<()> {
     if name.split('.').any(|part| part.is_empty() || part == ".." || part.contains('\0')) {
         return Err(Error::Invalid(format!("{name} is no sysctl")));
+    }
+    let dotted = name.replace('/', ".");
+    if !(NAMESPACED.contains(&dotted.as_str()) || dotted.starts_with("net.") || dotted.starts_with("fs.mqueue.")) {
+        return Err(Error::Invalid(format!("sysctl {name} is not of a namespace: a container may not set it")));
     }
     // Either separator may stand for the other in a name: a slash is kept, as sysctl(8) does.
     let path = Path::new("/proc/sys").join(name.replace('.', "/"));
@@ -85,4 +103,17 @@ fn mask(root: &OwnedFd, path: &Path) -> Result<()> {
             mount(Some("/dev/null"), target, none, MsFlags::MS_BIND, none)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_namespaces_are_tuned() {
+        for name in ["kernel.panic", "vm.swappiness", "kernel/core_pattern", "net..x", "..", "", "kernel.hostname/../x"]
+        {
+            assert!(matches!(sysctl(name, "0"), Err(Error::Invalid(_))), "{name}");
+        }
+    }
 }

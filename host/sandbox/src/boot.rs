@@ -1,5 +1,6 @@
 //! Boot: from nothing to an agent that answers.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub(crate) struct Setup {
     pub(crate) sandbox_id: String,
     /// The network namespace whose links the pod takes over.
     pub(crate) network: Option<PathBuf>,
+    /// Kernel settings of the namespaces that the pod's containers share.
+    pub(crate) sysctls: HashMap<String, String>,
 }
 
 /// Boots the pod's machine. When the future is dropped, nothing is left of it.
@@ -81,6 +84,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         shared: mount::host_side(&shared),
         virtiofsd,
         network,
+        sysctls: setup.sysctls.clone(),
         _lifeline: lifeline.into(),
     });
     cleanup.keep();

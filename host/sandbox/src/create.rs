@@ -103,7 +103,7 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, spec::setup(&plan.spec)?)).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan).await?;
-    let request = request(plan, &mounted.plan)?;
+    let request = request(plan, &mounted.plan, &pod)?;
     let created = pod
         .agent
         .call("CreateContainer", Patience::Bounded, async |agent, ctx| agent.create_container(ctx, &request).await);
@@ -112,13 +112,17 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
 }
 
 /// What the agent is asked for.
-fn request(plan: &Plan, storage: &ContainerPlan) -> Result<CreateContainerRequest> {
+fn request(plan: &Plan, storage: &ContainerPlan, pod: &Pod) -> Result<CreateContainerRequest> {
     let mut request = CreateContainerRequest {
         container_id: plan.id.clone(),
         OCI: MessageField::some(spec::for_guest(plan.spec.clone(), storage, plan.terminal)),
         sandbox_pidns: spec::shares_pids(&plan.spec),
         ..Default::default()
     };
+    let linux = request.OCI.mut_or_insert_default().Linux.mut_or_insert_default();
+    for (name, value) in &pod.sysctls {
+        linux.Sysctl.entry(name.clone()).or_insert_with(|| value.clone());
+    }
     if request.compute_size() > REQUEST_BYTES_MAX {
         // All that the guest can do without.
         log::warn!("container {}: its annotations are too large for the guest, which does not get them", plan.id);

@@ -1,5 +1,6 @@
 //! A pod whose machine runs: what the verbs act on.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use coracle_machine::{GuestStream, Machine};
@@ -17,6 +18,9 @@ pub(crate) struct Pod {
     pub(crate) shared: PathBuf,
     pub(crate) virtiofsd: Option<Child>,
     pub(crate) network: Option<Network>,
+    /// Kernel settings of the namespaces that its containers share. The guest's kernel keeps them, so it does no harm that
+    /// every container brings them along.
+    pub(crate) sysctls: HashMap<String, String>,
     /// Open for as long as the agent lives; the agent ends when it is closed.
     pub(crate) _lifeline: Mutex<GuestStream>,
 }

@@ -90,6 +90,7 @@ pub(crate) fn pod_setup(id: &str, spec: &oci::Spec) -> Result<Setup> {
         hostname: spec.Hostname.clone(),
         sandbox_id: id.to_owned(),
         network: network(spec)?,
+        sysctls: spec.Linux.as_ref().map(|linux| linux.Sysctl.clone()).unwrap_or_default(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! A private containerd for a test.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::{Host, Outcome, path};
@@ -23,7 +23,7 @@ impl Containerd {
     #[must_use]
     pub fn start(host: &Host) -> Self {
         let containerd = Self::without_image(host);
-        containerd.import(host, "default", "test");
+        containerd.import("default", "test", &path("CORACLE_TEST_IMAGE"));
         containerd
     }
 
@@ -36,13 +36,16 @@ impl Containerd {
     pub fn with_cri(host: &Host) -> Self {
         let mut containerd = Self::launch(host, &cri_plugin(host));
         containerd.has_bridge = true;
-        containerd.import(host, "k8s.io", "docker.io/library/test");
+        let pause = host.folder.join("pause");
+        crate::images::copy_layout_with_command(&path("CORACLE_TEST_IMAGE"), &pause, &["sleep", "1000000"]);
+        containerd.import("k8s.io", "docker.io/library/pause", &pause);
+        containerd.import("k8s.io", "docker.io/library/test", &path("CORACLE_TEST_IMAGE"));
         containerd
     }
 
-    fn import(&self, host: &Host, namespace: &str, base: &str) {
-        let archive = host.folder.join("image.tar");
-        crate::layout_archive(&path("CORACLE_TEST_IMAGE"), &archive);
+    fn import(&self, namespace: &str, base: &str, layout: &Path) {
+        let archive = self.folder.join("image.tar");
+        crate::layout_archive(layout, &archive);
         let archive = archive.display().to_string();
         let outcome = self.ctr(&["--namespace", namespace, "images", "import", "--base-name", base, &archive]);
         assert_eq!(outcome.code, 0, "{outcome:?}");
@@ -195,7 +198,7 @@ runtime_type = "io.containerd.coracle.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 "#,
-        image = crate::cri::IMAGE,
+        image = crate::cri::PAUSE,
         network = network.display(),
     )
 }

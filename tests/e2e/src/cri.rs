@@ -18,6 +18,9 @@ pub type CriError = (u32, String);
 /// The name under which the tests' containerd knows the test image.
 pub const IMAGE: &str = "docker.io/library/test:latest";
 
+/// The same of an image for runc's pause process.
+pub const PAUSE: &str = "docker.io/library/pause:latest";
+
 /// A connection.
 pub struct Cri {
     runtime: tokio::runtime::Runtime,
@@ -163,6 +166,10 @@ impl<'a> Pod<'a> {
             linux: MessageField::some(msg::LinuxContainerConfig::new()),
             ..Default::default()
         };
+        // As kubelet does where nobody asks for the pod's.
+        let apart = msg::NamespaceOption { pid: 1, ..Default::default() };
+        let linux = config.linux.mut_or_insert_default();
+        linux.security_context.mut_or_insert_default().namespace_options = MessageField::some(apart);
         change(&mut config);
         let request = msg::CreateContainerRequest {
             pod_sandbox_id: self.id.clone(),

@@ -65,6 +65,33 @@ pub fn copy_layout(from: &Path, to: &Path) {
     }
 }
 
+/// Copies a layout, with another default command.
+///
+/// # Panics
+/// Where files can't be read or written.
+pub(crate) fn copy_layout_with_command(from: &Path, to: &Path, command: &[&str]) {
+    copy_layout(from, to);
+    std::fs::copy(from.join("oci-layout"), to.join("oci-layout")).expect("a layout");
+    let read = |digest: &serde_json::Value| -> serde_json::Value {
+        let path = to.join("blobs/sha256").join(&digest.as_str().expect("a digest")[7..]);
+        serde_json::from_slice(&std::fs::read(path).expect("a document")).expect("JSON")
+    };
+    let text = std::fs::read(to.join("index.json")).expect("the index");
+    let mut index: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let mut manifest = read(&index["manifests"][0]["digest"]);
+    let mut config = read(&manifest["config"]["digest"]);
+    config["config"]["Cmd"] = json!(command);
+    let write = |document: &serde_json::Value| {
+        let bytes = document.to_string();
+        (blob(to, bytes.as_bytes()), bytes.len())
+    };
+    let (digest, size) = write(&config);
+    (manifest["config"]["digest"], manifest["config"]["size"]) = (digest.into(), size.into());
+    let (digest, size) = write(&manifest);
+    (index["manifests"][0]["digest"], index["manifests"][0]["size"]) = (digest.into(), size.into());
+    std::fs::write(to.join("index.json"), index.to_string()).expect("the index");
+}
+
 /// Packs a layout into a tar archive.
 ///
 /// # Panics
