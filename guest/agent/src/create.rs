@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::process::{Process, Streams};
-use crate::state::{Agent, Container};
+use crate::state::{Agent, Container, Made};
 use crate::{Error, Result, oom, storage};
 
 /// Makes the container.
@@ -38,6 +38,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     let (theirs, ours) = Streams::new(terminal)?.split();
     let (program, parent) = (agent.config.program.clone(), agent.config.cgroups.clone());
     let pids_of = if request.sandbox_pidns { Some(agent.pause().await?) } else { None };
+    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
     let new = New { spec, rootfs, pids_of };
     let name = id.clone();
     // The engine is synchronous: it gets a thread, so that other requests go on.
@@ -59,7 +60,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
         kill_rest(&cgroup, &process);
     }
     let oom_watch = oom::watch(&cgroup, id.clone(), agent.oom_sender.clone());
-    agent.insert(Container::new(id, cgroup, pid, process, oom_watch));
+    agent.insert(Container::new(Made { id, cgroup, pid, seccomp }, process, oom_watch));
     Ok(Empty::new())
 }
 

@@ -26,7 +26,7 @@ pub(crate) async fn details(_: &Arc<Agent>, request: GuestDetailsRequest) -> Res
             version: coracle_protocol::VERSION.into(),
             init_daemon: false,
             storage_handlers: storage::DRIVERS.iter().map(|&name| name.to_owned()).collect(),
-            supports_seccomp: false,
+            supports_seccomp: true,
             ..Default::default()
         }),
         ..Default::default()

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use coracle_container::Beside;
 use coracle_protocol::agent::ExecProcessRequest;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
@@ -26,11 +27,10 @@ pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Res
     let process: oci_spec::runtime::Process = from_wire(process)?;
     let (theirs, ours) = Streams::new(process.terminal().unwrap_or(false))?.split();
     let (program, cgroup) = (agent.config.program.clone(), container.cgroup.path().to_owned());
-    let pid = container.pid;
-    let prepared =
-        tokio::task::spawn_blocking(move || coracle_container::exec(&program, &cgroup, pid, process, theirs))
-            .await
-            .map_err(|error| Error::State(error.to_string()))??;
+    let beside = Beside { pid: container.pid, process, seccomp: container.seccomp.clone() };
+    let prepared = tokio::task::spawn_blocking(move || coracle_container::exec(&program, &cgroup, beside, theirs))
+        .await
+        .map_err(|error| Error::State(error.to_string()))??;
     let process = Process::watch(prepared, ours)?;
     container.insert_exec(&request.exec_id, Arc::clone(&process))?;
     if let Err(error) = process.start().await {

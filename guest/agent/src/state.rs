@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_container::cgroup::Cgroup;
+use oci_spec::runtime::LinuxSeccomp;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, mpsc};
 use tokio::task::AbortHandle;
 
@@ -43,11 +44,21 @@ pub(crate) struct Container {
     pub(crate) cgroup: Cgroup,
     /// The first process's pid in the agent's pid namespace.
     pub(crate) pid: i32,
+    /// What all its processes may ask of the kernel.
+    pub(crate) seccomp: Option<LinuxSeccomp>,
     pub(crate) init: Arc<Process>,
     /// Nothing wakes a watch on a cgroup that is gone: it ends with the container.
     oom_watch: Option<AbortHandle>,
     // As above: a look-up, never held across an await.
     execs: Mutex<HashMap<String, Arc<Process>>>,
+}
+
+/// What is known of a container when it is made.
+pub(crate) struct Made {
+    pub(crate) id: String,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) pid: i32,
+    pub(crate) seccomp: Option<LinuxSeccomp>,
 }
 
 impl Drop for Container {
@@ -144,14 +155,9 @@ impl Agent {
 }
 
 impl Container {
-    pub(crate) fn new(
-        id: String,
-        cgroup: Cgroup,
-        pid: i32,
-        init: Arc<Process>,
-        oom_watch: Option<AbortHandle>,
-    ) -> Self {
-        Self { id, cgroup, pid, init, oom_watch, execs: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(made: Made, init: Arc<Process>, oom_watch: Option<AbortHandle>) -> Self {
+        let Made { id, cgroup, pid, seccomp } = made;
+        Self { id, cgroup, pid, seccomp, init, oom_watch, execs: Mutex::new(HashMap::new()) }
     }
 
     pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>> {

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ChildStdio};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxSeccomp, Spec};
 
 use crate::channel::{Channel, Message};
 use crate::error::Step;
@@ -75,22 +75,29 @@ pub struct New {
 pub fn create(program: &Path, cgroup: &Path, new: New, stdio: Stdio) -> Result<Prepared> {
     let New { spec, rootfs, pids_of } = new;
     let process = spec.process().clone().ok_or_else(|| Error::Invalid("the specification has no process".into()))?;
+    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
     let place = Place::New { spec: Box::new(spec), rootfs, pids_of };
-    prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place }, stdio)
+    prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place, seccomp }, stdio)
 }
 
-/// Prepares another process in the container whose first process is `pid`.
+/// Another process of a container.
+#[derive(Debug)]
+pub struct Beside {
+    /// The container's first process.
+    pub pid: i32,
+    /// What to run.
+    pub process: oci_spec::runtime::Process,
+    /// The container's profile, which counts for all its processes.
+    pub seccomp: Option<LinuxSeccomp>,
+}
+
+/// Prepares another process in a container.
 ///
 /// # Errors
 /// As [`create`].
-pub fn exec(
-    program: &Path,
-    cgroup: &Path,
-    pid: i32,
-    process: oci_spec::runtime::Process,
-    stdio: Stdio,
-) -> Result<Prepared> {
-    prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place: Place::Join { pid } }, stdio)
+pub fn exec(program: &Path, cgroup: &Path, beside: Beside, stdio: Stdio) -> Result<Prepared> {
+    let Beside { pid, process, seccomp } = beside;
+    prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place: Place::Join { pid }, seccomp }, stdio)
 }
 
 fn prepare(program: &Path, plan: &Plan, stdio: Stdio) -> Result<Prepared> {

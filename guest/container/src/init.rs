@@ -21,6 +21,7 @@ use crate::channel::{Channel, Message};
 use crate::create::{CHANNEL_FD, PLAN_FD, inherited};
 use crate::error::Step;
 use crate::plan::{Place, Plan};
+use crate::seccomp::Filter;
 use crate::{Error, Result, command, privilege, rootfs, terminal, user};
 
 /// Runs `agent init`. It returns, with the process's exit code, only where there was no exec.
@@ -90,6 +91,12 @@ fn become_process(channel: &Channel, plan: &Plan) -> Result<std::convert::Infall
     }
     terminal::give_to(&identity);
     privilege::set_rlimits(process)?;
+    let seccomp = plan.seccomp.as_ref().map(Filter::new).transpose()?;
+    let new_privileges = !process.no_new_privileges().unwrap_or(false);
+    if let Some(filter) = seccomp.as_ref().filter(|_| new_privileges) {
+        // It takes a privilege that goes next; so the profile must allow what is still to be done.
+        filter.apply()?;
+    }
     let arguments = process.args().clone().unwrap_or_default();
     let name = arguments.first().cloned().unwrap_or_default();
     privilege::drop_to(process, &identity, || enter_directory(cwd))?;
@@ -107,6 +114,9 @@ fn become_process(channel: &Channel, plan: &Plan) -> Result<std::convert::Infall
     let arguments = c_strings(&arguments)?;
     let environment = c_strings(&environment)?;
     close_on_exec()?;
+    if let Some(filter) = seccomp.as_ref().filter(|_| !new_privileges) {
+        filter.apply()?;
+    }
     let Err(errno) = nix::unistd::execve(&program, &arguments, &environment);
     Err(command::exec_error(&name, errno))
 }

@@ -21,10 +21,11 @@ pub mod pause;
 pub mod plan;
 mod privilege;
 mod rootfs;
+mod seccomp;
 mod terminal;
 mod user;
 
-pub use create::{New, Prepared, Stdio, create, exec};
+pub use create::{Beside, New, Prepared, Stdio, create, exec};
 pub use error::{CommandProblem, Error};
 pub use init::run as run_init;
 

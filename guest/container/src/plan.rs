@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Step;
@@ -23,6 +23,8 @@ pub struct Plan {
     pub process: Process,
     /// Its place.
     pub place: Place,
+    /// What it may ask of the kernel.
+    pub seccomp: Option<LinuxSeccomp>,
 }
 
 /// Where a process runs.

@@ -311,6 +311,38 @@ const CHECKS: &[Check] = &[
         b.cri.stop(&id, 0).map_err(text)?;
         holds(&found, "50331648")
     }),
+    ("the_runtimes_seccomp_profile", |b| {
+        let text = |error: coracle_e2e::cri::CriError| error.1;
+        let change = |config: &mut msg::ContainerConfig| {
+            // Type 0 is the runtime's default.
+            security(config).seccomp = MessageField::some(msg::SecurityProfile::new());
+        };
+        let id = b
+            .pod
+            .start("seccomp", &["sh", "-c", "grep Seccomp: /proc/self/status; sleep 1000"], change)
+            .map_err(text)?;
+        b.pod.await_log("seccomp", "\n");
+        holds(&b.pod.log("seccomp"), "Seccomp:\t2")?;
+        let beside = b.cri.exec(&id, &["sh", "-c", "grep Seccomp: /proc/self/status"]).map_err(text)?.1;
+        b.cri.stop(&id, 0).map_err(text)?;
+        holds(&beside, "Seccomp:\t2")
+    }),
+    ("the_runtimes_seccomp_profile_refuses", |b| {
+        let change = |config: &mut msg::ContainerConfig| {
+            security(config).seccomp = MessageField::some(msg::SecurityProfile::new());
+            // The capability alone does not do it: the profile lets mount through only with it, and keyctl never.
+            security(config).no_new_privs = true;
+        };
+        let output = b.printed("seccomp-no", "guest-probe call keyctl 0; guest-probe call getpid 0", change)?;
+        same(output, "Operation not permitted (os error 1)\nok\n".into())
+    }),
+    ("no_seccomp_where_none_is_asked_for", |b| {
+        let change = |config: &mut msg::ContainerConfig| {
+            let none = msg::SecurityProfile { profile_type: 1, ..Default::default() };
+            security(config).seccomp = MessageField::some(none);
+        };
+        holds(&b.printed("seccomp-none", "grep Seccomp: /proc/self/status", change)?, "Seccomp:\t0")
+    }),
     ("sysctls_of_the_pod", |b| same(b.exec("cat /proc/sys/kernel/shm_rmid_forced")?.1, "1\n".into())),
 ];
 

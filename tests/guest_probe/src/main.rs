@@ -2,6 +2,7 @@
 //!
 //! `guest-probe vsock PORT BYTES`: connects to the host's vsock port and writes BYTES bytes (each its index modulo 251) in
 //! one call. It says how many the call took. `guest-probe get ADDRESS:PORT PATH`: prints what an HTTP server answers.
+//! `guest-probe call NAME ARGUMENT`: makes a system call (keyctl, getpid), and prints "ok" or the kernel's refusal.
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ fn main() -> ExitCode {
     let outcome = match (verb.as_str(), first.parse::<u32>(), second.parse::<usize>()) {
         ("vsock", Ok(port), Ok(bytes)) => write_once(port, bytes).map(|taken| taken.to_string()),
         ("get", _, _) => get(first, second),
+        ("call", _, Ok(argument)) => call(first, argument),
         _ => return usage(),
     };
     match outcome {
@@ -37,8 +39,21 @@ fn get(address: &str, path: &str) -> std::io::Result<String> {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: guest-probe vsock PORT BYTES | get ADDRESS:PORT PATH");
+    eprintln!("usage: guest-probe vsock PORT BYTES | get ADDRESS:PORT PATH | call NAME ARGUMENT");
     ExitCode::from(2)
+}
+
+/// One system call.
+fn call(name: &str, argument: usize) -> std::io::Result<String> {
+    let number = match name {
+        "keyctl" => libc::SYS_keyctl,
+        "getpid" => libc::SYS_getpid,
+        other => return Err(std::io::Error::other(format!("the call {other} is not known here"))),
+    };
+    // SAFETY: neither call takes a pointer; a wrong argument is answered with an error.
+    #[expect(unsafe_code, reason = "the call under test")]
+    let result = unsafe { libc::syscall(number, argument, 0, 0, 0, 0) };
+    Ok(if result < 0 { std::io::Error::last_os_error().to_string() } else { "ok".into() })
 }
 
 fn write_once(port: u32, bytes: usize) -> std::io::Result<isize> {
