@@ -3,10 +3,12 @@
 //! A [`Spawn`] describes one; [`Child`] is one that runs. Its end is an event on a pidfd: there is no SIGCHLD handler and
 //! nobody reaps what is not theirs. A child dies with its parent (`PR_SET_PDEATHSIG`), so a shim that is killed leaves none.
 
+mod cgroup;
 mod child;
 mod ring;
 mod spawn;
 
+pub use cgroup::Cgroup;
 pub use child::{Child, ExitStatus};
 pub use ring::Ring;
 pub use spawn::{Output, Spawn};

@@ -37,6 +37,11 @@ pub(crate) fn read(bundle: &Path) -> Result<oci::Spec, Error> {
     Ok(spec)
 }
 
+/// The path of the container's control group on the host; empty where it names none.
+pub(crate) fn cgroup(spec: &oci::Spec) -> &str {
+    spec.Linux.as_ref().map(|linux| linux.CgroupsPath.as_str()).unwrap_or_default()
+}
+
 /// The pod that the annotations of containerd's CRI, or of CRI-O, name.
 pub(crate) fn membership(spec: &oci::Spec) -> Membership {
     let annotation = |key: &str| spec.Annotations.get(key).map(String::as_str);

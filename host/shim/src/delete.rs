@@ -5,14 +5,29 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use containerd_shim_protos::api::DeleteResponse;
+use coracle_process::Cgroup;
 use coracle_protocol::protobuf::{Message, MessageField};
 use coracle_settings::Settings;
 
 use crate::args::Args;
-use crate::{folder, metrics};
+use crate::bundle::Membership;
+use crate::{bundle, folder, metrics};
 
 /// How long a daemon that was killed may take to be gone: its socket outlives its connections by a moment.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Removes the control group that the daemon was in. Without a bundle that can be read nobody knows of one.
+fn remove_cgroup(args: &Args) {
+    let bundle = args.bundle.clone().or_else(|| std::env::current_dir().ok());
+    let Some(Ok(spec)) = bundle.map(|bundle| bundle::read(&bundle)) else { return };
+    if matches!(bundle::membership(&spec), Membership::Of(_)) || bundle::cgroup(&spec).is_empty() {
+        return;
+    }
+    match Cgroup::at(bundle::cgroup(&spec)) {
+        Ok(cgroup) => cgroup.remove(),
+        Err(error) => log::warn!("the control group of {}: {error}", args.id),
+    }
+}
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let settings = Settings::load()?;
@@ -22,6 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         log::info!("{} is served: its folder stays", args.id);
     } else {
         folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))?;
+        remove_cgroup(args);
     }
     let response = DeleteResponse {
         pid: std::process::id(),

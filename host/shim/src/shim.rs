@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics::{TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC};
+use coracle_process::Cgroup;
 use coracle_sandbox::{Error, Event, ProcessId, Sandbox};
 use coracle_settings::Settings;
 use tokio::sync::{Notify, mpsc};
@@ -34,6 +35,8 @@ pub(crate) struct Shim {
     sandbox: Mutex<Option<Sandbox>>,
     // As above: look-ups.
     descriptions: Mutex<HashMap<ProcessId, Description>>,
+    // The pod's, which the first create joins.
+    cgroup: Mutex<Option<Cgroup>>,
     ended: Notify,
 }
 
@@ -50,8 +53,25 @@ impl Shim {
             publisher: Publisher::new(namespace),
             sandbox: Mutex::new(None),
             descriptions: Mutex::new(HashMap::new()),
+            cgroup: Mutex::new(None),
             ended: Notify::new(),
         })
+    }
+
+    /// Joins the pod's control group on the host, once: all that the pod starts is in it.
+    pub(crate) fn join_cgroup(&self, path: &str) -> Result<(), Error> {
+        let mut place = lock(&self.cgroup);
+        if place.is_some() || path.is_empty() {
+            return Ok(());
+        }
+        let failed = |error| Error::Failed(format!("join the control group {path}: {error}"));
+        let cgroup = Cgroup::at(path).map_err(failed)?;
+        if let Err(error) = cgroup.join() {
+            cgroup.leave();
+            return Err(failed(error));
+        }
+        *place = Some(cgroup);
+        Ok(())
     }
 
     /// The pod, which the first create makes.
@@ -104,6 +124,11 @@ impl Shim {
         {
             log::error!("the pod does not stop: {error}");
             stopped = false;
+        }
+        let cgroup = lock(&self.cgroup).take();
+        if let Some(cgroup) = cgroup {
+            // It waits for the last process.
+            let _ = tokio::task::spawn_blocking(move || cgroup.leave()).await;
         }
         let goodbye = tokio::time::timeout(std::time::Duration::from_secs(2), self.publisher.flush());
         if goodbye.await.is_err() {

@@ -38,8 +38,12 @@ impl TaskService {
         let bundle_folder = PathBuf::from(&request.bundle);
         let spec = bundle::read(&bundle_folder)?;
         let settings = settings(request)?;
+        let membership = bundle::membership(&spec);
+        if !matches!(membership, Membership::Of(_)) {
+            self.shim.join_cgroup(bundle::cgroup(&spec))?;
+        }
         let sandbox = self.shim.sandbox_or_new(&settings)?;
-        if bundle::membership(&spec) == Membership::Pod {
+        if membership == Membership::Pod {
             sandbox.run_pod(&request.id, &spec).await?;
             self.shim.describe(process(&request.id, ""), description(request));
             return Ok(());

@@ -24,7 +24,7 @@ pub enum Left {
 
 /// The processes that carry this host's mark in their command line, environment or working directory.
 pub(crate) fn processes(host: &Host) -> Vec<(i32, String)> {
-    let mark = host.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mark = host.mark();
     let own = std::process::id();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -45,7 +45,7 @@ pub(crate) fn processes(host: &Host) -> Vec<(i32, String)> {
 }
 
 fn left(host: &Host) -> Vec<Left> {
-    let mark = host.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mark = host.mark();
     let mut left: Vec<Left> = processes(host).into_iter().map(|(pid, line)| Left::Process(pid, line)).collect();
     let marked = |path: &str| -> Vec<String> {
         let text = std::fs::read_to_string(path).unwrap_or_default();

@@ -11,6 +11,8 @@ use crate::{Host, Outcome, path};
 pub struct Containerd {
     child: Child,
     folder: PathBuf,
+    /// The namespace of its containers: a test's own, for their control groups on the host are named after it.
+    namespace: String,
     /// Whether CNI may have made its bridge, which it never removes.
     has_bridge: bool,
 }
@@ -23,7 +25,7 @@ impl Containerd {
     #[must_use]
     pub fn start(host: &Host) -> Self {
         let containerd = Self::without_image(host);
-        containerd.import("default", "test", &path("CORACLE_TEST_IMAGE"));
+        containerd.import(&containerd.namespace, "test", &path("CORACLE_TEST_IMAGE"));
         containerd
     }
 
@@ -47,7 +49,8 @@ impl Containerd {
         let archive = self.folder.join("image.tar");
         crate::layout_archive(layout, &archive);
         let archive = archive.display().to_string();
-        let outcome = self.ctr(&["--namespace", namespace, "images", "import", "--base-name", base, &archive]);
+        let import = self.command_in(namespace, &["images", "import", "--base-name", base, &archive]);
+        let outcome = Outcome::of(import, b"");
         assert_eq!(outcome.code, 0, "{outcome:?}");
     }
 
@@ -97,7 +100,8 @@ impl Containerd {
                     let text: String = lines.map_while(Result::ok).map(|line| line + "\n").collect();
                     let _ = std::fs::write(log, text);
                 });
-                return Self { child, folder, has_bridge: false };
+                let namespace = host.mark();
+                return Self { child, folder, namespace, has_bridge: false };
             }
         }
         panic!("containerd ended with {:?}", child.wait());
@@ -106,8 +110,12 @@ impl Containerd {
     /// A `ctr` command, not started.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_in(&self.namespace, arguments)
+    }
+
+    fn command_in(&self, namespace: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new("ctr");
-        command.arg("-a").arg(self.folder.join("c.sock")).args(arguments);
+        command.arg("-a").arg(self.socket()).args(["--namespace", namespace]).args(arguments);
         command
     }
 
@@ -155,6 +163,11 @@ impl Drop for Containerd {
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.child.wait();
+        // The group above those of the containers is left by all runtimes.
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(hierarchy.path().join(&self.namespace));
+        }
+        let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(&self.namespace));
         if self.has_bridge {
             let _ = Command::new("ip").args(["link", "delete", BRIDGE]).stderr(Stdio::null()).status();
         }

@@ -102,6 +102,12 @@ impl Host {
         self
     }
 
+    /// The name by which this test's things are known.
+    #[must_use]
+    pub fn mark(&self) -> String {
+        self.run.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// The settings' file.
     #[must_use]
     pub fn settings_file(&self) -> PathBuf {

@@ -67,3 +67,33 @@ fn a_pod_has_the_network_that_cni_has_made() {
     drop(containerd);
     host.audit();
 }
+
+#[test]
+fn all_of_a_pod_is_in_its_control_group() {
+    let host = Host::with_own_network();
+    let containerd = Containerd::with_cri(&host);
+    let cri = Cri::connect(&containerd);
+    let parent = format!("/{}", host.mark());
+    let pod = Pod::run(&cri, "coracle", "p", |config| {
+        config.linux.mut_or_insert_default().cgroup_parent.clone_from(&parent);
+    })
+    .unwrap();
+    let expected = format!("{parent}/{}", pod.id);
+    pod.start("one", &["sleep", "1000"], |_| {}).unwrap();
+    for word in [" serve", "qemu-system", "virtiofsd"] {
+        let pids = host.processes(word);
+        assert!(!pids.is_empty(), "{word}");
+        for pid in pids {
+            let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+            // Each line is one hierarchy: number, controllers, path.
+            let elsewhere: Vec<&str> =
+                groups.lines().filter(|line| line.splitn(3, ':').nth(2) != Some(expected.as_str())).collect();
+            assert!(elsewhere.is_empty(), "{word}: {elsewhere:?} is not {expected}");
+        }
+    }
+    // The shim killed with -9 leaves no group either: containerd has `delete` take it away.
+    host.kill(" serve");
+    pod.remove().unwrap();
+    drop(containerd);
+    host.audit();
+}

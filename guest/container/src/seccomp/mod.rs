@@ -21,6 +21,7 @@ use crate::error::Step;
 use crate::{Error, Result};
 
 use assemble::Instruction;
+use numbers::Numbers;
 
 /// `AUDIT_ARCH_X86_64` and `AUDIT_ARCH_I386` (linux/audit.h).
 const AUDIT_X86_64: u32 = 0xc000_003e;
@@ -60,9 +61,6 @@ struct Rule {
 
 /// The rules of one call, in order; the last one may have no condition.
 type Rules = Vec<Rule>;
-
-/// Calls of an architecture: names, in alphabetical order, and numbers.
-type Names = &'static [(&'static str, u32)];
 
 /// The rules for one architecture.
 struct Table {
@@ -129,7 +127,7 @@ fn filter(profile: &LinuxSeccomp) -> Result<Vec<Instruction>> {
     let default = verdict(profile.default_action(), profile.default_errno_ret())?;
     let mut tables = Vec::new();
     for (audit, names) in architectures(profile)? {
-        tables.push(Table { audit, calls: calls(profile, names, default)? });
+        tables.push(Table { audit, calls: calls(profile, &names, default)? });
     }
     let filter = assemble::filter(&tables, default, newer(profile));
     if filter.len() > INSTRUCTIONS_MAX {
@@ -142,13 +140,13 @@ fn filter(profile: &LinuxSeccomp) -> Result<Vec<Instruction>> {
 }
 
 /// The architectures of a profile: their numbers and calls. The processor's own is always among them.
-fn architectures(profile: &LinuxSeccomp) -> Result<Vec<(u32, Names)>> {
-    let mut found = vec![(AUDIT_X86_64, numbers::X86_64)];
+fn architectures(profile: &LinuxSeccomp) -> Result<Vec<(u32, Numbers)>> {
+    let mut found = vec![(AUDIT_X86_64, numbers::x86_64())];
     for architecture in profile.architectures().iter().flatten() {
         match architecture {
             // x32 is refused; see the module.
             Arch::ScmpArchNative | Arch::ScmpArchX86_64 | Arch::ScmpArchX32 => {}
-            Arch::ScmpArchX86 if found.len() == 1 => found.push((AUDIT_X86, numbers::X86)),
+            Arch::ScmpArchX86 if found.len() == 1 => found.push((AUDIT_X86, numbers::x86())),
             Arch::ScmpArchX86 => {}
             other => return Err(Error::Invalid(format!("seccomp for {other:?} on this processor"))),
         }
@@ -157,7 +155,7 @@ fn architectures(profile: &LinuxSeccomp) -> Result<Vec<(u32, Names)>> {
 }
 
 /// The rules of each call that a profile names and `names` has.
-fn calls(profile: &LinuxSeccomp, names: &[(&str, u32)], default: u32) -> Result<BTreeMap<u32, Rules>> {
+fn calls(profile: &LinuxSeccomp, names: &Numbers, default: u32) -> Result<BTreeMap<u32, Rules>> {
     let mut calls: BTreeMap<u32, Rules> = BTreeMap::new();
     for entry in profile.syscalls().iter().flatten() {
         let verdict = verdict(entry.action(), entry.errno_ret())?;
@@ -165,8 +163,7 @@ fn calls(profile: &LinuxSeccomp, names: &[(&str, u32)], default: u32) -> Result<
         let rules = rules(arguments, verdict)?;
         for name in entry.names() {
             // A name of another architecture, or of a newer kernel, is no call here.
-            let Ok(at) = names.binary_search_by_key(&name.as_str(), |(name, _)| name) else { continue };
-            let Some((_, number)) = names.get(at) else { continue };
+            let Some(number) = names.get(name.as_str()) else { continue };
             let known = calls.entry(*number).or_default();
             for rule in &rules {
                 // What the default does already needs no rule, unless it is the exception to an earlier one.
