@@ -6,15 +6,16 @@ use serde_json::Value;
 use crate::steps::{command, output, top};
 
 /// Crates that a crate must not reach, directly or through others: (who, whom).
-const FORBIDDEN: [(&str, &[&str]); 10] = [
+const FORBIDDEN: [(&str, &[&str]); 11] = [
     ("coracle-machine", &["coracle-protocol", "coracle-container", "coracle-settings", "coracle-sandbox"]),
     ("coracle-virtio", &["kvm-ioctls", "tokio", "coracle-machine", "coracle-protocol"]),
     ("coracle-driver-qemu", &["coracle-sandbox", "coracle-settings", "coracle-protocol"]),
     ("coracle-storage", &["coracle-sandbox", "coracle-driver-qemu"]),
+    ("coracle-network", &["coracle-sandbox", "coracle-driver-qemu", "coracle-storage", "ttrpc-codegen"]),
     ("coracle-sandbox", &["containerd-shim-protos", "coracle-driver-qemu", "coracle-settings"]),
     ("coracle-container", &["coracle-protocol", "ttrpc", "tokio"]),
     ("coracle-init", &["coracle-protocol", "ttrpc", "tokio"]),
-    ("coracle-cli", &["coracle-sandbox", "coracle-driver-qemu", "coracle-storage", "coracle-virtio"]),
+    ("coracle-cli", &["coracle-sandbox", "coracle-driver-qemu", "coracle-storage", "coracle-network", "coracle-virtio"]),
     ("coracle-settings", &["coracle-sandbox", "tokio"]),
     ("coracle-process", &["coracle-machine", "coracle-protocol"]),
 ];
