@@ -15,7 +15,10 @@ const FORBIDDEN: [(&str, &[&str]); 11] = [
     ("coracle-sandbox", &["containerd-shim-protos", "coracle-driver-qemu", "coracle-settings"]),
     ("coracle-container", &["coracle-protocol", "ttrpc", "tokio"]),
     ("coracle-init", &["coracle-protocol", "ttrpc", "tokio"]),
-    ("coracle-cli", &["coracle-sandbox", "coracle-driver-qemu", "coracle-storage", "coracle-network", "coracle-virtio"]),
+    (
+        "coracle-cli",
+        &["coracle-sandbox", "coracle-driver-qemu", "coracle-storage", "coracle-network", "coracle-virtio"],
+    ),
     ("coracle-settings", &["coracle-sandbox", "tokio"]),
     ("coracle-process", &["coracle-machine", "coracle-protocol"]),
 ];

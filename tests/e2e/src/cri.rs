@@ -4,7 +4,7 @@ use bytes::Bytes;
 use protobuf::{Message, MessageField};
 use tokio::net::UnixStream;
 
-use crate::Containerd;
+use crate::{Containerd, Streams};
 
 #[expect(warnings, reason = "generated code")]
 mod generated {
@@ -318,6 +318,41 @@ impl Cri {
         let answer: msg::ExecSyncResponse = self.call("ExecSync", &request)?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok((answer.exit_code, text(answer.stdout), text(answer.stderr)))
+    }
+
+    /// Starts a command in it whose streams are joined to the caller.
+    ///
+    /// # Errors
+    /// See [`Self::start`].
+    pub fn exec_streams(&self, id: &str, command: &[&str], tty: bool) -> Result<Streams, CriError> {
+        let request = msg::ExecRequest {
+            container_id: id.into(),
+            cmd: command.iter().map(|&word| word.to_owned()).collect(),
+            tty,
+            stdin: true,
+            stdout: true,
+            stderr: !tty,
+            ..Default::default()
+        };
+        let answer: msg::Url = self.call("Exec", &request)?;
+        Ok(Streams::connect(&answer.url))
+    }
+
+    /// Joins the caller to the streams of its first process.
+    ///
+    /// # Errors
+    /// See [`Self::start`].
+    pub fn attach(&self, id: &str, tty: bool) -> Result<Streams, CriError> {
+        let request = msg::AttachRequest {
+            container_id: id.into(),
+            stdin: true,
+            tty,
+            stdout: true,
+            stderr: !tty,
+            ..Default::default()
+        };
+        let answer: msg::Url = self.call("Attach", &request)?;
+        Ok(Streams::connect(&answer.url))
     }
 
     /// What it has used.

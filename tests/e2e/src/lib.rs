@@ -9,6 +9,7 @@ pub mod cri;
 mod images;
 mod run;
 mod shim;
+mod streaming;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,6 +21,7 @@ pub use cri::{Cri, Pod};
 pub use images::{LayerEntry, copy_layout, docker_archive, layout_archive, layout_with_layer};
 pub use run::{Outcome, Running};
 pub use shim::{Refused, Shim};
+pub use streaming::Streams;
 
 /// One test's host.
 #[derive(Debug)]

@@ -1,0 +1,109 @@
+//! The streams of exec and attach, as kubelet carries them: a WebSocket whose messages begin with a channel's number
+//! (subprotocol `v4.channel.k8s.io`).
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use tungstenite::client::IntoClientRequest;
+use tungstenite::http::HeaderValue;
+use tungstenite::{Message, WebSocket};
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+
+/// A process's streams.
+pub struct Streams {
+    socket: WebSocket<TcpStream>,
+    /// What has come so far.
+    pub stdout: String,
+    /// What has come so far.
+    pub stderr: String,
+}
+
+impl Streams {
+    /// Connects to the address that the runtime gives for an exec or attach.
+    ///
+    /// # Panics
+    /// Where nobody serves there.
+    #[must_use]
+    pub fn connect(url: &str) -> Self {
+        let url = url.replacen("http://", "ws://", 1);
+        let mut request = url.as_str().into_client_request().expect("an address");
+        let protocol = HeaderValue::from_static("v4.channel.k8s.io");
+        request.headers_mut().insert("Sec-WebSocket-Protocol", protocol);
+        let host = request.uri().authority().expect("a host").to_string();
+        let stream = TcpStream::connect(host).expect("the streaming server");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+        let (socket, _) = tungstenite::client(request, stream).expect("a WebSocket");
+        Self { socket, stdout: String::new(), stderr: String::new() }
+    }
+
+    fn send(&mut self, channel: u8, bytes: &[u8]) {
+        let message = [&[channel], bytes].concat();
+        self.socket.send(Message::binary(message)).expect("a message is taken");
+    }
+
+    /// Writes to the process's input.
+    ///
+    /// # Panics
+    /// Where the connection is broken.
+    pub fn write(&mut self, text: &str) {
+        self.send(STDIN, text.as_bytes());
+    }
+
+    /// Sets the size of the process's terminal.
+    ///
+    /// # Panics
+    /// Where the connection is broken.
+    pub fn resize(&mut self, columns: u16, rows: u16) {
+        self.send(RESIZE, serde_json::json!({ "Width": columns, "Height": rows }).to_string().as_bytes());
+    }
+
+    /// Takes one message. False at the end.
+    fn receive(&mut self) -> Option<String> {
+        match self.socket.read() {
+            Ok(Message::Binary(data)) => {
+                let (channel, text) = data.split_first().expect("a channel");
+                let text = String::from_utf8_lossy(text);
+                match *channel {
+                    STDOUT => self.stdout += &text,
+                    STDERR => self.stderr += &text,
+                    ERROR => return Some(text.into_owned()),
+                    other => panic!("channel {other}"),
+                }
+                None
+            }
+            Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed) => {
+                Some(String::new())
+            }
+            Ok(_) => None,
+            Err(error) => panic!("the streams broke: {error}; {:?} {:?}", self.stdout, self.stderr),
+        }
+    }
+
+    /// Reads until the output holds `text`.
+    ///
+    /// # Panics
+    /// Where the streams end before.
+    pub fn read_until(&mut self, text: &str) {
+        while !self.stdout.contains(text) {
+            if let Some(end) = self.receive() {
+                panic!("the streams ended ({end}) before {text:?}: {:?} {:?}", self.stdout, self.stderr);
+            }
+        }
+    }
+
+    /// Reads to the end: the runtime's word on how the process ended, as JSON.
+    #[must_use]
+    pub fn finish(mut self) -> (String, String, String) {
+        let end = loop {
+            if let Some(end) = self.receive() {
+                break end;
+            }
+        };
+        (end, self.stdout, self.stderr)
+    }
+}
