@@ -10,6 +10,7 @@ mod rpc {
     include!(concat!(env!("OUT_DIR"), "/rpc_modules.rs"));
 }
 
+pub mod forward;
 pub mod hello;
 mod json;
 pub mod paths;

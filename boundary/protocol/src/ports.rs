@@ -3,6 +3,9 @@
 /// The agent's ttrpc server, in the guest.
 pub const AGENT: u32 = 1024;
 
+/// Connections to the guest's loopback (see [`crate::forward`]), in the guest. Ours, beside Kata's.
+pub const FORWARD: u32 = 1040;
+
 /// The context identifier that a guest has where the backend is a process of our own and no kernel hands them out.
 pub const HYBRID_GUEST_CID: u32 = 3;
 

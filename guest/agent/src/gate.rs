@@ -33,6 +33,14 @@ pub(crate) fn admit(method: &'static str, request: &dyn MessageDyn) -> Result<()
     Ok(())
 }
 
+/// Lets the host reach a port of the guest's loopback, or says why not.
+///
+/// # Errors
+/// [`Error::Invalid`] for port 0, which is none.
+pub(crate) fn admit_port(method: &'static str, port: u16) -> Result<()> {
+    if port == 0 { Err(Error::Invalid(format!("{method}: there is no port 0"))) } else { Ok(()) }
+}
+
 fn is_name(name: &str) -> bool {
     let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !name.is_empty()

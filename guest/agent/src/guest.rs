@@ -64,7 +64,10 @@ async fn serve() -> Result<()> {
             }
         }
     });
+    let forwarded = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::FORWARD))
+        .map_err(Error::system("listen for forwarded ports"))?;
     let _server = crate::serve(Config::guest(), Listener::new(from_host)).await?;
+    tokio::spawn(crate::forward::serve(forwarded));
     let _ = READY_TSC.set(tsc());
     let own = vsock::get_local_cid().map_err(Error::system("learn the guest's vsock address"))?;
     let mut host = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, ports::hello(own)))

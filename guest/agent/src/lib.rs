@@ -9,6 +9,7 @@ mod create;
 mod details;
 mod error;
 mod exec;
+mod forward;
 mod gate;
 pub mod guest;
 mod netlink;

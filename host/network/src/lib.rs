@@ -13,10 +13,12 @@
 mod link;
 mod namespace;
 pub mod plan;
+mod steer;
 mod tap;
 
 pub use link::{Address, Link, Neighbour, Route};
 pub use namespace::Namespace;
+pub use steer::Steered;
 
 /// What this crate gives back.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -18,7 +18,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, LinkUnspec};
 
-use crate::{Address, Error, Link, Neighbour, Result, Route, tap};
+use crate::{Address, Error, Link, Neighbour, Result, Route, Steered, steer, tap};
 
 /// The ingress qdisc as a parent of filters (`TC_H_INGRESS`).
 const INGRESS: u32 = 0xffff_0000;
@@ -163,6 +163,16 @@ impl Namespace {
         let filter = self.handle.traffic_filter(from).add().parent(INGRESS).protocol(ALL_PROTOCOLS);
         let filter = filter.redirect(to).map_err(kernel(step()))?;
         filter.execute().await.map_err(kernel(step()))
+    }
+
+    /// Listens on every TCP port of the namespace's loopback on which nobody else does.
+    ///
+    /// # Errors
+    /// [`Error::System`], where the kernel is older than 5.9 for one.
+    pub async fn steer_loopback(&self) -> Result<Steered> {
+        let namespace = Arc::clone(&self.file);
+        let steered = inside(&self.file, move || steer::all_ports(&*namespace)).await;
+        steered.map_err(|source| Error::System { step: "steer the loopback of the pod's namespace".into(), source })
     }
 
     /// Undoes what [`Self::connect`] has done to `link` itself. A link that is gone is no error.

@@ -109,7 +109,7 @@ fn named(folder: &Path, error: &Error) -> Error {
 /// The path below a hierarchy's top.
 fn relative(path: &str) -> Option<PathBuf> {
     let path = match path.split(':').collect::<Vec<_>>().as_slice() {
-        [slice, prefix, name] => slice_path(slice)?.join(format!("{prefix}-{name}.scope")),
+        [slice, prefix, name] if !path.contains('/') => slice_path(slice)?.join(format!("{prefix}-{name}.scope")),
         [path] => PathBuf::from(path.trim_start_matches('/')),
         _ => return None,
     };

@@ -78,12 +78,24 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         }
     };
     let virtiofsd = virtiofsd.map(|(child, _)| child);
+    let forward = match &network {
+        // A pod whose kernel can't do that is a pod all the same.
+        Some(network) => match network.forward(machine.agent_address().clone()).await {
+            Ok(forward) => Some(forward),
+            Err(error) => {
+                log::warn!("ports of this pod can't be forwarded: {error}");
+                None
+            }
+        },
+        None => None,
+    };
     let pod = Arc::new(Pod {
         machine,
         agent,
         shared: mount::host_side(&shared),
         virtiofsd,
         network,
+        _forward: forward,
         sysctls: setup.sysctls.clone(),
         _lifeline: lifeline.into(),
     });

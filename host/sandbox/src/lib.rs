@@ -17,6 +17,7 @@ mod create;
 mod delete;
 mod error;
 mod exec;
+mod forward;
 mod io;
 mod kill;
 mod mount;

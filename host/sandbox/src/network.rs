@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use coracle_machine::{Device, Tap};
+use coracle_machine::{AgentAddress, Device, Tap};
 use coracle_network::{Link, Namespace, plan};
 use coracle_protocol::agent::{AddARPNeighborsRequest, UpdateInterfaceRequest, UpdateRoutesRequest};
 use coracle_protocol::protobuf::MessageField;
 
 use crate::Result;
 use crate::agent::{Agent, Patience};
+use crate::forward::Forward;
 
 /// A network that was taken over. Dropping this gives the links back.
 pub(crate) struct Network {
@@ -59,6 +60,11 @@ impl Network {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Lets the loopback of the namespace lead to the guest's.
+    pub(crate) async fn forward(&self, address: AgentAddress) -> Result<Forward> {
+        Forward::start(&self.namespace, address).await
     }
 
     /// Gives the links back as they were.

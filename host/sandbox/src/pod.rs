@@ -8,6 +8,7 @@ use coracle_process::Child;
 use tokio::sync::Mutex;
 
 use crate::agent::Agent;
+use crate::forward::Forward;
 use crate::network::Network;
 
 /// See the module. It is shared by the futures that act on it; it has no state of its own.
@@ -18,6 +19,8 @@ pub(crate) struct Pod {
     pub(crate) shared: PathBuf,
     pub(crate) virtiofsd: Option<Child>,
     pub(crate) network: Option<Network>,
+    /// Ports of the guest's loopback on the host; it ends with the pod.
+    pub(crate) _forward: Option<Forward>,
     /// Kernel settings of the namespaces that its containers share. The guest's kernel keeps them, so it does no harm that
     /// every container brings them along.
     pub(crate) sysctls: HashMap<String, String>,

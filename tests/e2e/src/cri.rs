@@ -4,7 +4,7 @@ use bytes::Bytes;
 use protobuf::{Message, MessageField};
 use tokio::net::UnixStream;
 
-use crate::{Containerd, Streams};
+use crate::{Containerd, Forwarded, Streams};
 
 #[expect(warnings, reason = "generated code")]
 mod generated {
@@ -353,6 +353,16 @@ impl Cri {
         };
         let answer: msg::Url = self.call("Attach", &request)?;
         Ok(Streams::connect(&answer.url))
+    }
+
+    /// Connects to a port of a pod's loopback.
+    ///
+    /// # Errors
+    /// See [`Self::start`].
+    pub fn port_forward(&self, pod: &str, port: i32) -> Result<Forwarded, CriError> {
+        let request = msg::PortForwardRequest { pod_sandbox_id: pod.into(), port: vec![port], ..Default::default() };
+        let answer: msg::Url = self.call("PortForward", &request)?;
+        Ok(Forwarded::connect(&answer.url, port))
     }
 
     /// What it has used.

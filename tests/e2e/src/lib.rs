@@ -21,7 +21,7 @@ pub use cri::{Cri, Pod};
 pub use images::{LayerEntry, copy_layout, docker_archive, layout_archive, layout_with_layer};
 pub use run::{Outcome, Running};
 pub use shim::{Refused, Shim};
-pub use streaming::Streams;
+pub use streaming::{Forwarded, Streams};
 
 /// One test's host.
 #[derive(Debug)]

@@ -23,6 +23,58 @@ pub struct Streams {
     pub stderr: String,
 }
 
+/// A WebSocket to the address that the runtime gives.
+fn open(url: &str) -> WebSocket<TcpStream> {
+    let url = url.replacen("http://", "ws://", 1);
+    let mut request = url.as_str().into_client_request().expect("an address");
+    let protocol = HeaderValue::from_static("v4.channel.k8s.io");
+    request.headers_mut().insert("Sec-WebSocket-Protocol", protocol);
+    let host = request.uri().authority().expect("a host").to_string();
+    let stream = TcpStream::connect(host).expect("the streaming server");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+    tungstenite::client(request, stream).expect("a WebSocket").0
+}
+
+/// A forwarded port: channel 0 carries data, channel 1 the runtime's complaint. Each begins with the port's number.
+pub struct Forwarded(WebSocket<TcpStream>);
+
+impl Forwarded {
+    pub(crate) fn connect(url: &str, port: i32) -> Self {
+        Self(open(&format!("{url}?port={port}")))
+    }
+
+    /// Writes `text` and reads until the other end is done.
+    ///
+    /// # Errors
+    /// The runtime's complaint.
+    ///
+    /// # Panics
+    /// Where the connection breaks.
+    pub fn request(mut self, text: &str) -> Result<String, String> {
+        self.0.send(Message::binary([&[0], text.as_bytes()].concat())).expect("a message is taken");
+        let (mut numbers, mut data) = (0, String::new());
+        loop {
+            match self.0.read() {
+                Ok(Message::Binary(_)) if numbers < 2 => numbers += 1,
+                Ok(Message::Binary(message)) => {
+                    let (channel, bytes) = message.split_first().expect("a channel");
+                    let text = String::from_utf8_lossy(bytes).into_owned();
+                    if *channel == 1 {
+                        return Err(text);
+                    }
+                    data += &text;
+                }
+                Ok(Message::Close(_))
+                | Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed) => {
+                    return Ok(data);
+                }
+                Ok(_) => {}
+                Err(error) => panic!("the connection broke: {error}; {data:?}"),
+            }
+        }
+    }
+}
+
 impl Streams {
     /// Connects to the address that the runtime gives for an exec or attach.
     ///
@@ -30,15 +82,7 @@ impl Streams {
     /// Where nobody serves there.
     #[must_use]
     pub fn connect(url: &str) -> Self {
-        let url = url.replacen("http://", "ws://", 1);
-        let mut request = url.as_str().into_client_request().expect("an address");
-        let protocol = HeaderValue::from_static("v4.channel.k8s.io");
-        request.headers_mut().insert("Sec-WebSocket-Protocol", protocol);
-        let host = request.uri().authority().expect("a host").to_string();
-        let stream = TcpStream::connect(host).expect("the streaming server");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
-        let (socket, _) = tungstenite::client(request, stream).expect("a WebSocket");
-        Self { socket, stdout: String::new(), stderr: String::new() }
+        Self { socket: open(url), stdout: String::new(), stderr: String::new() }
     }
 
     fn send(&mut self, channel: u8, bytes: &[u8]) {

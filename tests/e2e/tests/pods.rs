@@ -58,6 +58,11 @@ fn a_pod_has_the_network_that_cni_has_made() {
     let mut answer = String::new();
     std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
     assert!(answer.contains("root:"), "{answer}");
+    // containerd's port-forward dials the loopback of the pod's namespace.
+    let forward = |port| cri.port_forward(&two.id, port).unwrap();
+    let answer = forward(8080).request("GET /passwd HTTP/1.0\r\n\r\n").unwrap();
+    assert!(answer.contains("root:x:0"), "{answer}");
+    assert!(forward(8081).request("x").is_err_and(|error| !error.is_empty()), "nobody listens there");
     // Loopback is the pod's own, and shared by its containers.
     let beside = two.start("beside", &["guest-probe", "get", "127.0.0.1:8080", "/passwd"], |_| {}).unwrap();
     assert_eq!(cri.ended(&beside).exit_code, 0, "{}", two.log("beside"));

@@ -52,6 +52,8 @@ pub(crate) struct Connection {
     pub(crate) told: bool,
     /// The guest will send no more; the stream is told once the backlog is written.
     guest_done: bool,
+    /// The stream was told so. Once: a shutdown wakes whoever watches the stream, this muxer among them.
+    shut: bool,
     /// The guest will receive no more.
     pub(crate) guest_deaf: bool,
     /// The guest has asked for, or needs, a credit update.
@@ -75,6 +77,7 @@ impl Connection {
             host_done: false,
             told: false,
             guest_done: false,
+            shut: false,
             guest_deaf: false,
             owes_credit: false,
         })
@@ -156,7 +159,7 @@ impl Connection {
             self.backlog.drain(..written);
             self.forward(written);
         }
-        if self.guest_done {
+        if self.guest_done && !std::mem::replace(&mut self.shut, true) {
             // A host program that is gone already is told nothing.
             let _ = self.stream.shutdown(std::net::Shutdown::Write);
         }

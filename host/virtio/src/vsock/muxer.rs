@@ -19,6 +19,9 @@ const CONNECTIONS_MAX: usize = 1024;
 /// While more answers than this wait for room in the guest's rx queue, no more of its packets are read.
 const ANSWERS_MAX: usize = 256;
 
+/// The most times that the host's side is looked at in one go.
+const ROUNDS_MAX: usize = 16;
+
 /// The first port on the host for connections that host programs open; the kernel hands out such high ports too.
 const FIRST_LOCAL_PORT: u32 = 1 << 30;
 
@@ -105,13 +108,16 @@ impl Muxer {
         !self.answers.is_empty() || !self.ready.is_empty()
     }
 
-    /// Handles what the host's side has done, without waiting.
+    /// Handles what the host's side has done, without waiting. It comes back after some rounds whatever goes on there; what
+    /// is left keeps [`Self::epoll`] readable.
     pub fn handle_events(&mut self) {
         let mut events = Vec::with_capacity(64);
         let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        while epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&none))
-            .is_ok_and(|count| count > 0)
-        {
+        for _ in 0..ROUNDS_MAX {
+            let found = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&none));
+            if !found.is_ok_and(|count| count > 0) {
+                return;
+            }
             for event in events.drain(..) {
                 match event.data.u64() {
                     LISTENER => self.accept(),
@@ -369,4 +375,160 @@ fn hung_up(stream: BorrowedFd<'_>) -> bool {
     let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     let polled = rustix::event::poll(&mut watched, Some(&none));
     polled.is_ok() && watched.iter().any(|fd| fd.revents().contains(rustix::event::PollFlags::HUP))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::super::connection::BUFFER_BYTES;
+    use super::*;
+
+    const GUEST: u64 = 3;
+
+    /// A muxer, and the folder that its socket is in.
+    fn muxer() -> (Muxer, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        (Muxer::new(GUEST, &folder.path().join("v")).unwrap(), folder)
+    }
+
+    /// A packet of the guest's for port `host`, from its port 7.
+    fn packet(op: Op, host: u32, flags: u32, len: usize) -> Header {
+        Header {
+            src_cid: GUEST,
+            dst_cid: HOST_CID,
+            src_port: 7,
+            dst_port: host,
+            len: u32::try_from(len).unwrap(),
+            kind: TYPE_STREAM,
+            op: Some(op),
+            flags,
+            buf_alloc: 1 << 20,
+            fwd_cnt: 0,
+        }
+    }
+
+    /// The next packet for the guest: what it is for, and its data.
+    fn next(muxer: &mut Muxer) -> Option<(Op, Vec<u8>)> {
+        muxer.handle_events();
+        let mut buffer = [0; 4096];
+        let (header, length) = muxer.next(&mut buffer)?;
+        assert_eq!((header.src_cid, header.dst_cid), (HOST_CID, GUEST));
+        Some((header.op.unwrap(), buffer[..length].to_vec()))
+    }
+
+    /// A connection that the guest has opened to port 5000, and the host program's end of it.
+    fn dialled(muxer: &mut Muxer, folder: &tempfile::TempDir) -> UnixStream {
+        let listener = UnixListener::bind(folder.path().join("v_5000")).unwrap();
+        muxer.receive(&packet(Op::Request, 5000, 0, 0), b"");
+        assert_eq!(next(muxer), Some((Op::Response, vec![])));
+        listener.accept().unwrap().0
+    }
+
+    #[test]
+    fn data_passes_both_ways_and_ends() {
+        let (mut muxer, folder) = muxer();
+        let mut program = dialled(&mut muxer, &folder);
+        muxer.receive(&packet(Op::Data, 5000, 0, 5), b"hello");
+        program.write_all(b"back").unwrap();
+        assert_eq!(next(&mut muxer), Some((Op::Data, b"back".to_vec())));
+        muxer.receive(&packet(Op::Shutdown, 5000, SHUTDOWN_SEND, 0), b"");
+        let mut read = String::new();
+        program.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "hello", "and the end");
+        // The other direction goes on.
+        program.write_all(b"more").unwrap();
+        assert_eq!(next(&mut muxer), Some((Op::Data, b"more".to_vec())));
+        drop(program);
+        assert_eq!(next(&mut muxer).map(|(op, _)| op), Some(Op::Shutdown));
+    }
+
+    #[test]
+    fn the_end_of_one_direction_is_told_once_and_all_is_quiet_then() {
+        let (mut muxer, folder) = muxer();
+        let program = dialled(&mut muxer, &folder);
+        muxer.receive(&packet(Op::Shutdown, 5000, SHUTDOWN_SEND, 0), b"");
+        // What the shutdown itself has stirred up.
+        muxer.handle_events();
+        muxer.handle_events();
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(8);
+        let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let left = epoll::wait(&muxer.epoll, rustix::buffer::spare_capacity(&mut events), Some(&none)).unwrap();
+        assert_eq!(left, 0);
+        drop(program);
+    }
+
+    #[test]
+    fn a_host_program_names_a_port_and_is_refused_or_joined() {
+        let (mut muxer, folder) = muxer();
+        let connect = || {
+            let mut program = UnixStream::connect(folder.path().join("v")).unwrap();
+            program.write_all(b"CONNECT 1024\n").unwrap();
+            program
+        };
+        let answer = |muxer: &mut Muxer, op: Op| {
+            // Accepted in one round, named in the next.
+            muxer.handle_events();
+            let mut buffer = [0; 64];
+            let (header, _) = muxer.next(&mut buffer).unwrap();
+            assert_eq!((header.op, header.dst_port), (Some(Op::Request), 1024));
+            let reply = Header { src_port: 1024, ..packet(op, header.src_port, 0, 0) };
+            muxer.receive(&reply, b"");
+        };
+        let mut joined = connect();
+        answer(&mut muxer, Op::Response);
+        let mut line = [0; 14];
+        joined.read_exact(&mut line).unwrap();
+        assert!(line.starts_with(b"OK 1073741824\n"), "{line:?}");
+        let mut refused = connect();
+        answer(&mut muxer, Op::Reset);
+        assert_eq!(refused.read(&mut [0; 8]).unwrap(), 0);
+        let mut rubbish = UnixStream::connect(folder.path().join("v")).unwrap();
+        rubbish.write_all(&[b'x'; 100]).unwrap();
+        muxer.handle_events();
+        muxer.handle_events();
+        assert!(!matches!(rubbish.read(&mut [0; 8]), Ok(1..)), "closed without a word");
+        assert!(muxer.next(&mut [0; 64]).is_none(), "the guest hears nothing of it");
+    }
+
+    #[test]
+    fn lies_of_the_guest_are_reset_or_dropped() {
+        let (mut muxer, folder) = muxer();
+        let _program = dialled(&mut muxer, &folder);
+        // A forged address is nobody's to answer.
+        muxer.receive(&Header { src_cid: 99, ..packet(Op::Data, 5000, 0, 1) }, b"x");
+        muxer.receive(&Header { dst_cid: 99, ..packet(Op::Data, 5000, 0, 1) }, b"x");
+        assert_eq!(next(&mut muxer), None);
+        // Unknown connections and kinds.
+        muxer.receive(&packet(Op::Data, 6000, 0, 1), b"x");
+        assert_eq!(next(&mut muxer), Some((Op::Reset, vec![])));
+        muxer.receive(&packet(Op::Request, 6001, 0, 0), b"");
+        assert_eq!(next(&mut muxer), Some((Op::Reset, vec![])), "nobody listens there");
+        // More than there is room for: the program does not read, and the guest goes on.
+        let chunk = vec![0; 64 * 1024];
+        let mut sent = 0;
+        let reset = loop {
+            muxer.receive(&packet(Op::Data, 5000, 0, chunk.len()), &chunk);
+            sent += chunk.len();
+            match next(&mut muxer) {
+                Some((Op::Reset, _)) => break true,
+                _ if sent > 4 * BUFFER_BYTES as usize => break false,
+                _ => {}
+            }
+        };
+        assert!(reset, "{sent} bytes were taken");
+        assert!(muxer.connections.is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_leaves_answers_waiting_is_not_heard() {
+        let (mut muxer, _folder) = muxer();
+        for port in 0..u32::try_from(ANSWERS_MAX).unwrap() {
+            assert!(muxer.accepts());
+            muxer.receive(&packet(Op::Request, port, 0, 0), b"");
+        }
+        assert!(!muxer.accepts() && muxer.has_pending());
+        assert_eq!(next(&mut muxer), Some((Op::Reset, vec![])));
+        assert!(muxer.accepts());
+    }
 }
