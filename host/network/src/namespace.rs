@@ -150,16 +150,31 @@ impl Namespace {
         })?;
         let change = LinkUnspec::new_with_index(index).mtu(link.mtu).up().build();
         self.handle.link().set(change).execute().await.map_err(kernel(format!("start the tap {name}")))?;
-        self.redirect(link.index, index).await?;
-        self.redirect(index, link.index).await?;
+        // The tap goes with its descriptor; the link stays, and must not keep what is only half done.
+        self.add_ingress(link.index).await?;
+        let joined = async {
+            self.add_ingress(index).await?;
+            self.redirect(link.index, index).await?;
+            self.redirect(index, link.index).await
+        };
+        if let Err(error) = joined.await {
+            self.disconnect(link).await;
+            return Err(error);
+        }
         Ok(fd)
+    }
+
+    /// Gives a link the place where its incoming packets can be looked at. A link that has one already is somebody else's.
+    async fn add_ingress(&self, link: u32) -> Result<()> {
+        let index = i32::try_from(link).unwrap_or_default();
+        let step = format!("add an ingress qdisc to link {link}");
+        self.handle.qdisc().add(index).ingress().execute().await.map_err(kernel(step))
     }
 
     /// Sends on what arrives at one link as if the other one had sent it.
     async fn redirect(&self, from: u32, to: u32) -> Result<()> {
         let step = || format!("redirect packets of link {from} to link {to}");
         let from = i32::try_from(from).unwrap_or_default();
-        self.handle.qdisc().add(from).ingress().execute().await.map_err(kernel(step()))?;
         let filter = self.handle.traffic_filter(from).add().parent(INGRESS).protocol(ALL_PROTOCOLS);
         let filter = filter.redirect(to).map_err(kernel(step()))?;
         filter.execute().await.map_err(kernel(step()))

@@ -16,6 +16,8 @@ pub struct Scripted {
     hangs_in: String,
     /// The requests that made containers.
     pub created: Mutex<Vec<msg::CreateContainerRequest>>,
+    /// The requests that set pods up.
+    pub sandboxes: Mutex<Vec<msg::CreateSandboxRequest>>,
     killed: watch::Sender<bool>,
 }
 
@@ -23,7 +25,12 @@ impl Scripted {
     /// An agent that hangs in the method of this name, and in none where there is none of it.
     #[must_use]
     pub fn hanging_in(method: &str) -> Arc<Self> {
-        Arc::new(Self { hangs_in: method.into(), created: Mutex::default(), killed: watch::channel(false).0 })
+        Arc::new(Self {
+            hangs_in: method.into(),
+            created: Mutex::default(),
+            sandboxes: Mutex::default(),
+            killed: watch::channel(false).0,
+        })
     }
 
     /// A guest that runs it.
@@ -54,7 +61,8 @@ type Answer<T> = ttrpc::Result<T>;
 
 #[async_trait::async_trait]
 impl AgentService for Scripted {
-    async fn create_sandbox(&self, _: &TtrpcContext, _: msg::CreateSandboxRequest) -> Answer<Empty> {
+    async fn create_sandbox(&self, _: &TtrpcContext, request: msg::CreateSandboxRequest) -> Answer<Empty> {
+        self.sandboxes.lock().expect("requests").push(request);
         self.maybe_hang("CreateSandbox").await;
         Ok(Empty::new())
     }
