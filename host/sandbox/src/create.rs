@@ -47,8 +47,23 @@ struct Plan {
     terminal: bool,
 }
 
+/// The longest name of a container or process, in bytes: the guest takes no longer one.
+const NAME_BYTES_MAX: usize = 128;
+
+/// A name becomes a part of paths, on both sides: anything but a name is refused before it is used.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if begins && name.len() <= NAME_BYTES_MAX && name.chars().all(letter) {
+        return Ok(());
+    }
+    let shown: String = name.escape_default().take(64).collect();
+    Err(Error::Invalid(format!("\"{shown}\" is no name for a container or process")))
+}
+
 /// Takes the name `id`.
 pub(crate) fn reserve(state: &mut State, id: String, init: Process, is_pod: bool) -> Result<oneshot::Receiver<()>> {
+    check_name(&id)?;
     if state.containers.contains_key(&id) {
         return Err(Error::Exists(format!("container {id}")));
     }

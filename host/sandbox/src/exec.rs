@@ -2,6 +2,7 @@
 
 use coracle_protocol::oci;
 
+use crate::create::check_name;
 use crate::io::Stdio;
 use crate::state::{Process, Status};
 use crate::{Error, ProcessId, Result, Sandbox, spec};
@@ -12,6 +13,7 @@ impl Sandbox {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Exists`], or [`Error::State`] where the container does not run.
     pub async fn exec(&self, id: &ProcessId, mut process: oci::Process, stdio: Stdio) -> Result<()> {
+        check_name(&id.exec)?;
         let id = id.clone();
         spec::for_guest_process(&mut process, stdio.terminal);
         let process = Process::new(stdio.terminal, stdio, Some(process));

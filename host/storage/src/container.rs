@@ -58,6 +58,10 @@ pub fn container(
     } else {
         mounts.extend(rootfs.iter().map(|mount| HostMount { target: target.clone(), ..mount.clone() }));
     }
+    if spec_mounts.len() > MOUNTS_MAX {
+        let count = spec_mounts.len();
+        return Err(Error::Invalid(format!("the container has {count} mounts, and {MOUNTS_MAX} are the most")));
+    }
     let guest_folder = format!("{}/{id}", paths::SHARED);
     let mut guest_mounts = Vec::new();
     for mount in spec_mounts {
@@ -90,6 +94,9 @@ pub fn container(
     }
     Ok(ContainerPlan { folder, mounts, guest_mounts, guest_root: format!("{guest_folder}/rootfs") })
 }
+
+/// The most mounts of a container: far more than any has, and far fewer than a kernel takes long for.
+const MOUNTS_MAX: usize = 1000;
 
 /// File systems that the guest makes by itself.
 const KNOWN: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];

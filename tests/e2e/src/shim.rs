@@ -74,11 +74,16 @@ impl Shim {
     /// # Errors
     /// [`Refused`], as in all that follow.
     pub fn create(&self) -> Result<(), Refused> {
-        let request = api::CreateTaskRequest {
-            id: self.id.clone(),
-            bundle: self.bundle.display().to_string(),
-            ..Default::default()
-        };
+        self.create_as(&self.id)
+    }
+
+    /// Creates a container of this name from the same bundle.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn create_as(&self, id: &str) -> Result<(), Refused> {
+        let request =
+            api::CreateTaskRequest { id: id.into(), bundle: self.bundle.display().to_string(), ..Default::default() };
         self.client.create(patience(), &request).map(drop).map_err(refused)
     }
 
@@ -89,6 +94,14 @@ impl Shim {
     pub fn start_process(&self, exec_id: &str) -> Result<(), Refused> {
         let request = api::StartRequest { id: self.id.clone(), exec_id: exec_id.into(), ..Default::default() };
         self.client.start(patience(), &request).map(drop).map_err(refused)
+    }
+
+    /// Writes another configuration into the bundle, for the next create.
+    ///
+    /// # Panics
+    /// Where it can't be written.
+    pub fn configure(&self, config: &serde_json::Value) {
+        std::fs::write(self.bundle.join("config.json"), config.to_string()).expect("a bundle");
     }
 
     /// Notes an exec of a command.
@@ -132,6 +145,16 @@ impl Shim {
     pub fn kill(&self, exec_id: &str, signal: u32) -> Result<(), Refused> {
         let request = api::KillRequest { id: self.id.clone(), exec_id: exec_id.into(), signal, ..Default::default() };
         self.client.kill(patience(), &request).map(drop).map_err(refused)
+    }
+
+    /// Kills and deletes another container of the pod, whatever becomes of it.
+    pub fn kill_of(&self, id: &str, signal: u32) {
+        let request = api::KillRequest { id: id.into(), signal, ..Default::default() };
+        let _ = self.client.kill(patience(), &request);
+        let request = api::WaitRequest { id: id.into(), ..Default::default() };
+        let _ = self.client.wait(patience(), &request);
+        let request = api::DeleteRequest { id: id.into(), ..Default::default() };
+        let _ = self.client.delete(patience(), &request);
     }
 
     /// Deletes the container, and gives its exit code.

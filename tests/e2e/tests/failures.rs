@@ -311,6 +311,68 @@ fn task_errors_carry_their_codes() {
 }
 
 #[test]
+fn a_create_that_means_harm_is_refused_at_once_and_the_pod_goes_on() {
+    let host = Host::new();
+    let root = busybox_root(&host);
+    let good = config(&root, "exec sleep 1000");
+    let shim = Shim::start(&host, "b", good.to_string().as_bytes());
+    shim.create().unwrap();
+    shim.start_process("").unwrap();
+    let refused = |what: &str, expected: Code, outcome: Result<(), coracle_e2e::Refused>| {
+        let (code, text) = outcome.expect_err(what);
+        assert_eq!(code, expected, "{what}: {text}");
+    };
+    let long = "x".repeat(129);
+    for id in ["", "..", "../../evil", "a/b", "/etc", "a\0b", "-x", long.as_str()] {
+        refused(id, Code::INVALID_ARGUMENT, shim.create_as(id));
+        refused(
+            id,
+            Code::INVALID_ARGUMENT,
+            shim.exec(id, &serde_json::json!({ "args": ["true"], "cwd": "/", "user": {} })),
+        );
+    }
+    refused("a name that is taken", Code::ALREADY_EXISTS, shim.create());
+    let bind = |source: &str, destination: &str| serde_json::json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind"] });
+    let with_mounts = |mounts: Vec<serde_json::Value>| {
+        let mut config = good.clone();
+        config["mounts"] = mounts.into();
+        config
+    };
+    for (what, mounts) in [
+        ("a source that is not there", vec![bind("/nowhere/at/all", "/data")]),
+        ("a source that is relative", vec![bind("../../etc", "/data")]),
+        ("a target that climbs out", vec![bind(&root, "/data/../../../evil")]),
+        ("ten thousand mounts", vec![bind(&root, "/data"); 10_000]),
+    ] {
+        shim.configure(&with_mounts(mounts));
+        refused(what, Code::INVALID_ARGUMENT, shim.create_as("evil"));
+    }
+    // Links of the image lead nowhere but into the image: an absolute one, and one through /proc.
+    let inner = host.folder.join("links");
+    std::fs::create_dir_all(inner.join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", inner.join("bin/sh")).unwrap();
+    std::os::unix::fs::symlink("/", inner.join("out")).unwrap();
+    std::os::unix::fs::symlink("/proc/1/root", inner.join("magic")).unwrap();
+    for target in ["/out/evil", "/magic/evil"] {
+        let mut config = with_mounts(vec![bind(&root, target)]);
+        config["root"]["path"] = inner.display().to_string().into();
+        config["process"]["args"] = serde_json::json!(["/bin/sh", "-c", "exit 0"]);
+        shim.configure(&config);
+        // Inside the image it may well be made; the host and the guest have nothing of it.
+        if shim.create_as("links").is_ok() {
+            shim.kill_of("links", 9);
+        }
+        assert!(!std::path::Path::new("/evil").exists());
+    }
+    assert_eq!(shim.state().unwrap(), containerd_shim_protos::api::Status::RUNNING, "the pod goes on");
+    shim.kill("", 9).unwrap();
+    assert_eq!(shim.wait("").unwrap(), 137);
+    shim.delete().unwrap();
+    shim.shutdown().unwrap();
+    host.audit();
+}
+
+#[test]
 fn under_containerd_emulation_is_refused_unless_it_is_allowed() {
     let host = Host::new();
     if Outcome::of(host.coracle(&["check"]), b"").stdout.contains("ok       kvm") {
