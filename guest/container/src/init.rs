@@ -91,6 +91,9 @@ fn become_process(channel: &Channel, plan: &Plan) -> Result<std::convert::Infall
     }
     terminal::give_to(&identity);
     privilege::set_rlimits(process)?;
+    reset_signals()?;
+    // What is opened from here on closes by itself.
+    close_on_exec()?;
     let seccomp = plan.seccomp.as_ref().map(Filter::new).transpose()?;
     let new_privileges = !process.no_new_privileges().unwrap_or(false);
     if let Some(filter) = seccomp.as_ref().filter(|_| new_privileges) {
@@ -101,7 +104,6 @@ fn become_process(channel: &Channel, plan: &Plan) -> Result<std::convert::Infall
     let name = arguments.first().cloned().unwrap_or_default();
     privilege::drop_to(process, &identity, || enter_directory(cwd))?;
     let program = command::find(&name, &environment)?;
-    reset_signals()?;
     if let Some(mask) = process.user().umask() {
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
     }
@@ -113,7 +115,6 @@ fn become_process(channel: &Channel, plan: &Plan) -> Result<std::convert::Infall
     }
     let arguments = c_strings(&arguments)?;
     let environment = c_strings(&environment)?;
-    close_on_exec()?;
     if let Some(filter) = seccomp.as_ref().filter(|_| !new_privileges) {
         filter.apply()?;
     }

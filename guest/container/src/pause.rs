@@ -1,8 +1,10 @@
 //! `agent pause`: the first process of a pid namespace that the containers of a pod share. It reaps, and does nothing else.
+//! Containers see it, and one with `CAP_SYS_PTRACE` can make it run what they like: so it has nothing that they have not.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::ForkResult;
@@ -10,7 +12,11 @@ use nix::unistd::ForkResult;
 use crate::channel::{Channel, Message};
 use crate::create::{CHANNEL_FD, inherit, inherited};
 use crate::error::Step;
+use crate::user::Identity;
 use crate::{Error, Result};
+
+/// The user and the group that own nothing.
+const NOBODY: u32 = 65534;
 
 /// Starts one. `program` is the agent's own file. Its pid in the agent's pid namespace comes back; its parent is the agent (a
 /// child subreaper).
@@ -51,7 +57,14 @@ fn fork(channel: &Channel) -> Result<()> {
     // A container that sees this process must not see through it at the agent's file.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .step(|| "turn off dumping".into())?;
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID).step(|| "make the pod's pid namespace".into())?;
+    let flags =
+        CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC;
+    nix::sched::unshare(flags).step(|| "make the pod's pid namespace".into())?;
+    crate::rootfs::enter_empty()?;
+    let mut process = oci_spec::runtime::Process::default();
+    process.set_capabilities(None).set_no_new_privileges(Some(true));
+    let identity = Identity { uid: NOBODY, gid: NOBODY, groups: Vec::new(), home: "/".into() };
+    crate::privilege::drop_to(&process, &identity, || Ok(()))?;
     // SAFETY: this process has one thread, so the child may do anything that its parent may.
     #[expect(unsafe_code, reason = "fork is unsafe by declaration")]
     match unsafe { nix::unistd::fork() }.step(|| "fork".into())? {

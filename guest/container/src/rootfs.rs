@@ -43,6 +43,18 @@ pub(crate) fn enter(spec: &Spec, rootfs: &Path, terminal: bool) -> Result<()> {
     Ok(())
 }
 
+/// Makes an empty, read-only directory this process's root. The process is in a mount namespace of its own.
+pub(crate) fn enter_empty() -> Result<()> {
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).step(|| "make the mounts private".into())?;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(none, "/proc", Some("tmpfs"), flags, Some("size=4k,nr_inodes=1,mode=555"))
+        .step(|| "mount an empty root".into())?;
+    let root: OwnedFd = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step(|| "open the empty root".into())?;
+    pivot(&root)
+}
+
 /// Swaps the root. Both arguments of `pivot_root` may be the same directory: the old root then lies over the new one,
 /// from where it is detached (pivot_root(2), notes).
 fn pivot(root: &OwnedFd) -> Result<()> {

@@ -184,12 +184,21 @@ pub(crate) async fn create(
         _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
     };
     if let Err(error) = created {
-        task.shutdown().await;
+        end_shim(folder, &record, &task).await;
         record.address = None;
         folder.write(&record)?;
         return Err(error);
     }
     Ok((record, task))
+}
+
+/// Ends the shim, and cleans up after one that could not do so itself.
+async fn end_shim(folder: &Folder, record: &Record, task: &Task) {
+    if !task.shutdown().await
+        && let Err(error) = shim::delete(folder.path(), record)
+    {
+        eprintln!("coracle: what {} has left can't be removed: {error:#}", record.name);
+    }
 }
 
 /// Deletes the task, ends the shim and notes the exit code.
@@ -201,11 +210,7 @@ pub(crate) async fn finish(folder: &Folder, mut record: Record, task: &Task, exi
     }
     // Who else looks after the container may have deleted it a moment before.
     let _ = task.delete("").await;
-    if !task.shutdown().await
-        && let Err(error) = shim::delete(folder.path(), &record)
-    {
-        eprintln!("coracle: what {} has left can't be removed: {error:#}", record.name);
-    }
+    end_shim(folder, &record, task).await;
     record.address = None;
     record.exit = exit.or(Some(137));
     match folder.write(&record) {

@@ -17,7 +17,7 @@ mod steer;
 mod tap;
 
 pub use link::{Address, Link, Neighbour, Route};
-pub use namespace::Namespace;
+pub use namespace::{Namespace, give_back};
 pub use steer::Steered;
 
 /// What this crate gives back.
@@ -34,6 +34,17 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The namespace is the host's own.
+    #[error(
+        "the network namespace {path} is the host's own, which a machine can't take over: give the pod one of its own"
+    )]
+    Host {
+        /// Its path.
+        path: String,
+    },
+    /// A route by several ways at once.
+    #[error("a route of the pod's network has several next hops at once, which is not supported")]
+    MultiPath,
     /// A link of a kind that is not taken over.
     #[error("the network link {name} is of the kind {kind}, which is not supported: veth is")]
     Unsupported {

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
 use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, LinkUnspec};
@@ -22,6 +22,8 @@ use crate::{Address, Error, Link, Neighbour, Result, Route, Steered, steer, tap}
 
 /// The ingress qdisc as a parent of filters (`TC_H_INGRESS`).
 const INGRESS: u32 = 0xffff_0000;
+/// The scope of what is on a link itself (`RT_SCOPE_LINK`).
+const SCOPE_LINK: u8 = 253;
 /// Every protocol (`ETH_P_ALL`), in network byte order.
 const ALL_PROTOCOLS: u16 = 3_u16.to_be();
 
@@ -45,6 +47,9 @@ impl Namespace {
     pub async fn open(path: &Path) -> Result<Self> {
         let failed = |source| Error::Namespace { path: path.display().to_string(), source };
         let file = Arc::new(File::open(path).map_err(failed)?);
+        if is_hosts(&file) {
+            return Err(Error::Host { path: path.display().to_string() });
+        }
         let (connection, handle, _) = inside(&file, rtnetlink::new_connection).await.map_err(failed)?;
         // It ends with the last handle.
         tokio::spawn(connection);
@@ -64,51 +69,72 @@ impl Namespace {
                 continue;
             }
             let mut link = link(&message);
-            link.addresses = self.addresses(link.index).await?;
+            (link.addresses, link.routes) = self.addresses(link.index).await?;
             if link.addresses.is_empty() {
                 continue;
             }
             if let Some(kind) = other_kind(&message) {
                 return Err(Error::Unsupported { name: link.name, kind });
             }
-            link.routes = self.routes(link.index).await?;
+            link.routes.extend(self.routes(link.index).await?);
             link.neighbours = self.neighbours(link.index).await?;
             links.push(link);
         }
         Ok(links)
     }
 
-    async fn addresses(&self, index: u32) -> Result<Vec<Address>> {
+    /// The addresses of a link, and the ways to the peers that some of them name.
+    async fn addresses(&self, index: u32) -> Result<(Vec<Address>, Vec<Route>)> {
         let messages = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<_> = messages.try_collect().await.map_err(kernel("list the addresses"))?;
-        let usable = messages.into_iter().filter(|message| message.header.scope == AddressScope::Universe);
-        Ok(usable
-            .filter_map(|message| {
-                let prefix = message.header.prefix_len;
-                let found = |local: bool| {
-                    message.attributes.iter().find_map(|attribute| match attribute {
-                        AddressAttribute::Local(ip) if local => Some(*ip),
-                        AddressAttribute::Address(ip) if !local => Some(*ip),
-                        _ => None,
-                    })
-                };
-                // On a link to one peer the other one is the peer's.
-                found(true).or_else(|| found(false)).map(|ip| Address { ip, prefix })
-            })
-            .collect())
+        let (mut addresses, mut routes) = (Vec::new(), Vec::new());
+        for message in messages.into_iter().filter(|message| message.header.scope == AddressScope::Universe) {
+            let prefix = message.header.prefix_len;
+            let (mut local, mut other) = (None, None);
+            for attribute in &message.attributes {
+                match attribute {
+                    AddressAttribute::Local(ip) => local = Some(*ip),
+                    AddressAttribute::Address(ip) => other = Some(*ip),
+                    _ => {}
+                }
+            }
+            let Some(ip) = local.or(other) else { continue };
+            addresses.push(Address { ip, prefix });
+            if let Some(peer) = other.filter(|peer| *peer != ip) {
+                routes.push(Route {
+                    destination: Some(Address { ip: peer, prefix }),
+                    gateway: None,
+                    source: None,
+                    scope: SCOPE_LINK,
+                    flags: 0,
+                    is_v6: peer.is_ipv6(),
+                });
+            }
+        }
+        Ok((addresses, routes))
     }
 
     async fn routes(&self, index: u32) -> Result<Vec<Route>> {
-        let mut routes = Vec::new();
+        let mut routes: Vec<(u32, Route)> = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut wanted = RouteMessage::default();
             wanted.header.address_family = family;
             let found: Vec<RouteMessage> =
                 self.handle.route().get(wanted).execute().try_collect().await.map_err(kernel("list the routes"))?;
-            routes.extend(found.iter().filter_map(|message| route(message, index)));
+            for message in &found {
+                routes.extend(route(message, index)?);
+            }
         }
-        routes.sort_by_key(|route| route.gateway.is_some());
-        Ok(routes)
+        // The guest's messages have no metric: of several ways to one place the best one counts.
+        routes.sort_by_key(|(metric, route)| (route.gateway.is_some(), *metric));
+        let mut best: Vec<Route> = Vec::new();
+        for (_, route) in routes {
+            let same = |known: &Route| (known.destination, known.is_v6) == (route.destination, route.is_v6);
+            if !best.iter().any(same) {
+                best.push(route);
+            }
+        }
+        Ok(best)
     }
 
     async fn neighbours(&self, index: u32) -> Result<Vec<Neighbour>> {
@@ -180,10 +206,10 @@ impl Namespace {
         filter.execute().await.map_err(kernel(step()))
     }
 
-    /// Listens on every TCP port of the namespace's loopback on which nobody else does.
+    /// Listens on every TCP port of the namespace's loopback, whoever else may listen there.
     ///
     /// # Errors
-    /// [`Error::System`], where the kernel is older than 5.9 for one.
+    /// [`Error::System`], where the kernel is older than 5.17 for one.
     pub async fn steer_loopback(&self) -> Result<Steered> {
         let namespace = Arc::clone(&self.file);
         let steered = inside(&self.file, move || steer::all_ports(&*namespace)).await;
@@ -257,11 +283,20 @@ fn other_kind(message: &LinkMessage) -> Option<String> {
     }
 }
 
-/// A route of the main table through the link `index` that somebody has set.
-fn route(message: &RouteMessage, index: u32) -> Option<Route> {
+/// Whether a namespace is that of this process, or of the host's first one.
+fn is_hosts(namespace: &File) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let of = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let Ok(own) = namespace.metadata().map(of) else { return false };
+    ["/proc/self/ns/net", "/proc/1/ns/net"].iter().any(|path| std::fs::metadata(path).map(of).is_ok_and(|it| it == own))
+}
+
+/// A route of the main table through the link `index` that somebody has set, and its metric.
+fn route(message: &RouteMessage, index: u32) -> Result<Option<(u32, Route)>> {
     let header = &message.header;
     let mut table = u32::from(header.table);
     let (mut out, mut destination, mut gateway, mut source) = (None, None, None, None);
+    let (mut metric, mut several) = (0, false);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(link) => out = Some(*link),
@@ -269,23 +304,33 @@ fn route(message: &RouteMessage, index: u32) -> Option<Route> {
             RouteAttribute::Destination(address) => destination = ip(address),
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Priority(number) => metric = *number,
+            RouteAttribute::MultiPath(hops) => several = hops.iter().any(|hop| hop.interface_index == index),
             _ => {}
         }
     }
-    let wanted = out == Some(index)
+    let wanted = (out == Some(index) || several)
         && table == u32::from(RouteHeader::RT_TABLE_MAIN)
         && header.kind == RouteType::Unicast
         && !matches!(header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
-    wanted.then(|| Route {
+    if !wanted {
+        return Ok(None);
+    }
+    if several {
+        return Err(Error::MultiPath);
+    }
+    let route = Route {
         destination: destination
             .filter(|_| header.destination_prefix_length > 0)
             .map(|ip| Address { ip, prefix: header.destination_prefix_length }),
         gateway,
         source,
         scope: header.scope.into(),
-        flags: header.flags.bits(),
+        // The others say how the link is at the moment.
+        flags: header.flags.bits() & RouteFlags::Onlink.bits(),
         is_v6: header.address_family == AddressFamily::Inet6,
-    })
+    };
+    Ok(Some((metric, route)))
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -293,5 +338,14 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
         RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
         RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
         _ => None,
+    }
+}
+
+/// Gives back the links of the namespace at `path` after a pod that could not do so itself. A namespace that is gone has none.
+pub async fn give_back(path: &Path) {
+    let Ok(namespace) = Namespace::open(path).await else { return };
+    let Ok(links) = namespace.links().await else { return };
+    for link in &links {
+        namespace.disconnect(link).await;
     }
 }

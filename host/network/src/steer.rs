@@ -31,8 +31,8 @@ const LOOPBACK: i32 = 1;
 /// The listener, and what steers to it for as long as it lives.
 #[derive(Debug)]
 pub struct Steered {
-    /// It takes connections to any port of loopback that has no listener of its own, by both versions of IP. A connection's
-    /// own address says which.
+    /// It takes connections to every port of loopback, by both versions of IP: the lookup comes before other listeners. A
+    /// connection's own address says which port.
     pub listener: TcpListener,
     _link: OwnedFd,
 }

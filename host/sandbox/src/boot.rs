@@ -56,7 +56,13 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         None => (None, None, None),
     };
     let (network, mut devices) = match &setup.network {
-        Some(path) => Network::take(path).await.map(|(network, devices)| (Some(network), devices))?,
+        Some(path) => {
+            // On its own: given up halfway it would leave links that nobody knows of. What it has taken is given back with it.
+            let path = path.clone();
+            let taken = tokio::spawn(async move { Network::take(&path).await }).await;
+            let (network, devices) = taken.map_err(|error| Error::Failed(error.to_string()))??;
+            (Some(network), devices)
+        }
         None => (None, Vec::new()),
     };
     devices.extend(device);
@@ -80,20 +86,21 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let virtiofsd = virtiofsd.map(|(child, _)| child);
     let forward = match &network {
         // A pod whose kernel can't do that is a pod all the same.
-        Some(network) => match network.forward(machine.agent_address().clone()).await {
+        Some(network) if network.has_links() => match network.forward(machine.agent_address().clone()).await {
             Ok(forward) => Some(forward),
             Err(error) => {
                 log::warn!("ports of this pod can't be forwarded: {error}");
                 None
             }
         },
-        None => None,
+        _ => None,
     };
     let pod = Arc::new(Pod {
         machine,
         agent,
         shared: mount::host_side(&shared),
         virtiofsd,
+        has_shm: !setup.sandbox_id.is_empty(),
         network,
         _forward: forward,
         sysctls: setup.sysctls.clone(),

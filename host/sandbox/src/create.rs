@@ -179,10 +179,10 @@ struct Mounted {
 impl Mounted {
     async fn new(pod: &Arc<Pod>, plan: &Plan) -> Result<Self> {
         let (shared, id, root) = (pod.shared.clone(), plan.id.clone(), plan.root.clone());
-        let (rootfs, mounts) = (plan.rootfs.clone(), plan.spec.Mounts.clone());
+        let (rootfs, mounts, pod_shm) = (plan.rootfs.clone(), plan.spec.Mounts.clone(), pod.has_shm);
         // A look at a source, and a mount, may take their time (a network file system): they get a thread.
         let work = move || {
-            let plan = coracle_storage::container(&shared, &id, &root, &rootfs, &mounts)?;
+            let plan = coracle_storage::container(&shared, &id, &root, &rootfs, &mounts, pod_shm)?;
             mount::apply(&plan).map(|()| Self { plan, kept: false })
         };
         tokio::task::spawn_blocking(work).await.map_err(|error| Error::Failed(error.to_string()))?

@@ -65,7 +65,9 @@ impl From<coracle_network::Error> for Error {
         let text = error.to_string();
         match error {
             coracle_network::Error::Namespace { .. } => Self::Invalid(text),
-            coracle_network::Error::Unsupported { .. } => Self::Unsupported(text),
+            coracle_network::Error::Unsupported { .. }
+            | coracle_network::Error::Host { .. }
+            | coracle_network::Error::MultiPath => Self::Unsupported(text),
             coracle_network::Error::Kernel { .. } | coracle_network::Error::System { .. } => Self::Failed(text),
         }
     }

@@ -15,6 +15,9 @@ use crate::{Error, Result};
 /// The most connections of a pod at one time; further ones wait.
 const CONNECTIONS_MAX: usize = 256;
 
+/// How long to leave a listener alone that can't accept.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// The relay of a pod. It ends when this is dropped.
 pub(crate) struct Forward(tokio::task::JoinHandle<()>);
 
@@ -45,7 +48,15 @@ async fn relay_all(listener: &TcpListener, address: AgentAddress) {
     // What runs ends with this.
     let mut relays = tokio::task::JoinSet::new();
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        let Ok((stream, _)) = listener.accept().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, say: others have to go first, and nothing tells when.
+                log::warn!("a forwarded connection can't be taken: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         while relays.try_join_next().is_some() {}
         let address = address.clone();
         relays.spawn(async move {

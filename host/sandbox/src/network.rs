@@ -1,6 +1,7 @@
 //! The pod's network: taken over from its namespace before the boot, told to the guest after it.
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_machine::{AgentAddress, Device, Tap};
 use coracle_network::{Link, Namespace, plan};
@@ -14,7 +15,8 @@ use crate::forward::Forward;
 /// A network that was taken over. Dropping this gives the links back.
 pub(crate) struct Network {
     namespace: Namespace,
-    links: Vec<Link>,
+    // Read when the guest is told, taken out when they are given back.
+    links: Mutex<Vec<Link>>,
 }
 
 impl Network {
@@ -22,19 +24,29 @@ impl Network {
     pub(crate) async fn take(path: &Path) -> Result<(Self, Vec<Device>)> {
         let namespace = Namespace::open(path).await?;
         let links = namespace.links().await?;
-        let mut network = Self { namespace, links: Vec::new() };
+        let network = Self { namespace, links: Mutex::default() };
         let mut devices = Vec::new();
         for link in links {
             let tap = Tap::new(network.namespace.connect(&link).await?);
             devices.push(Device::Net { mac: link.mac, tap });
-            network.links.push(link);
+            network.lock().push(link);
         }
         Ok((network, devices))
     }
 
+    fn lock(&self) -> MutexGuard<'_, Vec<Link>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the namespace had links at all.
+    pub(crate) fn has_links(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
     /// Tells the guest of its interfaces.
     pub(crate) async fn tell(&self, agent: &Agent) -> Result<()> {
-        for link in &self.links {
+        let links = self.lock().clone();
+        for link in &links {
             let interface = MessageField::some(plan::interface(link));
             let request = UpdateInterfaceRequest { interface, ..Default::default() };
             agent
@@ -43,14 +55,14 @@ impl Network {
                 })
                 .await?;
         }
-        let routes = plan::routes(&self.links);
+        let routes = plan::routes(&links);
         if !routes.Routes.is_empty() {
             let request = UpdateRoutesRequest { routes: MessageField::some(routes), ..Default::default() };
             agent
                 .call("UpdateRoutes", Patience::Bounded, async |agent, ctx| agent.update_routes(ctx, &request).await)
                 .await?;
         }
-        let neighbours = plan::neighbours(&self.links);
+        let neighbours = plan::neighbours(&links);
         if !neighbours.ARPNeighbors.is_empty() {
             let request = AddARPNeighborsRequest { neighbors: MessageField::some(neighbours), ..Default::default() };
             agent
@@ -67,9 +79,10 @@ impl Network {
         Forward::start(&self.namespace, address).await
     }
 
-    /// Gives the links back as they were.
+    /// Gives the links back as they were, once.
     pub(crate) async fn give_back(&self) {
-        for link in &self.links {
+        let links = std::mem::take(&mut *self.lock());
+        for link in &links {
             self.namespace.disconnect(link).await;
         }
     }
@@ -77,8 +90,8 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        let (namespace, links) = (self.namespace.clone(), std::mem::take(&mut self.links));
-        // Where the pod was stopped in order this finds nothing left to undo.
+        let (namespace, links) = (self.namespace.clone(), std::mem::take(&mut *self.lock()));
+        // Where the pod was stopped in order there is nothing left to undo.
         tokio::spawn(async move {
             for link in &links {
                 namespace.disconnect(link).await;

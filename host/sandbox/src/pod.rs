@@ -18,6 +18,8 @@ pub(crate) struct Pod {
     /// The host's side of the folder that the guest sees.
     pub(crate) shared: PathBuf,
     pub(crate) virtiofsd: Option<Child>,
+    /// Whether its containers share memory in the guest.
+    pub(crate) has_shm: bool,
     pub(crate) network: Option<Network>,
     /// Ports of the guest's loopback on the host; it ends with the pod.
     pub(crate) _forward: Option<Forward>,

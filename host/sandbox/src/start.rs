@@ -45,6 +45,9 @@ fn begin(state: &mut State, id: &ProcessId) -> Result<Option<Begun>> {
     }
     let is_pod = state.container(&id.container)?.is_pod;
     let process = state.process(id)?;
+    if process.status == Status::Stopped {
+        return Err(Error::State("the process has ended before its start".into()));
+    }
     let stdio = process.stdio.take().ok_or_else(|| Error::State("the process was started already".into()))?;
     if is_pod {
         process.status = Status::Running;

@@ -45,6 +45,9 @@ impl Sandbox {
     /// Where the monitor does not end.
     pub async fn stop(&self) -> Result<()> {
         let (pod, storages, creating) = self.ask(give_up).await?;
+        if let Some(network) = pod.as_ref().and_then(|pod| pod.network.as_ref()) {
+            network.give_back().await;
+        }
         for mut container in creating {
             // A create that was given up takes its own mounts down; when it is through, its container is gone.
             let through = async { while container.changed().await.is_ok() {} };
@@ -54,9 +57,6 @@ impl Sandbox {
         }
         if let Some(pod) = &pod {
             pod.machine.stop().await?;
-            if let Some(network) = &pod.network {
-                network.give_back().await;
-            }
             if let Some(server) = &pod.virtiofsd {
                 server.kill();
                 server.wait().await;

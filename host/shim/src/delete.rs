@@ -1,6 +1,7 @@
 //! The action `delete`: after a daemon that has died, and as containerd's last word on any container.
 
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -16,11 +17,22 @@ use crate::{bundle, folder, metrics};
 /// How long a daemon that was killed may take to be gone: its socket outlives its connections by a moment.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Removes the control group that the daemon was in. Without a bundle that can be read nobody knows of one.
-fn remove_cgroup(args: &Args) {
+/// Removes the control group that the daemon was in, and gives the links of the pod's network back. Without a bundle that can
+/// be read nobody knows of either.
+fn clean_up_host(args: &Args) {
     let bundle = args.bundle.clone().or_else(|| std::env::current_dir().ok());
     let Some(Ok(spec)) = bundle.map(|bundle| bundle::read(&bundle)) else { return };
-    if matches!(bundle::membership(&spec), Membership::Of(_)) || bundle::cgroup(&spec).is_empty() {
+    if matches!(bundle::membership(&spec), Membership::Of(_)) {
+        return;
+    }
+    if let Some(network) = bundle::network(&spec) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(coracle_network::give_back(Path::new(network))),
+            Err(error) => log::warn!("the links of {} are not given back: {error}", args.id),
+        }
+    }
+    if bundle::cgroup(&spec).is_empty() {
         return;
     }
     match Cgroup::at(bundle::cgroup(&spec)) {
@@ -37,7 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         log::info!("{} is served: its folder stays", args.id);
     } else {
         folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))?;
-        remove_cgroup(args);
+        clean_up_host(args);
     }
     let response = DeleteResponse {
         pid: std::process::id(),

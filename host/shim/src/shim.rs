@@ -36,7 +36,7 @@ pub(crate) struct Shim {
     // As above: look-ups.
     descriptions: Mutex<HashMap<ProcessId, Description>>,
     // The pod's, which the first create joins.
-    cgroup: Mutex<Option<Cgroup>>,
+    cgroup: tokio::sync::Mutex<Option<Cgroup>>,
     ended: Notify,
 }
 
@@ -53,23 +53,23 @@ impl Shim {
             publisher: Publisher::new(namespace),
             sandbox: Mutex::new(None),
             descriptions: Mutex::new(HashMap::new()),
-            cgroup: Mutex::new(None),
+            cgroup: tokio::sync::Mutex::new(None),
             ended: Notify::new(),
         })
     }
 
     /// Joins the pod's control group on the host, once: all that the pod starts is in it.
-    pub(crate) fn join_cgroup(&self, path: &str) -> Result<(), Error> {
-        let mut place = lock(&self.cgroup);
+    pub(crate) async fn join_cgroup(&self, path: &str) -> Result<(), Error> {
+        let mut place = self.cgroup.lock().await;
         if place.is_some() || path.is_empty() {
             return Ok(());
         }
         let failed = |error| Error::Failed(format!("join the control group {path}: {error}"));
         let cgroup = Cgroup::at(path).map_err(failed)?;
-        if let Err(error) = cgroup.join() {
-            cgroup.leave();
-            return Err(failed(error));
-        }
+        let joining = cgroup.clone();
+        // The kernel may take its time to move the threads.
+        let joined = tokio::task::spawn_blocking(move || joining.join()).await;
+        joined.map_err(|error| failed(error.into()))?.map_err(failed)?;
         *place = Some(cgroup);
         Ok(())
     }
@@ -125,7 +125,7 @@ impl Shim {
             log::error!("the pod does not stop: {error}");
             stopped = false;
         }
-        let cgroup = lock(&self.cgroup).take();
+        let cgroup = self.cgroup.lock().await.take();
         if let Some(cgroup) = cgroup {
             // It waits for the last process.
             let _ = tokio::task::spawn_blocking(move || cgroup.leave()).await;

@@ -40,7 +40,7 @@ impl TaskService {
         let settings = settings(request)?;
         let membership = bundle::membership(&spec);
         if !matches!(membership, Membership::Of(_)) {
-            self.shim.join_cgroup(bundle::cgroup(&spec))?;
+            self.shim.join_cgroup(bundle::cgroup(&spec)).await?;
         }
         let sandbox = self.shim.sandbox_or_new(&settings)?;
         if membership == Membership::Pod {

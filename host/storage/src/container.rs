@@ -36,7 +36,8 @@ pub struct ContainerPlan {
 /// Plans a container's storage below the pod's `shared` folder.
 ///
 /// `rootfs` are the mounts that containerd asks for; where there are none the root is `root`, a folder. `spec_mounts` are
-/// the specification's. A `/dev/shm` that comes from the host is that of a pod, whose containers share one in the guest.
+/// the specification's. With `pod_shm` the shared memory that a container runtime has made on the host for the pod becomes that
+/// of the guest, which the pod's containers share.
 ///
 /// # Errors
 /// [`Error`].
@@ -46,6 +47,7 @@ pub fn container(
     root: &Path,
     rootfs: &[HostMount],
     spec_mounts: &[oci::Mount],
+    pod_shm: bool,
 ) -> Result<ContainerPlan, Error> {
     let folder = shared.join(id);
     let target = folder.join("rootfs");
@@ -66,7 +68,7 @@ pub fn container(
     let mut guest_mounts = Vec::new();
     for mount in spec_mounts {
         let mut guest_mount = mount.clone();
-        if is_bind(mount) && mount.destination == "/dev/shm" {
+        if pod_shm && is_pod_shm(mount) {
             guest_mount.source = paths::SHM.into();
         } else if is_bind(mount) {
             let name = mount_name(mount);
@@ -103,6 +105,13 @@ const KNOWN: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup"
 
 fn is_bind(mount: &oci::Mount) -> bool {
     mount.type_ == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
+}
+
+/// Whether a mount is the pod's shared memory, and no volume at its place: by where containerd and CRI-O make it.
+fn is_pod_shm(mount: &oci::Mount) -> bool {
+    let source = mount.source.as_str();
+    let made_for_it = source.ends_with("/shm") && (source.contains("/sandboxes/") || source.contains("/userdata/"));
+    is_bind(mount) && mount.destination == "/dev/shm" && (made_for_it || source == "/dev/shm")
 }
 
 /// A name in the container's folder: readable, and unlike all others.
@@ -153,7 +162,7 @@ mod tests {
         let source = tempfile::tempdir().unwrap();
         let path = source.path().to_str().unwrap();
         let mounts = [mount("/data", "bind", path, &["rbind", "ro"]), mount("/proc", "proc", "proc", &[])];
-        let plan = container(Path::new("/run/s"), "c1", source.path(), &[], &mounts).unwrap();
+        let plan = container(Path::new("/run/s"), "c1", source.path(), &[], &mounts, false).unwrap();
         assert_eq!(plan.mounts.len(), 2);
         assert_eq!(plan.mounts[1].source, source.path());
         assert!(plan.mounts[1].target.starts_with("/run/s/c1"));
@@ -167,24 +176,30 @@ mod tests {
     #[test]
     fn shared_memory_is_the_guests() {
         let root = tempfile::tempdir().unwrap();
-        let mounts = [mount("/dev/shm", "bind", "/run/somewhere/shm", &["rbind", "ro"])];
-        let plan = container(Path::new("/s"), "c", root.path(), &[], &mounts).unwrap();
+        let mounts = [mount("/dev/shm", "bind", "/run/containerd/sandboxes/1/shm", &["rbind", "ro"])];
+        let plan = container(Path::new("/s"), "c", root.path(), &[], &mounts, true).unwrap();
         assert_eq!(plan.mounts.len(), 1, "only the root is mounted on the host");
         assert_eq!(plan.guest_mounts[0].source, paths::SHM);
-        let own = container(Path::new("/s"), "c", root.path(), &[], &[mount("/dev/shm", "tmpfs", "shm", &[])]).unwrap();
+        let own = [mount("/dev/shm", "tmpfs", "shm", &[])];
+        let own = container(Path::new("/s"), "c", root.path(), &[], &own, true).unwrap();
         assert_eq!(own.guest_mounts[0].type_, "tmpfs");
+        // A volume at that place is a volume.
+        let volume = [mount("/dev/shm", "bind", root.path().to_str().unwrap(), &[])];
+        let plan = container(Path::new("/s"), "c", root.path(), &[], &volume, true).unwrap();
+        assert_eq!(plan.mounts.len(), 2);
     }
 
     #[test]
     fn what_is_missing_or_unknown_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let plan =
-            |mounts: &[oci::Mount]| container(Path::new("/s"), "c", root.path(), &[], mounts).unwrap_err().to_string();
+        let plan = |mounts: &[oci::Mount]| {
+            container(Path::new("/s"), "c", root.path(), &[], mounts, false).unwrap_err().to_string()
+        };
         assert!(plan(&[mount("/d", "bind", "/nowhere", &[])]).contains("/nowhere"));
         assert!(plan(&[mount("/d", "bind", "relative", &[])]).contains("not absolute"));
         assert!(plan(&[mount("/d", "nfs", "x", &[])]).contains("nfs"));
         assert!(plan(&[mount("/d", "bind", "/dev/null", &[])]).contains("device"));
-        let missing = container(Path::new("/s"), "c", Path::new("/nowhere"), &[], &[]).unwrap_err().to_string();
+        let missing = container(Path::new("/s"), "c", Path::new("/nowhere"), &[], &[], false).unwrap_err().to_string();
         assert!(missing.contains("/nowhere"));
     }
 

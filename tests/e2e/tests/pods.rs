@@ -1,6 +1,8 @@
 //! Pods through containerd's CRI, as kubelet makes them.
 
+use coracle_e2e::cri::msg;
 use coracle_e2e::{Containerd, Cri, Host, Pod};
+use protobuf::MessageField;
 
 #[test]
 fn a_pod_runs_containers_beside_one_another() {
@@ -20,8 +22,18 @@ fn a_pod_runs_containers_beside_one_another() {
     cri.remove(&one).unwrap();
     cri.remove(&two).unwrap();
     // A pod whose last container has ended takes another one.
-    let three = pod.start("three", &["sh", "-c", "exit 4"], |_| {}).unwrap();
+    let status = "grep -E '^(Name|Uid|CapPrm|CapBnd|NoNewPrivs):' /proc/1/status | tr '\\t' ' '; exit 4";
+    let share = |config: &mut msg::ContainerConfig| {
+        let security = config.linux.mut_or_insert_default().security_context.mut_or_insert_default();
+        // 0 is the pod's.
+        security.namespace_options = MessageField::some(msg::NamespaceOption::new());
+    };
+    let three = pod.start("three", &["sh", "-c", status], share).unwrap();
     assert_eq!(cri.ended(&three).exit_code, 4);
+    // Whoever gets hold of the first process of a shared namespace has got nothing.
+    let none = "0000000000000000";
+    let expected = format!("Uid: 65534 65534 65534 65534\nCapPrm: {none}\nCapBnd: {none}\nNoNewPrivs: 1\n");
+    assert!(pod.log("three").ends_with(&expected), "{}", pod.log("three"));
     pod.remove().unwrap();
     drop(containerd);
     host.audit();

@@ -30,7 +30,7 @@ async fn create(bench: &Bench, id: &str, own_pids: bool) -> coracle_sandbox::Res
     let spec: oci::Spec = json(&serde_json::json!({
         "root": { "path": "rootfs" },
         "process": { "args": ["/bin/sleep", "1000"], "env": ["PATH=/bin"], "cwd": "/", "user": {} },
-        "mounts": [{ "destination": "/dev/shm", "type": "bind", "source": "/host/shm", "options": ["rbind"] }],
+        "mounts": [{ "destination": "/dev/shm", "type": "bind", "source": "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/pod/shm", "options": ["rbind"] }],
         "linux": { "namespaces": [pid, { "type": "ipc", "path": "/i" }, { "type": "mount" }, { "type": "network", "path": "/n" }] }
     }));
     let request = CreateRequest { id: id.into(), spec, root: bench.rootfs(), rootfs: vec![], stdio: Stdio::default() };
