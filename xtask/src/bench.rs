@@ -182,7 +182,7 @@ fn idle_pod(bench: &Bench, run_folder: &Path) -> Result<Value> {
             "threads": figure("kata_agent_threads"),
         },
         "agent_calls_to_first_output": counted,
-        "fixed_sleeps_ms": 0,
+        "fixed_sleeps": crate::sleeps::report()?,
         "host_cpu_ms_to_start": cpu,
         "seconds_to_start": seconds,
         "processes": all.iter().map(|process| json!({

@@ -40,6 +40,7 @@ pub(crate) fn run() -> Result<()> {
     let mut faults = wings(&metadata)?;
     faults.extend(forbidden(&metadata)?);
     faults.extend(files()?);
+    faults.extend(crate::sleeps::faults()?);
     if faults.is_empty() {
         println!("layers: ok");
         return Ok(());

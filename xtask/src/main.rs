@@ -8,6 +8,7 @@ mod image;
 mod layers;
 mod lint;
 mod setup;
+mod sleeps;
 mod steps;
 mod suite;
 mod tests;

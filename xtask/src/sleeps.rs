@@ -1,0 +1,95 @@
+//! What waits for the clock: every place in the source, each with its reason. A place that is not listed counts as one on the
+//! way from create to first output, or back, where only events may be waited for.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::steps::{command, output, top};
+
+/// File, number of places, and what they are for.
+const KNOWN: [(&str, usize, &str); 6] = [
+    ("guest/agent/src/forward.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),
+    ("host/cli/src/logs.rs", 1, "logs --follow: how soon new text shows"),
+    ("host/process/src/cgroup.rs", 1, "a control group that is busy without a member: nothing tells when it is free"),
+    ("host/sandbox/src/boot.rs", 2, "deadlines, beside the events that end them"),
+    ("host/sandbox/src/forward.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),
+    ("host/shim/src/events.rs", 1, "between attempts to reach a containerd that is not there"),
+];
+
+/// What makes a task or a thread wait for the clock.
+const CALLS: [&str; 4] = ["sleep(", "sleep_until(", "interval(", "interval_at("];
+
+/// File and number of places, of what runs on the host and in the guest; tests left out.
+fn find() -> Result<Vec<(String, usize)>> {
+    let wings = ["host/*.rs", "guest/*.rs", "boundary/*.rs"];
+    let mut files = command("git", &["ls-files", "--cached", "--others", "--exclude-standard"]);
+    files.args(wings);
+    let list = output(files)?;
+    let sources = list.lines().filter(|path| path.contains("/src/"));
+    let counted = sources.filter_map(|path| Some((path, std::fs::read_to_string(top().join(path)).ok()?)));
+    Ok(counted.map(|(path, text)| (path.to_owned(), places(&text))).filter(|(_, count)| *count > 0).collect())
+}
+
+fn places(text: &str) -> usize {
+    let code = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"));
+    let code = code.filter(|line| !line.trim_start().starts_with("//"));
+    code.filter(|line| CALLS.iter().any(|call| calls(line, call))).count()
+}
+
+/// Whether `line` calls a function of that whole name.
+fn calls(line: &str, call: &str) -> bool {
+    line.match_indices(call).any(|(at, _)| {
+        !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_') && !line[..at].ends_with("fn ")
+    })
+}
+
+/// Where `found` and `known` differ.
+fn differences(found: &[(String, usize)], known: &[(&str, usize, &str)]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (path, count) in found {
+        let listed = known.iter().find(|(known, ..)| known == path).map_or(0, |(_, listed, _)| *listed);
+        if *count != listed {
+            faults.push(format!(
+                "{path}: waits for the clock at {count} places; {listed} are known (xtask/src/sleeps.rs)"
+            ));
+        }
+    }
+    let gone = known.iter().filter(|(path, ..)| !found.iter().any(|(found, _)| found == path));
+    faults.extend(
+        gone.map(|(path, ..)| format!("{path}: waits for the clock no more; take it from xtask/src/sleeps.rs")),
+    );
+    faults
+}
+
+/// What a reviewer has to look at.
+pub(crate) fn faults() -> Result<Vec<String>> {
+    Ok(differences(&find()?, &KNOWN))
+}
+
+/// For the report: the places that nobody has given a reason for, and those that are known.
+pub(crate) fn report() -> Result<Value> {
+    let places: Vec<Value> =
+        KNOWN.iter().map(|(path, count, why)| json!({ "file": path, "places": count, "why": why })).collect();
+    let unknown = faults()?;
+    Ok(json!({ "on_the_way": unknown.len(), "at": unknown, "elsewhere": places }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_for_the_clock_is_seen() {
+        let text = "// sleep(1)\nfn f() {\n    tokio::time::sleep(PAUSE).await;\n    no_sleep();\n    let t = interval(X);\n}\n\
+            fn sleep(x: u8) {}\n#[cfg(test)]\nmod tests {\n    sleep(1);\n}\n";
+        assert_eq!(places(text), 2);
+    }
+
+    #[test]
+    fn one_more_and_one_less_are_told() {
+        let found = [("a.rs".to_owned(), 2), ("b.rs".to_owned(), 1)];
+        assert!(differences(&found, &[("a.rs", 2, ""), ("b.rs", 1, "")]).is_empty());
+        let faults = differences(&found, &[("a.rs", 1, ""), ("c.rs", 1, "")]);
+        assert_eq!(faults.len(), 3, "{faults:?}");
+    }
+}
