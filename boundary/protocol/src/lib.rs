@@ -13,6 +13,7 @@ mod rpc {
 pub mod forward;
 pub mod hello;
 mod json;
+pub mod names;
 pub mod paths;
 pub mod ports;
 

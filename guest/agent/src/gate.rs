@@ -3,13 +3,11 @@
 //! Today the gate holds the bounds that keep the engine safe, whatever the host sends. A policy engine takes its place
 //! beside these checks; nothing else has to change for it.
 
+use coracle_protocol::names::is_name;
 use coracle_protocol::protobuf::MessageDyn;
 use coracle_protocol::protobuf::reflect::{ReflectFieldRef, ReflectValueRef};
 
 use crate::{Error, Result};
-
-/// The longest container or process name, in bytes.
-const NAME_BYTES_MAX: usize = 128;
 
 /// Lets `request` for `method` pass, or says why not.
 ///
@@ -39,14 +37,6 @@ pub(crate) fn admit(method: &'static str, request: &dyn MessageDyn) -> Result<()
 /// [`Error::Invalid`] for port 0, which is none.
 pub(crate) fn admit_port(method: &'static str, port: u16) -> Result<()> {
     if port == 0 { Err(Error::Invalid(format!("{method}: there is no port 0"))) } else { Ok(()) }
-}
-
-fn is_name(name: &str) -> bool {
-    let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    !name.is_empty()
-        && name.len() <= NAME_BYTES_MAX
-        && name.chars().all(letters)
-        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
 
 #[cfg(test)]

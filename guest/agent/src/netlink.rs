@@ -107,17 +107,17 @@ impl Netlink {
     /// Has something changed, and waits for the kernel's word.
     pub(crate) fn change(&mut self, kind: u16, flags: u16, body: &Body) -> std::io::Result<()> {
         self.send(kind, flags | ACK, body)?;
-        self.answers(|_, _| {})
+        self.answers(|_| {})
     }
 
     /// Lists: `each` gets every message's body.
-    pub(crate) fn list(&mut self, kind: u16, body: &Body, mut each: impl FnMut(&[u8])) -> std::io::Result<()> {
+    pub(crate) fn list(&mut self, kind: u16, body: &Body, each: impl FnMut(&[u8])) -> std::io::Result<()> {
         self.send(kind, DUMP, body)?;
-        self.answers(|_, body| each(body))
+        self.answers(each)
     }
 
-    /// Reads messages until the one that ends an answer.
-    fn answers(&mut self, mut each: impl FnMut(u16, &[u8])) -> std::io::Result<()> {
+    /// Reads messages until the one that ends an answer; `each` gets the bodies of those before it.
+    fn answers(&mut self, mut each: impl FnMut(&[u8])) -> std::io::Result<()> {
         let mut buffer = vec![0; ANSWER_BYTES_MAX];
         loop {
             let count = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -129,7 +129,7 @@ impl Netlink {
                 match kind {
                     NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => return error(body),
-                    other => each(other, body),
+                    _ => each(body),
                 }
             }
         }

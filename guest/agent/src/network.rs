@@ -158,8 +158,7 @@ pub(crate) async fn list_routes(_: &Arc<Agent>, _: ListRoutesRequest) -> Result<
 fn links(netlink: &mut Netlink) -> Result<Vec<Link>> {
     let mut links = Vec::new();
     let each = |body: &[u8]| {
-        let index = body.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
-        let mut link = Link { index: index.unwrap_or(0), name: String::new(), mac: Vec::new(), mtu: 0 };
+        let mut link = Link { index: link_index(body).unwrap_or(0), name: String::new(), mac: Vec::new(), mtu: 0 };
         for (kind, value) in attributes(body, LINK_BYTES) {
             match kind {
                 LINK_MAC => link.mac = value.to_vec(),
@@ -172,6 +171,11 @@ fn links(netlink: &mut Netlink) -> Result<Vec<Link>> {
     };
     netlink.list(netlink::GET_LINK, &Body::new(&[&[0; LINK_BYTES]]), each).map_err(Error::system("list links"))?;
     Ok(links)
+}
+
+/// The number of the link that an `ifinfomsg` or `ifaddrmsg` is about.
+fn link_index(body: &[u8]) -> Option<i32> {
+    body.get(4..8)?.try_into().ok().map(i32::from_ne_bytes)
 }
 
 fn index_of(all: &[Link], name: &str) -> Result<i32> {
@@ -197,11 +201,10 @@ fn add_address(netlink: &mut Netlink, index: i32, ip: IpAddr, prefix: u8) -> Res
 fn addresses(netlink: &mut Netlink, index: i32) -> Result<Vec<IPAddress>> {
     let mut addresses = Vec::new();
     let each = |body: &[u8]| {
-        let of = body.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
         let prefix = body.get(1).copied().unwrap_or(0);
         let found =
             attributes(body, ADDRESS_BYTES).find(|(kind, _)| *kind == ADDRESS_PEER).and_then(|(_, ip_)| ip(ip_));
-        if let Some(address) = found.filter(|_| of == Some(index)) {
+        if let Some(address) = found.filter(|_| link_index(body) == Some(index)) {
             let family = if address.is_ipv6() { IPFamily::v6 } else { IPFamily::v4 };
             let (address, mask) = (address.to_string(), prefix.to_string());
             addresses.push(IPAddress { family: family.into(), address, mask, ..Default::default() });

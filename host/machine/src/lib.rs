@@ -16,7 +16,7 @@ pub use address::{AgentAddress, GuestListener, GuestStream};
 pub use error::Error;
 pub use spec::{
     Accelerator, Architecture, Capabilities, Cpus, Device, DeviceKind, Kernel, KernelForm, MachineSpec, Memory,
-    MemoryKind, Platform, Tap,
+    MemoryKind, Platform, Tap, mac_text,
 };
 
 /// What the port gives back.

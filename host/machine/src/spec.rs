@@ -117,6 +117,12 @@ pub enum Device {
     },
 }
 
+/// A hardware address as text: six pairs of hexadecimal digits with colons between them.
+#[must_use]
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// A tap's descriptor (Linux: Documentation/networking/tuntap.rst), with a virtio-net header before each packet.
 #[derive(Debug, Clone)]
 pub struct Tap(std::sync::Arc<std::os::fd::OwnedFd>);

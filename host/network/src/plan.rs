@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use coracle_machine::mac_text;
 use coracle_protocol::agent::{ARPNeighbors, Routes};
 use coracle_protocol::protobuf::MessageField;
 use coracle_protocol::types::{ARPNeighbor, IPAddress, IPFamily, Interface, Route};
@@ -10,12 +11,6 @@ use crate::{Address, Link};
 
 /// The kernel's number for a neighbour that was set by hand (`NUD_PERMANENT`).
 const PERMANENT: i32 = 0x80;
-
-/// A hardware address as text.
-#[must_use]
-pub fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
 
 /// The interface that a link becomes. The guest finds its device by the hardware address.
 #[must_use]

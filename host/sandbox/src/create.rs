@@ -47,14 +47,9 @@ struct Plan {
     terminal: bool,
 }
 
-/// The longest name of a container or process, in bytes: the guest takes no longer one.
-const NAME_BYTES_MAX: usize = 128;
-
 /// A name becomes a part of paths, on both sides: anything but a name is refused before it is used.
 pub(crate) fn check_name(name: &str) -> Result<()> {
-    let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if begins && name.len() <= NAME_BYTES_MAX && name.chars().all(letter) {
+    if coracle_protocol::names::is_name(name) {
         return Ok(());
     }
     let shown: String = name.escape_default().take(64).collect();

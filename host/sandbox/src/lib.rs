@@ -44,6 +44,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use error::Error;
 pub use io::{Input, Output, Stdio};
+pub use network::give_back_network;
 use state::State;
 pub use state::{ProcessState, Status};
 

@@ -6,11 +6,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use coracle_machine::{AgentAddress, Device, Tap};
 use coracle_network::{Link, Namespace, plan};
 use coracle_protocol::agent::{AddARPNeighborsRequest, UpdateInterfaceRequest, UpdateRoutesRequest};
+use coracle_protocol::oci;
 use coracle_protocol::protobuf::MessageField;
 
-use crate::Result;
 use crate::agent::{Agent, Patience};
 use crate::forward::Forward;
+use crate::{Result, spec};
+
+/// Gives back the links of the pod that `spec` describes, after one that could not do so itself.
+pub async fn give_back_network(spec: &oci::Spec) {
+    // A specification that is refused has taken none.
+    if let Ok(Some(path)) = spec::network(spec) {
+        coracle_network::give_back(&path).await;
+    }
+}
 
 /// A network that was taken over. Dropping this gives the links back.
 pub(crate) struct Network {

@@ -67,7 +67,7 @@ pub(crate) fn setup(spec: &oci::Spec) -> Result<Setup> {
 
 /// The network namespace that somebody has made for the pod; none where it is to have no links. Namespaces of kinds that are not
 /// made are refused here, before anything is booted.
-fn network(spec: &oci::Spec) -> Result<Option<PathBuf>> {
+pub(crate) fn network(spec: &oci::Spec) -> Result<Option<PathBuf>> {
     let namespaces = spec.Linux.as_ref().map(|linux| linux.Namespaces.as_slice()).unwrap_or_default();
     if let Some(other) = namespaces.iter().find(|namespace| matches!(namespace.Type.as_str(), "user" | "time")) {
         return Err(Error::Unsupported(format!("a {} namespace is not supported", other.Type)));

@@ -42,13 +42,6 @@ pub(crate) fn cgroup(spec: &oci::Spec) -> &str {
     spec.Linux.as_ref().map(|linux| linux.CgroupsPath.as_str()).unwrap_or_default()
 }
 
-/// The network namespace that was made for the pod.
-pub(crate) fn network(spec: &oci::Spec) -> Option<&str> {
-    let namespaces = spec.Linux.as_ref().map(|linux| linux.Namespaces.as_slice()).unwrap_or_default();
-    let own = namespaces.iter().find(|namespace| namespace.Type == "network");
-    own.map(|namespace| namespace.Path.as_str()).filter(|path| !path.is_empty())
-}
-
 /// The pod that the annotations of containerd's CRI, or of CRI-O, name.
 pub(crate) fn membership(spec: &oci::Spec) -> Membership {
     let annotation = |key: &str| spec.Annotations.get(key).map(String::as_str);

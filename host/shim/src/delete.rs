@@ -1,7 +1,6 @@
 //! The action `delete`: after a daemon that has died, and as containerd's last word on any container.
 
 use std::io::Write;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -25,12 +24,9 @@ fn clean_up_host(args: &Args) {
     if matches!(bundle::membership(&spec), Membership::Of(_)) {
         return;
     }
-    if let Some(network) = bundle::network(&spec) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        match runtime {
-            Ok(runtime) => runtime.block_on(coracle_network::give_back(Path::new(network))),
-            Err(error) => log::warn!("the links of {} are not given back: {error}", args.id),
-        }
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(coracle_sandbox::give_back_network(&spec)),
+        Err(error) => log::warn!("the links of {} are not given back: {error}", args.id),
     }
     if bundle::cgroup(&spec).is_empty() {
         return;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use coracle_machine::{Accelerator, Device, Error, KernelForm, MachineSpec, MemoryKind, Result, Tap};
+use coracle_machine::{Accelerator, Device, Error, KernelForm, MachineSpec, MemoryKind, Result, Tap, mac_text};
 
 use crate::{Config, MachineType};
 
@@ -106,7 +106,7 @@ pub(crate) fn arguments(
             }
             Device::Net { mac, tap: _ } => {
                 let fd = tap_fds.next().unwrap_or(FIRST_TAP_FD);
-                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                let mac = mac_text(*mac);
                 // Without the ROM for booting over the network, which is a package of its own.
                 let rom = if pci { ",romfile=" } else { "" };
                 let net = bus("virtio-net");
