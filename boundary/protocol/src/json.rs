@@ -30,7 +30,11 @@ pub fn to_json(message: &dyn MessageDyn) -> Value {
         let value = match field.get_reflect(message) {
             ReflectFieldRef::Optional(optional) => match optional.value() {
                 Some(value) => scalar(value),
-                None if field.is_singular() && !is_message(&field) && field.containing_oneof().is_none() => {
+                None if field.is_singular()
+                    && !is_message(&field)
+                    && field.containing_oneof().is_none()
+                    && !field.proto().proto3_optional() =>
+                {
                     scalar(field.get_singular_field_or_default(message))
                 }
                 None => Value::Null,
@@ -55,7 +59,7 @@ pub fn to_json(message: &dyn MessageDyn) -> Value {
     Value::Object(object)
 }
 
-fn is_message(field: &protobuf::reflect::FieldDescriptor) -> bool {
+pub(crate) fn is_message(field: &protobuf::reflect::FieldDescriptor) -> bool {
     matches!(
         field.runtime_field_type(),
         protobuf::reflect::RuntimeFieldType::Singular(protobuf::reflect::RuntimeType::Message(_))
@@ -72,6 +76,11 @@ fn scalar(value: ReflectValueRef<'_>) -> Value {
 
 /// An element of a list or map: empty text is kept.
 fn item(value: ReflectValueRef<'_>) -> Value {
+    as_value(value, to_json)
+}
+
+/// A value as JSON; `form` is that of a message.
+pub(crate) fn as_value(value: ReflectValueRef<'_>, form: fn(&dyn MessageDyn) -> Value) -> Value {
     match value {
         ReflectValueRef::U32(number) => number.into(),
         ReflectValueRef::U64(number) => number.into(),
@@ -83,7 +92,7 @@ fn item(value: ReflectValueRef<'_>) -> Value {
         ReflectValueRef::String(text) => text.into(),
         ReflectValueRef::Bytes(bytes) => Value::Array(bytes.iter().map(|byte| (*byte).into()).collect()),
         ReflectValueRef::Enum(_, number) => number.into(),
-        ReflectValueRef::Message(message) => to_json(&*message),
+        ReflectValueRef::Message(message) => form(&*message),
     }
 }
 
@@ -97,7 +106,8 @@ mod tests {
         "env":["A="],"rlimits":[{"type":"RLIMIT_CORE","hard":0,"soft":0}],"oomScoreAdj":-5,
         "capabilities":{"bounding":["CAP_KILL"]},"noNewPrivileges":true},
         "root":{"path":"rootfs"},"mounts":[{"destination":"/proc","type":"proc","source":"proc"}],
-        "linux":{"resources":{"memory":{"limit":1099511627776},"cpu":{"shares":2,"quota":-1},"pids":{"limit":9},
+        "linux":{"timeOffsets":{"monotonic":{"secs":5}},"personality":{"domain":"LINUX32"},
+        "resources":{"devices":[{"allow":true,"type":"c","major":5,"minor":0},{"allow":false}],"memory":{"limit":1099511627776},"cpu":{"shares":2,"quota":-1},"pids":{"limit":9},
         "unified":{"memory.high":"1"}},"seccomp":{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["read"],
         "action":"SCMP_ACT_ALLOW","errnoRet":1}]},"sysctl":{"a.b":"c"}}}"#;
 
@@ -112,6 +122,12 @@ mod tests {
         assert_eq!(json["process"]["args"][1], "", "an empty element is kept");
         assert_eq!(json["linux"]["resources"]["memory"]["limit"], 1_i64 << 40, "64 bits stay a number");
         assert_eq!(json["linux"]["seccomp"]["syscalls"][0]["errnoRet"], 1);
+        assert_eq!(json["linux"]["resources"]["devices"][0]["minor"], 0, "an explicit zero is kept");
+        assert!(json["linux"]["resources"]["devices"][1].get("minor").is_none(), "an absent number is absent");
+        assert!(json["process"]["user"].get("umask").is_none());
+        assert_eq!(json["linux"]["resources"]["unified"]["memory.high"], "1");
+        assert_eq!(json["linux"]["timeOffsets"]["monotonic"]["secs"], 5);
+        assert_eq!(json["linux"]["personality"]["domain"], "LINUX32");
         assert!(json["process"].get("apparmorProfile").is_none(), "empty text is absent");
         assert!(json.get("solaris").is_none(), "an absent message is absent");
     }

@@ -15,9 +15,11 @@ pub mod hello;
 mod json;
 pub mod names;
 pub mod paths;
+mod policy;
 pub mod ports;
 
 pub use json::{JsonError, from_json, to_json};
+pub use policy::policy_json;
 pub use protobuf;
 pub use rpc::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
 pub use ttrpc;

@@ -3,6 +3,10 @@
 /// The agent's ttrpc server, in the guest.
 pub const AGENT: u32 = 1024;
 
+/// The streams of processes, in the guest: the host connects once a stream, and names the connection in CreateContainer or
+/// ExecProcess by the port that it came from. What flows there needs no calls.
+pub const STREAMS: u32 = 1027;
+
 /// Connections to the guest's loopback (see [`crate::forward`]), in the guest. Ours, beside Kata's.
 pub const FORWARD: u32 = 1040;
 

@@ -8,16 +8,19 @@ use coracle_container::cgroup::Cgroup;
 use coracle_protocol::agent::CreateContainerRequest;
 use coracle_protocol::protobuf::MessageDyn;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Hooks, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::connections::Ports;
+use crate::hooks::Point;
 use crate::process::{Process, Streams};
 use crate::state::{Agent, Container, Made};
-use crate::{Error, Result, oom, storage};
+use crate::{Error, Result, diagnostics, oom, storage};
 
 /// Makes the container.
 pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Result<Empty> {
+    let ports = Ports { stdin: request.stdin_port, stdout: request.stdout_port, stderr: request.stderr_port };
     let id = request.container_id;
     let _reservation = agent.reserve(&id)?;
     if !request.devices.is_empty() {
@@ -31,14 +34,21 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
         .map(|root| root.path().clone())
         .filter(|path| path.is_absolute())
         .ok_or_else(|| Error::Invalid("the container's root has no absolute path".into()))?;
+    if spec.hooks().as_ref().is_some_and(|hooks| *hooks != Hooks::default()) {
+        return Err(Error::Unsupported(
+            "a hook in a specification: those of the guest's own folder are run, and it".into(),
+        ));
+    }
     let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
     for wanted in &request.storages {
         storage::attach(&agent.config, wanted)?;
     }
+    let named = agent.connections.named(ports).await?;
     let (theirs, ours) = Streams::new(terminal)?.split();
     let (program, parent) = (agent.config.program.clone(), agent.config.cgroups.clone());
     let pids_of = if request.sandbox_pidns { Some(agent.pause().await?) } else { None };
     let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
+    let (root, termination_log) = (rootfs.clone(), diagnostics::termination_log(&spec));
     let new = New { spec, rootfs, pids_of };
     let name = id.clone();
     // The engine is synchronous: it gets a thread, so that other requests go on.
@@ -56,11 +66,21 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
             return Err(error);
         }
     };
+    if let Err(error) = agent.hooks(Point::Prestart, &id, pid, &root).await {
+        let _ = cgroup.kill();
+        process.wait().await;
+        // The hook's error is the one to tell.
+        let _ = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+        return Err(error);
+    }
+    if let Some(named) = named {
+        named.serve(&id, "", &process).await;
+    }
     if pids_of.is_some() {
         kill_rest(&cgroup, &process);
     }
     let oom_watch = oom::watch(&cgroup, id.clone(), agent.oom_sender.clone());
-    agent.insert(Container::new(Made { id, cgroup, pid, seccomp }, process, oom_watch));
+    agent.insert(Container::new(Made { id, cgroup, pid, root, termination_log, seccomp }, process, oom_watch));
     Ok(Empty::new())
 }
 
@@ -80,10 +100,10 @@ fn prepare(
     new: New,
     stdio: coracle_container::Stdio,
 ) -> coracle_container::Result<coracle_container::Prepared> {
-    let limited = match new.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
-        Some(resources) => cgroup.apply(resources),
-        None => Ok(()),
-    };
+    let resources = new.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let devices = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+    let limited = resources.map_or(Ok(()), |resources| cgroup.apply(resources));
+    let limited = limited.and_then(|()| cgroup.restrict_devices(devices));
     let prepared = limited.and_then(|()| coracle_container::create(program, cgroup.path(), new, stdio));
     if prepared.is_err() {
         // The first error is the one to tell; an empty cgroup is all that could stay.

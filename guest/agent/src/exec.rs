@@ -6,6 +6,7 @@ use coracle_container::Beside;
 use coracle_protocol::agent::ExecProcessRequest;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
+use crate::connections::Ports;
 use crate::create::from_wire;
 use crate::process::{Process, Streams};
 use crate::state::Agent;
@@ -25,6 +26,8 @@ pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Res
     }
     let process = request.process.as_ref().ok_or_else(|| Error::Invalid("ExecProcess without a process".into()))?;
     let process: oci_spec::runtime::Process = from_wire(process)?;
+    let ports = Ports { stdin: request.stdin_port, stdout: request.stdout_port, stderr: request.stderr_port };
+    let named = agent.connections.named(ports).await?;
     let (theirs, ours) = Streams::new(process.terminal().unwrap_or(false))?.split();
     let (program, cgroup) = (agent.config.program.clone(), container.cgroup.path().to_owned());
     let beside = Beside { pid: container.pid, process, seccomp: container.seccomp.clone() };
@@ -33,6 +36,9 @@ pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Res
         .map_err(|error| Error::State(error.to_string()))??;
     let process = Process::watch(prepared, ours)?;
     container.insert_exec(&request.exec_id, Arc::clone(&process))?;
+    if let Some(named) = named {
+        named.serve(&request.container_id, &request.exec_id, &process).await;
+    }
     if let Err(error) = process.start().await {
         process.set_waited();
         process.close_streams().await;

@@ -7,15 +7,13 @@ use coracle_protocol::forward;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio_vsock::{VMADDR_CID_HOST, VsockListener, VsockStream};
+use tokio_vsock::{VsockListener, VsockStream};
 
 use crate::gate;
+use crate::guest::{ACCEPT_PAUSE, accept};
 
 /// The most connections at one time; further ones wait.
 const CONNECTIONS_MAX: usize = 256;
-
-/// How long to leave a listener alone that can't accept.
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// The name by which the gate knows these connections.
 const METHOD: &str = "ForwardPort";
@@ -24,15 +22,13 @@ const METHOD: &str = "ForwardPort";
 pub(crate) async fn serve(listener: VsockListener) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        match listener.accept().await {
-            // Nobody but the host may come in here.
-            Ok((stream, peer)) if peer.cid() == VMADDR_CID_HOST => {
+        match accept(&listener).await {
+            Ok((stream, _)) => {
                 tokio::spawn(async move {
                     relay(stream).await;
                     drop(place);
                 });
             }
-            Ok(_) => {}
             // Out of descriptors, say: others have to go first, and nothing tells when.
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }

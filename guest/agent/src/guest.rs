@@ -7,7 +7,7 @@ use coracle_protocol::{hello, ports};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
-use crate::{Config, Error, Result};
+use crate::{Config, Connection, Error, Result};
 
 /// When the agent began to serve, by the processor's time stamp counter. Set once.
 static READY_TSC: OnceLock<u64> = OnceLock::new();
@@ -51,22 +51,40 @@ pub fn run() -> i32 {
     }
 }
 
+/// How long to leave a listener alone that can't accept.
+pub(crate) const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// The next connection of the host's, and the port it comes from. Nobody else may come in: the guest's own processes could.
+pub(crate) async fn accept(listener: &VsockListener) -> std::io::Result<(VsockStream, u32)> {
+    loop {
+        let (stream, peer) = listener.accept().await?;
+        if peer.cid() == VMADDR_CID_HOST {
+            return Ok((stream, peer.port()));
+        }
+    }
+}
+
 async fn serve() -> Result<()> {
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::AGENT))
         .map_err(Error::system("listen on the agent's vsock port"))?;
     let from_host = futures::stream::unfold(listener, |listener| async move {
+        let accepted = accept(&listener).await.map(|(stream, _)| stream);
+        Some((accepted, listener))
+    });
+    let streams = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::STREAMS))
+        .map_err(Error::system("listen for the streams of processes"))?;
+    let streams = futures::stream::unfold(streams, |listener| async move {
         loop {
-            match listener.accept().await {
-                // Nobody but the host may ask the agent for anything.
-                Ok((stream, peer)) if peer.cid() == VMADDR_CID_HOST => return Some((Ok(stream), listener)),
-                Ok(_) => {}
-                Err(error) => return Some((Err(error), listener)),
+            match accept(&listener).await {
+                Ok((stream, port)) => return Some(((port, Box::pin(stream) as Connection), listener)),
+                // Out of descriptors, say: others have to go first, and nothing tells when.
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
         }
     });
     let forwarded = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::FORWARD))
         .map_err(Error::system("listen for forwarded ports"))?;
-    let _server = crate::serve(Config::guest(), Listener::new(from_host)).await?;
+    let _server = crate::serve(Config::guest(), Listener::new(from_host), Box::pin(streams)).await?;
     tokio::spawn(crate::forward::serve(forwarded));
     let _ = READY_TSC.set(tsc());
     let own = vsock::get_local_cid().map_err(Error::system("learn the guest's vsock address"))?;

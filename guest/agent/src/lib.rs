@@ -5,18 +5,25 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod connections;
+mod copy_file;
 mod create;
 mod details;
+mod diagnostics;
 mod error;
 mod exec;
 mod forward;
 mod gate;
 pub mod guest;
+mod hooks;
+mod hotplug;
+mod iptables;
 mod netlink;
 mod network;
 mod oom;
 mod pause;
 mod process;
+mod program;
 mod remove;
 mod sandbox;
 mod service;
@@ -27,10 +34,12 @@ mod stats;
 mod storage;
 mod stream;
 mod update;
+mod volume;
 mod wait;
 
 use std::path::PathBuf;
 
+pub use connections::{Connection, Incoming, Io};
 pub use error::Error;
 pub use service::{METHODS, serve};
 
@@ -44,6 +53,8 @@ pub struct Config {
     pub program: PathBuf,
     /// The folder for containers' cgroups, in a cgroup2 mount.
     pub cgroups: PathBuf,
+    /// The guest's own name servers (resolv.conf(5)).
+    pub resolv_conf: PathBuf,
     /// Where a shared file system comes from.
     pub shared: SharedSource,
 }
@@ -64,6 +75,7 @@ impl Config {
         Self {
             program: "/proc/self/exe".into(),
             cgroups: "/sys/fs/cgroup/coracle".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
             shared: SharedSource::VirtioFs,
         }
     }

@@ -58,11 +58,26 @@ impl Stream {
             .0
             .async_io(Interest::READABLE, |fd| rustix::io::read(fd, &mut *buffer).map_err(std::io::Error::from))
             .await;
-        match read {
-            // How a terminal says that its last user has closed it.
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(0),
-            other => other,
+        ended(read)
+    }
+
+    /// Reads behind what `buffer` holds, within its capacity; 0 at the end.
+    pub(crate) async fn read_into(&self, buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+        let read = self
+            .0
+            .async_io(Interest::READABLE, |fd| {
+                rustix::io::read(fd, rustix::buffer::spare_capacity(buffer)).map_err(std::io::Error::from)
+            })
+            .await;
+        ended(read)
+    }
+
+    pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            let written = self.write(bytes).await?;
+            bytes = bytes.get(written..).unwrap_or_default();
         }
+        Ok(())
     }
 
     pub(crate) async fn write(&self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -70,7 +85,20 @@ impl Stream {
     }
 }
 
+/// EIO is how a terminal says that its last user has closed it.
+fn ended(read: std::io::Result<usize>) -> std::io::Result<usize> {
+    match read {
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(0),
+        other => other,
+    }
+}
+
 impl Output {
+    /// The stream itself, for somebody who moves it from now on. To all others it is at its end.
+    pub(crate) fn take(&mut self) -> Option<Stream> {
+        self.stream.take()
+    }
+
     /// What there is, at most `len` bytes; empty at the end.
     pub(crate) async fn read(&mut self, len: usize) -> std::io::Result<Vec<u8>> {
         let Some(stream) = &self.stream else { return Ok(Vec::new()) };

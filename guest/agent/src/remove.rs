@@ -6,6 +6,7 @@ use std::time::Duration;
 use coracle_protocol::agent::RemoveContainerRequest;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
+use crate::hooks::Point;
 use crate::state::{Agent, Container};
 use crate::{Error, Result};
 
@@ -21,6 +22,9 @@ pub(crate) async fn remove(agent: &Arc<Agent>, request: RemoveContainerRequest) 
             .map_err(|_| Error::State(format!("container {} did not end in {} s", container.id, request.timeout)))??;
     }
     agent.forget(&container.id);
+    if let Err(error) = agent.hooks(Point::Poststop, &container.id, 0, &container.root).await {
+        println!("coracle-agent: {error}");
+    }
     Ok(Empty::new())
 }
 

@@ -1,5 +1,6 @@
 //! CreateSandbox and DestroySandbox: what all containers of the pod share.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_protocol::agent::{CreateSandboxRequest, DestroySandboxRequest};
@@ -10,14 +11,22 @@ use crate::{Error, Result, remove, storage};
 
 /// Sets the pod up.
 pub(crate) async fn create(agent: &Arc<Agent>, request: CreateSandboxRequest) -> Result<Empty> {
-    for (asked, name) in [
-        (!request.guest_hook_path.is_empty(), "a guest hook path"),
-        (!request.kernel_modules.is_empty(), "a kernel module of the sandbox"),
-        (!request.dns.is_empty(), "DNS of the sandbox"),
-    ] {
-        if asked {
-            return Err(Error::Unsupported(name.into()));
+    if let Some(module) = request.kernel_modules.first() {
+        return Err(Error::Unsupported(format!("the kernel module {}", module.name)));
+    }
+    if !request.guest_hook_path.is_empty() {
+        let folder = PathBuf::from(&request.guest_hook_path);
+        if !folder.is_absolute() {
+            return Err(Error::Invalid(format!("the folder of hooks {} is not absolute", folder.display())));
         }
+        // A pod is set up once; who does it again may not change what its containers are held to.
+        if agent.hooks.get_or_init(|| folder.clone()) != &folder {
+            return Err(Error::State("the pod has another folder of hooks".into()));
+        }
+    }
+    if !request.dns.is_empty() {
+        let lines: String = request.dns.iter().map(|line| format!("{line}\n")).collect();
+        std::fs::write(&agent.config.resolv_conf, lines).map_err(Error::system("set the guest's name servers"))?;
     }
     if request.sandbox_pidns {
         agent.pause().await?;

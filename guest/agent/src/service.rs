@@ -8,9 +8,13 @@ use coracle_protocol::ttrpc::asynchronous::transport::Listener;
 use coracle_protocol::ttrpc::asynchronous::{Server, Service, TtrpcContext};
 use coracle_protocol::{agent as msg, agent_ttrpc, health, health_ttrpc, ttrpc, types};
 
+use crate::connections::Incoming;
 use crate::state::Agent;
 use crate::{Config, Error, Result, gate};
-use crate::{create, details, exec, network, oom, pause, remove, sandbox, signal, start, stats, stream, update, wait};
+use crate::{
+    copy_file, create, details, diagnostics, exec, hotplug, iptables, network, oom, pause, remove, sandbox, signal,
+    start, stats, stream, update, volume, wait,
+};
 
 /// Makes the service of a list of methods: with a handler, or without one and then answered "not supported".
 macro_rules! methods {
@@ -66,21 +70,21 @@ methods! {
         list_interfaces "ListInterfaces" (msg::ListInterfacesRequest) -> msg::Interfaces = network::list_interfaces;
         list_routes "ListRoutes" (msg::ListRoutesRequest) -> msg::Routes = network::list_routes;
         add_arp_neighbors "AddARPNeighbors" (msg::AddARPNeighborsRequest) -> Empty = network::add_neighbours;
+        remove_stale_virtiofs_share_mounts "RemoveStaleVirtiofsShareMounts" (msg::RemoveStaleVirtiofsShareMountsRequest) -> Empty = diagnostics::look_at_shares;
+        get_diagnostic_data "GetDiagnosticData" (msg::GetDiagnosticDataRequest) -> msg::GetDiagnosticDataResponse = diagnostics::data;
+        get_ip_tables "GetIPTables" (msg::GetIPTablesRequest) -> msg::GetIPTablesResponse = iptables::get;
+        set_ip_tables "SetIPTables" (msg::SetIPTablesRequest) -> msg::SetIPTablesResponse = iptables::set;
+        online_cpu_mem "OnlineCPUMem" (msg::OnlineCPUMemRequest) -> Empty = hotplug::online;
+        copy_file "CopyFile" (msg::CopyFileRequest) -> Empty = copy_file::copy;
+        add_swap "AddSwap" (msg::AddSwapRequest) -> Empty = hotplug::add_swap;
+        add_swap_path "AddSwapPath" (msg::AddSwapPathRequest) -> Empty = hotplug::add_swap_path;
+        get_volume_stats "GetVolumeStats" (msg::VolumeStatsRequest) -> coracle_protocol::csi::VolumeStatsResponse = volume::stats;
     }
     unsupported {
         update_ephemeral_mounts "UpdateEphemeralMounts" (msg::UpdateEphemeralMountsRequest) -> Empty;
-        remove_stale_virtiofs_share_mounts "RemoveStaleVirtiofsShareMounts" (msg::RemoveStaleVirtiofsShareMountsRequest) -> Empty;
-        get_diagnostic_data "GetDiagnosticData" (msg::GetDiagnosticDataRequest) -> msg::GetDiagnosticDataResponse;
-        get_ip_tables "GetIPTables" (msg::GetIPTablesRequest) -> msg::GetIPTablesResponse;
-        set_ip_tables "SetIPTables" (msg::SetIPTablesRequest) -> msg::SetIPTablesResponse;
         mem_agent_memcg_set "MemAgentMemcgSet" (msg::MemAgentMemcgConfig) -> Empty;
         mem_agent_compact_set "MemAgentCompactSet" (msg::MemAgentCompactConfig) -> Empty;
-        online_cpu_mem "OnlineCPUMem" (msg::OnlineCPUMemRequest) -> Empty;
         mem_hotplug_by_probe "MemHotplugByProbe" (msg::MemHotplugByProbeRequest) -> Empty;
-        copy_file "CopyFile" (msg::CopyFileRequest) -> Empty;
-        add_swap "AddSwap" (msg::AddSwapRequest) -> Empty;
-        add_swap_path "AddSwapPath" (msg::AddSwapPathRequest) -> Empty;
-        get_volume_stats "GetVolumeStats" (msg::VolumeStatsRequest) -> coracle_protocol::csi::VolumeStatsResponse;
         resize_volume "ResizeVolume" (msg::ResizeVolumeRequest) -> Empty;
         set_policy "SetPolicy" (msg::SetPolicyRequest) -> Empty;
     }
@@ -114,22 +118,36 @@ impl health_ttrpc::Health for Health {
     }
 }
 
-/// Serves the protocol on what `listener` accepts, until the future that comes back is dropped.
+/// Serves the protocol on what `listener` accepts, until what comes back is dropped. Processes' streams come by `streams`.
 ///
 /// # Errors
 /// [`Error::System`] where the server does not start.
-pub async fn serve(config: Config, listener: Listener) -> Result<Server> {
+pub async fn serve(config: Config, listener: Listener, streams: Incoming) -> Result<Serving> {
     // The engine's first process of each container outlives its parent by design; it must come to us.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .map_err(Error::system("become a subreaper"))?;
-    let mut services: HashMap<String, Service> = agent_ttrpc::create_agent_service(Arc::new(Door(Agent::new(config))));
+    let agent = Agent::new(config);
+    let fill = tokio::spawn(Arc::clone(&agent.connections).fill(streams));
+    let mut services: HashMap<String, Service> = agent_ttrpc::create_agent_service(Arc::new(Door(agent)));
     services.extend(health_ttrpc::create_health(Arc::new(Health)));
     let mut server = Server::new().add_listener(listener).register_service(services);
     server
         .start()
         .await
         .map_err(|error| Error::System { step: "serve".into(), source: std::io::Error::other(error.to_string()) })?;
-    Ok(server)
+    Ok(Serving { _server: server, fill })
+}
+
+/// What is served; nothing any more where this is dropped.
+pub struct Serving {
+    _server: Server,
+    fill: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.fill.abort();
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
 //! The agent's state: containers and their processes.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use coracle_container::cgroup::Cgroup;
 use oci_spec::runtime::LinuxSeccomp;
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, mpsc};
 use tokio::task::AbortHandle;
 
+use crate::connections::Connections;
+use crate::hooks::{self, Point};
 use crate::process::Process;
 use crate::{Config, Error, Result};
 
@@ -16,9 +19,12 @@ pub(crate) struct Agent {
     pub(crate) config: Config,
     // ttrpc runs handlers side by side and wants them `Send`; each holds this lock for a look-up, never across an await.
     containers: Mutex<HashMap<String, Slot>>,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) oom_sender: mpsc::UnboundedSender<String>,
     // One reader at a time takes the next event.
     pub(crate) oom_events: AsyncMutex<mpsc::UnboundedReceiver<String>>,
+    /// The folder of the guest's hooks, once the pod was set up with one.
+    pub(crate) hooks: OnceLock<PathBuf>,
     /// The first process of the pid namespace that containers share; made for the first one that asks for it.
     pause: OnceCell<i32>,
 }
@@ -44,6 +50,10 @@ pub(crate) struct Container {
     pub(crate) cgroup: Cgroup,
     /// The first process's pid in the agent's pid namespace.
     pub(crate) pid: i32,
+    /// Its root file system, a folder.
+    pub(crate) root: PathBuf,
+    /// Where its termination message is, where it has one.
+    pub(crate) termination_log: Option<PathBuf>,
     /// What all its processes may ask of the kernel.
     pub(crate) seccomp: Option<LinuxSeccomp>,
     pub(crate) init: Arc<Process>,
@@ -58,6 +68,8 @@ pub(crate) struct Made {
     pub(crate) id: String,
     pub(crate) cgroup: Cgroup,
     pub(crate) pid: i32,
+    pub(crate) root: PathBuf,
+    pub(crate) termination_log: Option<PathBuf>,
     pub(crate) seccomp: Option<LinuxSeccomp>,
 }
 
@@ -95,8 +107,10 @@ impl Agent {
         Arc::new(Self {
             config,
             containers: Mutex::new(HashMap::new()),
+            connections: Arc::default(),
             oom_sender,
             oom_events: AsyncMutex::new(oom_events),
+            hooks: OnceLock::new(),
             pause: OnceCell::new(),
         })
     }
@@ -109,6 +123,15 @@ impl Agent {
             Ok(started.map_err(|error| Error::State(error.to_string()))??)
         };
         self.pause.get_or_try_init(start).await.copied()
+    }
+
+    /// Runs the guest's hooks for a container, where there are any.
+    pub(crate) async fn hooks(&self, point: Point, id: &str, pid: i32, root: &Path) -> Result<()> {
+        let Some(folder) = self.hooks.get().cloned() else { return Ok(()) };
+        let (id, root) = (id.to_owned(), root.to_owned());
+        tokio::task::spawn_blocking(move || hooks::run(&folder, point, &id, pid, &root))
+            .await
+            .map_err(|error| Error::State(error.to_string()))?
     }
 
     /// Takes the name `id`.
@@ -156,8 +179,8 @@ impl Agent {
 
 impl Container {
     pub(crate) fn new(made: Made, init: Arc<Process>, oom_watch: Option<AbortHandle>) -> Self {
-        let Made { id, cgroup, pid, seccomp } = made;
-        Self { id, cgroup, pid, seccomp, init, oom_watch, execs: Mutex::new(HashMap::new()) }
+        let Made { id, cgroup, pid, root, termination_log, seccomp } = made;
+        Self { id, cgroup, pid, root, termination_log, seccomp, init, oom_watch, execs: Mutex::new(HashMap::new()) }
     }
 
     pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>> {

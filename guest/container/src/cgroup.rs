@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxBlockIo, LinuxDeviceCgroup, LinuxResources};
 
 use crate::error::Step;
 use crate::init::write_existing;
@@ -112,6 +112,9 @@ impl Cgroup {
         if let Some(pids) = resources.pids().filter(|pids| pids.limit() != 0) {
             self.write("pids.max", &number_or_max(pids.limit()))?;
         }
+        if let Some(io) = resources.block_io() {
+            self.apply_io(io)?;
+        }
         for huge in resources.hugepage_limits().iter().flatten() {
             self.write(&format!("hugetlb.{}.max", huge.page_size()), &number_or_max(huge.limit()))?;
         }
@@ -120,6 +123,37 @@ impl Cgroup {
                 return Err(Error::Invalid(format!("{file} is no cgroup file")));
             }
             self.write(file, value)?;
+        }
+        Ok(())
+    }
+
+    /// Lets its processes use the devices that `rules` allow, and those that every container has. Once, before the first one
+    /// joins.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for what is no rule, [`Error::System`] where the kernel refuses.
+    pub fn restrict_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<()> {
+        crate::device_cgroup::restrict(&self.0, rules)
+    }
+
+    fn apply_io(&self, io: &LinuxBlockIo) -> Result<()> {
+        if let Some(weight) = io.weight().filter(|weight| *weight > 0) {
+            let files = ["io.bfq.weight", "io.weight"];
+            let Some(file) = files.into_iter().find(|file| self.0.join(file).exists()) else {
+                return Err(Error::Invalid("the guest's kernel knows no weights of block I/O".into()));
+            };
+            self.write(file, &io_weight(weight, file).to_string())?;
+        }
+        for (key, list) in [
+            ("rbps", io.throttle_read_bps_device()),
+            ("wbps", io.throttle_write_bps_device()),
+            ("riops", io.throttle_read_iops_device()),
+            ("wiops", io.throttle_write_iops_device()),
+        ] {
+            for limit in list.iter().flatten() {
+                let rate = if limit.rate() == 0 { "max".into() } else { limit.rate().to_string() };
+                self.write("io.max", &format!("{}:{} {key}={rate}", limit.major(), limit.minor()))?;
+            }
         }
         Ok(())
     }
@@ -274,6 +308,12 @@ fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
+/// OCI's weight (10 to 1000) as the kernel's: BFQ has the same scale, and `io.weight` goes from 1 to 10000.
+fn io_weight(weight: u16, file: &str) -> u64 {
+    let weight = u64::from(weight.clamp(10, 1000));
+    if file == "io.weight" { 1 + (weight - 10) * 9999 / 990 } else { weight }
+}
+
 fn parse_keyed(text: &str) -> BTreeMap<String, u64> {
     text.lines()
         .filter_map(|line| {
@@ -306,6 +346,12 @@ mod tests {
     #[test]
     fn shares_become_weights() {
         assert_eq!([weight(0), weight(2), weight(1024), weight(262_144), weight(u64::MAX)], [1, 1, 39, 10000, 10000]);
+    }
+
+    #[test]
+    fn weights_of_block_io_keep_their_ends() {
+        assert_eq!([10, 1000].map(|weight| io_weight(weight, "io.weight")), [1, 10000]);
+        assert_eq!([1, 500, 2000].map(|weight| io_weight(weight, "io.bfq.weight")), [10, 500, 1000]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!                         "ready", waits for "start", exec
 //! ```
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -15,14 +16,14 @@ use std::path::Path;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::ForkResult;
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxPersonalityDomain, LinuxTimeOffset, Process, Spec};
 
 use crate::channel::{Channel, Message};
 use crate::create::{CHANNEL_FD, PLAN_FD, inherited};
 use crate::error::Step;
 use crate::plan::{Place, Plan};
 use crate::seccomp::Filter;
-use crate::{Error, Result, command, privilege, rootfs, terminal, user};
+use crate::{Error, Result, command, label, privilege, rootfs, terminal, user};
 
 /// Runs `agent init`. It returns, with the process's exit code, only where there was no exec.
 #[must_use]
@@ -71,8 +72,11 @@ fn become_process(channel: &Channel, plan: &Plan) -> Result<std::convert::Infall
     nix::unistd::setsid().step(|| "start a session".into())?;
     let process = &plan.process;
     let wants_terminal = process.terminal().unwrap_or(false);
+    // While the guest's /proc, or that of the container that is joined, is there.
+    label::set(process)?;
     if let Place::New { spec, rootfs, .. } = &plan.place {
         set_names(spec)?;
+        set_personality(spec)?;
         rootfs::enter(spec, rootfs, wants_terminal)?;
     }
     if wants_terminal {
@@ -167,18 +171,61 @@ fn make_namespaces(spec: &Spec, pids_of: Option<i32>) -> Result<()> {
             LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
             LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
             LinuxNamespaceType::Network if namespace.path().is_none() => CloneFlags::CLONE_NEWNET,
-            LinuxNamespaceType::User | LinuxNamespaceType::Time => {
-                return Err(Error::Invalid(format!("namespaces of type {} are not supported", namespace.typ())));
+            LinuxNamespaceType::Time => time_namespace(),
+            LinuxNamespaceType::User => {
+                return Err(Error::Invalid("namespaces of type user are not supported".into()));
             }
             _ => CloneFlags::empty(),
         };
     }
-    nix::sched::unshare(flags).step(|| "make the container's namespaces".into())
+    nix::sched::unshare(flags).step(|| "make the container's namespaces".into())?;
+    match spec.linux().as_ref().and_then(|linux| linux.time_offsets().as_ref()) {
+        Some(offsets) if flags.contains(time_namespace()) => set_clocks(offsets),
+        Some(offsets) if !offsets.is_empty() => {
+            Err(Error::Invalid("offsets of clocks need a namespace of type time".into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `CLONE_NEWTIME` (clone(2)): the children of who makes it are in it.
+fn time_namespace() -> CloneFlags {
+    CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)
+}
+
+/// Sets the clocks of the time namespace that was made, before the first process enters it (time_namespaces(7)).
+fn set_clocks(offsets: &HashMap<String, LinuxTimeOffset>) -> Result<()> {
+    let mut text = String::new();
+    for (clock, offset) in offsets {
+        if !matches!(clock.as_str(), "monotonic" | "boottime") {
+            return Err(Error::Invalid(format!("{clock} is no clock of a time namespace")));
+        }
+        let (seconds, nanoseconds) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+        text.push_str(&format!("{clock} {seconds} {nanoseconds}\n"));
+    }
+    write_existing(Path::new("/proc/self/timens_offsets"), &text).step(|| "set the clocks of the time namespace".into())
+}
+
+fn set_personality(spec: &Spec) -> Result<()> {
+    let Some(wanted) = spec.linux().as_ref().and_then(|linux| linux.personality().as_ref()) else { return Ok(()) };
+    if let Some(flag) = wanted.flags().iter().flatten().next() {
+        return Err(Error::Invalid(format!("the personality's flag {flag} is not supported")));
+    }
+    let domain = match wanted.domain() {
+        LinuxPersonalityDomain::PerLinux => nix::sys::personality::Persona::empty(),
+        // PER_LINUX32 (sys/personality.h).
+        LinuxPersonalityDomain::PerLinux32 => nix::sys::personality::Persona::from_bits_retain(8),
+    };
+    nix::sys::personality::set(domain).map(drop).step(|| format!("take the personality {}", wanted.domain()))
 }
 
 fn join_namespaces(pid: i32) -> Result<()> {
     let pidfd = open_process(pid)?;
-    let flags = CloneFlags::CLONE_NEWNS
+    let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/time")).ok();
+    // Only a few containers have clocks of their own.
+    let clocks = if of(&pid.to_string()) == of("self") { CloneFlags::empty() } else { time_namespace() };
+    let flags = clocks
+        | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWCGROUP
         | CloneFlags::CLONE_NEWUTS

@@ -21,12 +21,27 @@ pub(crate) struct Options {
     pub(crate) data: String,
     /// A bind mount whose flags need a second call.
     pub(crate) remount: bool,
+    /// Attributes of the mount and of all below it.
+    pub(crate) recursive: Attributes,
+}
+
+/// Attributes of mounts, as mount_setattr(2) sets and clears them.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attributes {
+    set: u64,
+    clear: u64,
 }
 
 impl Options {
     /// Reads the options; those that are no flag go to the file system.
     pub(crate) fn parse<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<Self> {
-        let mut parsed = Self { flags: MsFlags::empty(), propagation: None, data: String::new(), remount: false };
+        let mut parsed = Self {
+            flags: MsFlags::empty(),
+            propagation: None,
+            data: String::new(),
+            remount: false,
+            recursive: Attributes::default(),
+        };
         for option in options {
             if let Some((clear, flag)) = flag(option) {
                 if clear {
@@ -37,9 +52,18 @@ impl Options {
                 parsed.remount |= !flag.intersects(MsFlags::MS_BIND | MsFlags::MS_REC);
             } else if let Some(propagation) = propagation(option) {
                 parsed.propagation = Some(propagation);
-            } else if matches!(option, "rro" | "rrw" | "idmap" | "ridmap" | "tmpcopyup") {
+            } else if let Some((clear, attribute)) = recursive(option) {
+                let Attributes { set, clear: cleared } = &mut parsed.recursive;
+                // The kinds of access times are one number, which is cleared as a whole.
+                let whole = if attribute & ACCESS_TIMES == attribute { ACCESS_TIMES } else { attribute };
+                *cleared |= whole;
+                *set &= !whole;
+                if !clear {
+                    *set |= attribute;
+                }
+            } else if matches!(option, "idmap" | "ridmap" | "tmpcopyup") {
                 return Err(Error::Invalid(format!("the mount option {option} is not supported")));
-            } else if !matches!(option, "defaults" | "async" | "rw" | "loop" | "") {
+            } else if !matches!(option, "defaults" | "async" | "rw" | "loop" | "loud" | "nomand" | "") {
                 if !parsed.data.is_empty() {
                     parsed.data.push(',');
                 }
@@ -70,13 +94,65 @@ fn flag(option: &str) -> Option<(bool, MsFlags)> {
         "norelatime" => (true, MsFlags::MS_RELATIME),
         "strictatime" => (false, MsFlags::MS_STRICTATIME),
         "nostrictatime" => (true, MsFlags::MS_STRICTATIME),
+        "lazytime" => (false, MsFlags::MS_LAZYTIME),
+        "nolazytime" => (true, MsFlags::MS_LAZYTIME),
+        "silent" => (false, MsFlags::MS_SILENT),
+        "iversion" => (false, MsFlags::MS_I_VERSION),
+        "noiversion" => (true, MsFlags::MS_I_VERSION),
+        "nosymfollow" => (false, MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW)),
+        "symfollow" => (true, MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW)),
         "bind" => (false, MsFlags::MS_BIND),
         "rbind" => (false, MsFlags::MS_BIND.union(MsFlags::MS_REC)),
         _ => return None,
     })
 }
 
-fn propagation(option: &str) -> Option<MsFlags> {
+/// `MOUNT_ATTR__ATIME` (linux/mount.h).
+const ACCESS_TIMES: u64 = 0x70;
+
+/// Options for a mount and all below it (runtime-spec, config.md, "Linux mount options"), with the kernel's `MOUNT_ATTR_*`.
+fn recursive(option: &str) -> Option<(bool, u64)> {
+    Some(match option {
+        "rro" => (false, 0x1),
+        "rrw" => (true, 0x1),
+        "rnosuid" => (false, 0x2),
+        "rsuid" => (true, 0x2),
+        "rnodev" => (false, 0x4),
+        "rdev" => (true, 0x4),
+        "rnoexec" => (false, 0x8),
+        "rexec" => (true, 0x8),
+        "rnoatime" => (false, 0x10),
+        "rstrictatime" => (false, 0x20),
+        "rrelatime" => (false, 0),
+        "ratime" | "rnorelatime" | "rnostrictatime" => (true, ACCESS_TIMES),
+        "rnodiratime" => (false, 0x80),
+        "rdiratime" => (true, 0x80),
+        "rnosymfollow" => (false, 0x20_0000),
+        "rsymfollow" => (true, 0x20_0000),
+        _ => return None,
+    })
+}
+
+fn set_attributes(target: &OwnedFd, attributes: Attributes) -> std::io::Result<()> {
+    // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
+    let attributes: [u64; 4] = [attributes.set, attributes.clear, 0, 0];
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: the path is an empty text, and the structure lives through the call and has the size that is given.
+    #[expect(unsafe_code, reason = "no safe wrapper is at hand")]
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+pub(crate) fn propagation(option: &str) -> Option<MsFlags> {
     Some(match option {
         "private" => MsFlags::MS_PRIVATE,
         "rprivate" => MsFlags::MS_PRIVATE.union(MsFlags::MS_REC),
@@ -108,16 +184,22 @@ pub(crate) fn apply(root: BorrowedFd<'_>, wanted: &Mount) -> Result<()> {
         mount(Some(&source), &target, None::<&str>, MsFlags::MS_BIND | recursive, None::<&str>).step(step)?;
         // The old descriptor names what lies below the mount, so look again.
         let mounted = open_in(root, destination)?;
-        let mounted = descriptor_path(&mounted);
+        let path = descriptor_path(&mounted);
         if options.remount {
-            remount_bind(&mounted, options.flags).step(step)?;
+            remount_bind(&path, options.flags).step(step)?;
         }
-        return propagate(&mounted, options.propagation).step(step);
+        if options.recursive != Attributes::default() {
+            set_attributes(&mounted, options.recursive).step(step)?;
+        }
+        return propagate(&path, options.propagation).step(step);
     }
     let kind = if kind == "cgroup" { "cgroup2" } else { kind };
     let data = (!options.data.is_empty() && kind != "cgroup2").then_some(options.data.as_str());
     mount(Some(&source), &target, Some(kind), options.flags, data).step(step)?;
     let mounted = open_in(root, destination)?;
+    if options.recursive != Attributes::default() {
+        set_attributes(&mounted, options.recursive).step(step)?;
+    }
     propagate(&descriptor_path(&mounted), options.propagation).step(step)
 }
 
@@ -233,7 +315,11 @@ mod tests {
         let bind = Options::parse(["rbind", "rprivate"]).unwrap();
         assert!(bind.flags.contains(MsFlags::MS_BIND | MsFlags::MS_REC) && !bind.remount);
         assert!(Options::parse(["bind", "ro"]).unwrap().remount);
-        assert!(Options::parse(["rro"]).is_err());
+        assert!(Options::parse(["idmap"]).is_err());
+        let recursive = |options: &[&str]| Options::parse(options.iter().copied()).unwrap().recursive;
+        assert_eq!(recursive(&["rro", "rnosuid"]), Attributes { set: 3, clear: 3 });
+        assert_eq!(recursive(&["rro", "rrw"]), Attributes { set: 0, clear: 1 });
+        assert_eq!(recursive(&["rnoatime", "rrelatime"]), Attributes { set: 0, clear: ACCESS_TIMES });
     }
 
     #[test]

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::Step;
 use crate::init::write_existing;
-use crate::mount::{apply, descriptor_path, open_in, remount_bind};
+use crate::mount::{apply, descriptor_path, open_in, propagation, remount_bind};
 use crate::{Error, Result, device};
 
 /// Makes `rootfs` this process's root, with all that `spec` wants in it. The process is in a mount namespace of its own.
@@ -39,6 +39,12 @@ pub(crate) fn enter(spec: &Spec, rootfs: &Path, terminal: bool) -> Result<()> {
     }
     if spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false) {
         remount_bind(Path::new("/"), MsFlags::MS_RDONLY).step(|| "make the root read-only".into())?;
+    }
+    if let Some(wanted) = linux.and_then(|linux| linux.rootfs_propagation().as_deref()).filter(|text| !text.is_empty())
+    {
+        let flags = propagation(wanted)
+            .ok_or_else(|| Error::Invalid(format!("{wanted} is no propagation of the root file system")))?;
+        mount(none, "/", none, flags, none).step(|| format!("make the root {wanted}"))?;
     }
     Ok(())
 }

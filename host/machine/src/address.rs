@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -40,6 +41,14 @@ impl AgentAddress {
     /// # Errors
     /// [`Error::System`] where nobody listens there.
     pub async fn connect(&self, port: u32) -> Result<GuestStream> {
+        Ok(self.connect_from(port).await?.0)
+    }
+
+    /// Connects to `port` in the guest. With the stream comes the port on the host that the guest sees it come from.
+    ///
+    /// # Errors
+    /// [`Error::System`] where nobody listens there.
+    pub async fn connect_from(&self, port: u32) -> Result<(GuestStream, u32)> {
         let step = || Error::system(format!("connect to port {port} of the guest"));
         match self {
             Self::Hybrid(path) => {
@@ -48,13 +57,21 @@ impl AgentAddress {
             }
             Self::Vsock { cid } => {
                 let stream = VsockStream::connect(VsockAddr::new(*cid, port)).await.map_err(step())?;
-                Ok(Box::pin(stream))
+                let own = stream.local_addr().map_err(step())?.port();
+                Ok((Box::pin(stream), own))
             }
             Self::Sockets(folder) => {
-                let stream = UnixStream::connect(folder.join(port.to_string())).await.map_err(step())?;
-                Ok(Box::pin(stream))
+                let (stream, own) = connect_numbered(folder, port).map_err(step())?;
+                Ok((Box::pin(stream), own))
             }
         }
+    }
+
+    /// The number by which a guest of [`Self::Sockets`] knows who has connected to it: the port that
+    /// [`Self::connect_from`] gives.
+    #[must_use]
+    pub fn port_of(peer: &Path) -> Option<u32> {
+        peer.file_name()?.to_str()?.strip_prefix(NUMBERED)?.parse().ok()
     }
 
     /// Listens for what this guest dials on the host's `port`. It must be called before the machine starts.
@@ -80,16 +97,37 @@ impl AgentAddress {
     }
 }
 
-async fn hybrid_handshake(mut stream: UnixStream, port: u32) -> std::io::Result<GuestStream> {
+/// What the names of the host's sockets in the folder of [`AgentAddress::Sockets`] begin with; their number follows.
+const NUMBERED: &str = "from_";
+
+/// Connects from a socket with a number for a name, which is gone again when this returns: the peer has seen it.
+fn connect_numbered(folder: &Path, port: u32) -> std::io::Result<(UnixStream, u32)> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with};
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let own = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = folder.join(format!("{NUMBERED}{own}"));
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &SocketAddrUnix::new(&name)?)?;
+    let connected = connect(&socket, &SocketAddrUnix::new(folder.join(port.to_string()))?);
+    std::fs::remove_file(&name)?;
+    connected?;
+    let stream = std::os::unix::net::UnixStream::from(socket);
+    stream.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(stream)?, own))
+}
+
+async fn hybrid_handshake(mut stream: UnixStream, port: u32) -> std::io::Result<(GuestStream, u32)> {
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     // One byte at a time past the line would be the guest's own data, so the buffer must not read ahead.
     let mut answer = Vec::new();
     let mut reader = BufReader::with_capacity(1, &mut stream).take(ANSWER_BYTES_MAX);
     reader.read_until(b'\n', &mut answer).await?;
-    if !answer.starts_with(b"OK ") || !answer.ends_with(b"\n") {
-        return Err(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "the guest does not listen"));
+    let own = answer.strip_prefix(b"OK ").and_then(|rest| rest.strip_suffix(b"\n"));
+    let own = own.and_then(|digits| std::str::from_utf8(digits).ok()?.trim().parse().ok());
+    match own {
+        Some(own) => Ok((Box::pin(stream), own)),
+        None => Err(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "the guest does not listen")),
     }
-    Ok(Box::pin(stream))
 }
 
 /// Accepts what one guest dials.
@@ -142,7 +180,8 @@ mod tests {
             first
         };
         let client = async {
-            let mut stream = address.connect(1024).await.unwrap();
+            let (mut stream, own) = address.connect_from(1024).await.unwrap();
+            assert_eq!(own, 5);
             let mut data = [0; 4];
             stream.read_exact(&mut data).await.unwrap();
             assert_eq!(&data, b"data");

@@ -33,6 +33,11 @@ impl Agent {
         Self { client, timeout, calls: AtomicU64::new(0) }
     }
 
+    /// How long it may take over what is not a wait.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Makes a request: `request` gets the client and the context.
     pub(crate) async fn call<'a, T, F>(
         &'a self,

@@ -76,7 +76,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
             return Err(with_console(error, &console));
         }
     };
-    let agent = match reach(config, &*machine, create_sandbox(setup, storage), network.as_ref()).await {
+    let agent = match reach(config, &*machine, create_sandbox(config, setup, storage), network.as_ref()).await {
         Ok(agent) => agent,
         Err(error) => {
             machine.stop().await?;
@@ -253,11 +253,12 @@ async fn reach(
     }
 }
 
-fn create_sandbox(setup: &Setup, shared_fs: Option<Storage>) -> CreateSandboxRequest {
+fn create_sandbox(config: &Config, setup: &Setup, shared_fs: Option<Storage>) -> CreateSandboxRequest {
     let is_pod = !setup.sandbox_id.is_empty();
     CreateSandboxRequest {
         hostname: setup.hostname.clone(),
         sandbox_id: setup.sandbox_id.clone(),
+        guest_hook_path: config.hook_folder.clone(),
         storages: shared_fs.into_iter().chain(is_pod.then(coracle_storage::shm)).collect(),
         ..Default::default()
     }

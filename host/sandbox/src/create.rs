@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::agent::Patience;
 use crate::boot;
+use crate::io::{self, Connected, Ports, Wanted};
 use crate::pod::Pod;
 use crate::state::{Container, Process, State};
 use crate::{CreateRequest, Error, Result, Sandbox, mount, spec};
@@ -22,18 +23,18 @@ impl Sandbox {
     /// Whatever a step says; then nothing of the container is left.
     pub async fn create(&self, request: CreateRequest) -> Result<()> {
         let CreateRequest { id, spec, root, rootfs, stdio } = request;
-        let terminal = stdio.terminal;
-        let process = Process::new(terminal, stdio, None);
+        let streams = Wanted::from(&stdio);
+        let process = Process::new(streams.terminal, stdio, None);
         let name = id.clone();
         let mut cancelled = self.ask(move |state| reserve(state, name, process, false)).await??;
-        let plan = Plan { id: id.clone(), spec, root, rootfs, terminal };
+        let plan = Plan { id: id.clone(), spec, root, rootfs, streams };
         let sandbox = self.clone();
         // On its own, so that it comes to its end even where who asked has gone.
         let made = tokio::spawn(async move {
             let outcome = make(&sandbox, &plan, &mut cancelled).await;
-            let finished = outcome.clone().map(Some);
-            sandbox.ask(move |state| finish(state, &plan.id, finished)).await?;
-            outcome.map(drop)
+            let told = outcome.as_ref().map(drop).map_err(Error::clone);
+            sandbox.ask(move |state| finish(state, &plan.id, outcome.map(Some))).await?;
+            told
         });
         made.await.map_err(|error| Error::Failed(error.to_string()))?
     }
@@ -44,7 +45,13 @@ struct Plan {
     spec: oci::Spec,
     root: std::path::PathBuf,
     rootfs: Vec<coracle_storage::HostMount>,
-    terminal: bool,
+    streams: Wanted,
+}
+
+/// What a create leaves to the container.
+pub(crate) struct Made {
+    storage: ContainerPlan,
+    connected: Connected,
 }
 
 /// A name becomes a part of paths, on both sides: anything but a name is refused before it is used.
@@ -78,12 +85,15 @@ pub(crate) fn reserve(state: &mut State, id: String, init: Process, is_pod: bool
 }
 
 /// Notes how a create has ended; what it has mounted is the container's from then on.
-pub(crate) fn finish(state: &mut State, id: &str, outcome: Result<Option<ContainerPlan>>) {
+pub(crate) fn finish(state: &mut State, id: &str, outcome: Result<Option<Made>>) {
     match outcome {
-        Ok(storage) => {
+        Ok(made) => {
             if let Ok(container) = state.container(id) {
                 container.creating = None;
-                container.storage = storage;
+                if let Some(Made { storage, connected }) = made {
+                    container.storage = Some(storage);
+                    container.init.connected = Some(connected);
+                }
             }
             // The machine may have ended between the agent's answer and this.
             if state.end_reason().is_some() {
@@ -109,24 +119,36 @@ pub(crate) async fn unless<T>(
     }
 }
 
-async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<ContainerPlan> {
+async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<Made> {
+    spec::check(&plan.spec)?;
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, spec::setup(&plan.spec)?)).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan).await?;
-    let request = request(plan, &mounted.plan, &pod)?;
+    let connecting = until_end(&pod, io::connect(&pod, plan.streams));
+    let connected = unless(cancelled, &plan.id, connecting).await?;
+    let request = request(plan, &mounted.plan, &pod, connected.ports, sandbox.config.labels)?;
     let created = pod
         .agent
         .call("CreateContainer", Patience::Bounded, async |agent, ctx| agent.create_container(ctx, &request).await);
     unless(cancelled, &plan.id, until_end(&pod, created)).await?;
-    Ok(mounted.keep())
+    Ok(Made { storage: mounted.keep(), connected })
 }
 
 /// What the agent is asked for.
-fn request(plan: &Plan, storage: &ContainerPlan, pod: &Pod) -> Result<CreateContainerRequest> {
+fn request(
+    plan: &Plan,
+    storage: &ContainerPlan,
+    pod: &Pod,
+    ports: Ports,
+    labels: bool,
+) -> Result<CreateContainerRequest> {
     let mut request = CreateContainerRequest {
         container_id: plan.id.clone(),
-        OCI: MessageField::some(spec::for_guest(plan.spec.clone(), storage, plan.terminal)),
+        OCI: MessageField::some(spec::for_guest(plan.spec.clone(), storage, plan.streams.terminal, labels)),
         sandbox_pidns: spec::shares_pids(&plan.spec),
+        stdin_port: ports.stdin,
+        stdout_port: ports.stdout,
+        stderr_port: ports.stderr,
         ..Default::default()
     };
     let linux = request.OCI.mut_or_insert_default().Linux.mut_or_insert_default();

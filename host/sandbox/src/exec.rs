@@ -15,7 +15,7 @@ impl Sandbox {
     pub async fn exec(&self, id: &ProcessId, mut process: oci::Process, stdio: Stdio) -> Result<()> {
         check_name(&id.exec)?;
         let id = id.clone();
-        spec::for_guest_process(&mut process, stdio.terminal);
+        spec::for_guest_process(&mut process, stdio.terminal, self.config.labels);
         let process = Process::new(stdio.terminal, stdio, Some(process));
         self.ask(move |state| {
             let container = state.container(&id.container)?;

@@ -1,18 +1,16 @@
-//! The standard streams of a process: between the host's ends and the agent, chunk by chunk.
+//! The standard streams of a process: between the host's ends and connections to the guest that carry them.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
-use coracle_protocol::STREAM_CHUNK_BYTES;
-use coracle_protocol::agent::{CloseStdinRequest, ReadStreamRequest, WriteStreamRequest};
+use coracle_machine::GuestStream;
+use coracle_protocol::ports;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::agent::Patience;
 use crate::pod::Pod;
-use crate::{ProcessId, Result};
+use crate::{Error, ProcessId, Result};
 
-/// The most of the input that one request carries, in bytes.
-const INPUT_CHUNK_BYTES: usize = 64 * 1024;
+/// How much is moved at a time, in bytes.
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// The host's end of a process's input.
 pub struct Input {
@@ -44,17 +42,65 @@ impl std::fmt::Debug for Stdio {
     }
 }
 
+/// The guest's ends of a process's streams: a connection each.
+pub(crate) struct Connected {
+    stdin: Option<GuestStream>,
+    stdout: GuestStream,
+    stderr: Option<GuestStream>,
+    pub(crate) ports: Ports,
+}
+
+/// The names of the connections in a request to the agent; 0 is none.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ports {
+    pub(crate) stdin: u32,
+    pub(crate) stdout: u32,
+    pub(crate) stderr: u32,
+}
+
+/// Which streams a process has; output it has always.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) stdin: bool,
+    pub(crate) terminal: bool,
+}
+
+impl From<&Stdio> for Wanted {
+    fn from(stdio: &Stdio) -> Self {
+        Self { stdin: stdio.stdin.is_some(), terminal: stdio.terminal }
+    }
+}
+
+/// Connects the streams of a process that is about to be made.
+pub(crate) async fn connect(pod: &Pod, wanted: Wanted) -> Result<Connected> {
+    let address = pod.machine.agent_address();
+    let optional = async |is: bool| match is {
+        true => address.connect_from(ports::STREAMS).await.map(Some),
+        false => Ok(None),
+    };
+    let all = async { tokio::try_join!(optional(wanted.stdin), optional(true), optional(!wanted.terminal)) };
+    let late = |_| Error::Timeout("the guest does not take the streams of a process".into());
+    let (stdin, stdout, stderr) = tokio::time::timeout(pod.agent.timeout(), all).await.map_err(late)??;
+    let stdout = stdout.ok_or(Error::Gone)?;
+    let port = |stream: &Option<(GuestStream, u32)>| stream.as_ref().map_or(0, |(_, port)| *port);
+    let ports = Ports { stdin: port(&stdin), stdout: stdout.1, stderr: port(&stderr) };
+    let stream = |named: Option<(GuestStream, u32)>| named.map(|(stream, _)| stream);
+    Ok(Connected { stdin: stream(stdin), stdout: stdout.0, stderr: stream(stderr), ports })
+}
+
 /// Moves the streams of a process that was started. The task ends when its outputs are at their end.
-pub(crate) fn pump(pod: &Arc<Pod>, id: &ProcessId, stdio: Stdio) -> tokio::task::JoinHandle<()> {
-    let (pod, id) = (Arc::clone(pod), id.clone());
+pub(crate) fn pump(id: &ProcessId, stdio: Stdio, connected: Connected) -> tokio::task::JoinHandle<()> {
+    let id = id.clone();
     tokio::spawn(async move {
         // Dropped, and so given up, with this task.
         let mut input = tokio::task::JoinSet::new();
-        input.spawn(pump_input(Arc::clone(&pod), id.clone(), stdio.stdin));
-        let stdout = pump_output(&pod, &id, stdio.stdout, Stream::Stdout);
+        if let (Some(ours), Some(theirs)) = (stdio.stdin, connected.stdin) {
+            input.spawn(pump_input(ours, theirs));
+        }
+        let stdout = pump_output(&id, connected.stdout, stdio.stdout);
         let stderr = async {
-            if !stdio.terminal {
-                pump_output(&pod, &id, stdio.stderr, Stream::Stderr).await;
+            if let Some(theirs) = connected.stderr {
+                pump_output(&id, theirs, stdio.stderr).await;
             }
         };
         tokio::join!(stdout, stderr);
@@ -62,26 +108,22 @@ pub(crate) fn pump(pod: &Arc<Pod>, id: &ProcessId, stdio: Stdio) -> tokio::task:
     })
 }
 
-#[derive(Clone, Copy)]
-enum Stream {
-    Stdout,
-    Stderr,
-}
-
-async fn pump_output(pod: &Arc<Pod>, id: &ProcessId, mut output: Option<Output>, stream: Stream) {
+async fn pump_output(id: &ProcessId, mut from: GuestStream, mut output: Option<Output>) {
+    let mut buffer = Vec::with_capacity(CHUNK_BYTES);
     loop {
-        let data = match read(pod, id, stream).await {
-            Ok(data) if !data.is_empty() => data,
-            Ok(_) => break,
+        match from.read_buf(&mut buffer).await {
+            Ok(0) => break,
+            Ok(_) => {}
             Err(error) => {
                 log::debug!("output of {id:?}: {error}");
                 break;
             }
-        };
+        }
         let written = match &mut output {
-            Some(writer) => writer.write_all(&data).await,
+            Some(writer) => writer.write_all(&buffer).await,
             None => Ok(()),
         };
+        buffer.clear();
         if let Err(error) = written {
             // Nobody reads any more; the process must not be held up by that.
             log::warn!("output of {id:?} is thrown away: {error}");
@@ -93,56 +135,16 @@ async fn pump_output(pod: &Arc<Pod>, id: &ProcessId, mut output: Option<Output>,
     }
 }
 
-async fn read(pod: &Arc<Pod>, id: &ProcessId, stream: Stream) -> Result<Vec<u8>> {
-    let request = ReadStreamRequest {
-        container_id: id.container.clone(),
-        exec_id: id.exec.clone(),
-        len: STREAM_CHUNK_BYTES,
-        ..Default::default()
-    };
-    let answer = match stream {
-        Stream::Stdout => {
-            pod.agent
-                .call("ReadStdout", Patience::Event, async |agent, ctx| agent.read_stdout(ctx, &request).await)
-                .await
+async fn pump_input(mut from: Input, mut to: GuestStream) {
+    let mut buffer = Vec::with_capacity(CHUNK_BYTES);
+    while from.stream.read_buf(&mut buffer).await.is_ok_and(|count| count > 0) {
+        // A process that reads no more has hung up.
+        if to.write_all(&buffer).await.is_err() {
+            return;
         }
-        Stream::Stderr => {
-            pod.agent
-                .call("ReadStderr", Patience::Event, async |agent, ctx| agent.read_stderr(ctx, &request).await)
-                .await
-        }
-    };
-    Ok(answer?.data)
-}
-
-async fn pump_input(pod: Arc<Pod>, id: ProcessId, input: Option<Input>) {
-    if let Some(mut input) = input {
-        let mut buffer = vec![0; INPUT_CHUNK_BYTES];
-        loop {
-            let data = match input.stream.read(&mut buffer).await {
-                Ok(0) | Err(_) => break,
-                Ok(count) => buffer.get(..count).unwrap_or_default().to_vec(),
-            };
-            let request = WriteStreamRequest {
-                container_id: id.container.clone(),
-                exec_id: id.exec.clone(),
-                data,
-                ..Default::default()
-            };
-            let sent = pod
-                .agent
-                .call("WriteStdin", Patience::Event, async |agent, ctx| agent.write_stdin(ctx, &request).await)
-                .await;
-            if let Err(error) = sent {
-                log::debug!("input of {id:?}: {error}");
-                return;
-            }
-        }
+        buffer.clear();
     }
-    let request = CloseStdinRequest { container_id: id.container, exec_id: id.exec, ..Default::default() };
-    // A process that has ended needs no end of its input.
-    let _ = pod
-        .agent
-        .call("CloseStdin", Patience::Bounded, async |agent, ctx| agent.close_stdin(ctx, &request).await)
-        .await;
+    // The end of the input; the connection is held until the process's outputs are at theirs.
+    let _ = to.shutdown().await;
+    std::future::pending::<()>().await;
 }

@@ -70,6 +70,10 @@ pub struct Config {
     pub vcpus: u32,
     /// Where virtiofsd is looked for. None: the machine's file system is in place already (a fake).
     pub virtiofsd: Option<Vec<String>>,
+    /// Whether labels of mandatory access control go to the guest, whose profiles they then name.
+    pub labels: bool,
+    /// The folder of hooks in the guest; empty where there is none.
+    pub hook_folder: String,
     /// How long the guest may take to come up.
     pub boot_timeout: Duration,
     /// How long the agent may take to answer what is not a wait.

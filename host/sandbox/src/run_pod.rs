@@ -15,6 +15,7 @@ impl Sandbox {
     /// # Errors
     /// Whatever a step says; then nothing of the pod is left.
     pub async fn run_pod(&self, id: &str, spec: &oci::Spec) -> Result<()> {
+        spec::check(spec)?;
         let setup = spec::pod_setup(id, spec)?;
         let name = id.to_owned();
         let process = Process::new(false, Stdio::default(), None);

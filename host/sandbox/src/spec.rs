@@ -9,13 +9,11 @@ use crate::boot::Setup;
 use crate::{Error, Result};
 
 /// The specification for the guest: paths of the guest, and nothing that names the host.
-pub(crate) fn for_guest(mut spec: oci::Spec, plan: &ContainerPlan, terminal: bool) -> oci::Spec {
+pub(crate) fn for_guest(mut spec: oci::Spec, plan: &ContainerPlan, terminal: bool, labels: bool) -> oci::Spec {
     spec.Mounts.clone_from(&plan.guest_mounts);
     spec.Root.mut_or_insert_default().Path.clone_from(&plan.guest_root);
-    // Hooks are the host's programs.
-    spec.Hooks.clear();
     if let Some(process) = spec.Process.as_mut() {
-        for_guest_process(process, terminal);
+        for_guest_process(process, terminal, labels);
     }
     if let Some(linux) = spec.Linux.as_mut() {
         // The pod's network is the machine's. A path names a namespace that is shared: with the other containers of the
@@ -24,24 +22,97 @@ pub(crate) fn for_guest(mut spec: oci::Spec, plan: &ContainerPlan, terminal: boo
         linux.CgroupsPath.clear();
         linux.MountLabel.clear();
         linux.IntelRdt.clear();
+        linux.Devices.retain(is_guests);
         if let Some(resources) = linux.Resources.as_mut() {
-            // Numbers of host devices; and processors of the host, which the guest has not.
-            resources.Devices.clear();
-            resources.BlockIO.clear();
-            if let Some(cpu) = resources.CPU.as_mut() {
-                cpu.Cpus.clear();
-                cpu.Mems.clear();
-            }
+            for_guest_resources(resources);
         }
     }
     spec
 }
 
+/// The same for limits: without the numbers of devices that are the host's, and without its processors, which the guest has not.
+pub(crate) fn for_guest_resources(resources: &mut oci::LinuxResources) {
+    resources.Devices.retain(|rule| is_open(rule) || rule.Type == "c" && rule.Major.is_some_and(is_everywhere));
+    if let Some(io) = resources.BlockIO.as_mut() {
+        for list in [
+            &mut io.ThrottleReadBpsDevice,
+            &mut io.ThrottleWriteBpsDevice,
+            &mut io.ThrottleReadIOPSDevice,
+            &mut io.ThrottleWriteIOPSDevice,
+        ] {
+            list.clear();
+        }
+        io.WeightDevice.clear();
+    }
+    if let Some(cpu) = resources.CPU.as_mut() {
+        cpu.Cpus.clear();
+        cpu.Mems.clear();
+    }
+}
+
+/// Majors of character devices that are the same on every kernel: memory, terminals, miscellaneous (Linux:
+/// Documentation/admin-guide/devices.txt).
+fn is_everywhere(major: i64) -> bool {
+    matches!(major, 1 | 4 | 5 | 10 | 136..=143)
+}
+
+/// Whether the guest has this device as well.
+fn is_guests(device: &oci::LinuxDevice) -> bool {
+    matches!(device.Type.as_str(), "c" | "u") && is_everywhere(device.Major) || device.Type == "p"
+}
+
+/// A rule about all devices of a type, or all devices.
+fn is_open(rule: &oci::LinuxDeviceCgroup) -> bool {
+    let any = |number: Option<i64>| number.is_none_or(|number| number < 0);
+    any(rule.Major) && any(rule.Minor)
+}
+
+/// Whether the container may use every device, as a privileged one: then the devices that are listed are all that the host has, and
+/// not those that somebody wants in it.
+fn is_privileged(linux: &oci::Linux) -> bool {
+    let rules = linux.Resources.as_ref().map(|resources| resources.Devices.as_slice()).unwrap_or_default();
+    rules.last().is_some_and(|rule| rule.Allow && is_open(rule) && matches!(rule.Type.as_str(), "" | "a"))
+}
+
+/// Refuses what a machine can't do, before anything is made for it.
+pub(crate) fn check(spec: &oci::Spec) -> Result<()> {
+    network(spec)?;
+    if let Some(hooks) = spec.Hooks.as_ref().filter(|hooks| **hooks != oci::Hooks::default()) {
+        let lists = [
+            &hooks.Prestart,
+            &hooks.CreateRuntime,
+            &hooks.CreateContainer,
+            &hooks.StartContainer,
+            &hooks.Poststart,
+            &hooks.Poststop,
+        ];
+        let first = lists.iter().find_map(|list| list.first()).map(|hook| hook.Path.as_str()).unwrap_or_default();
+        return Err(Error::Unsupported(format!(
+            "the hook {first}: hooks are programs of the host that act on a container's processes there, and a pod's are in a \
+             machine. Programs of the guest image can be hooks (setting `guest.hook_folder`)"
+        )));
+    }
+    let Some(linux) = spec.Linux.as_ref() else { return Ok(()) };
+    match linux.Devices.iter().find(|device| !is_guests(device)) {
+        Some(device) if !is_privileged(linux) => {
+            Err(Error::Unsupported(format!("the device {} of the host can't be passed to a pod yet", device.Path)))
+        }
+        Some(_) => {
+            log::info!("devices of the host are not passed to this privileged container");
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
 /// The same for a process alone.
-pub(crate) fn for_guest_process(process: &mut oci::Process, terminal: bool) {
+pub(crate) fn for_guest_process(process: &mut oci::Process, terminal: bool, labels: bool) {
     process.Terminal = terminal;
-    process.ApparmorProfile.clear();
-    process.SelinuxLabel.clear();
+    if !labels {
+        // They name profiles of the host.
+        process.ApparmorProfile.clear();
+        process.SelinuxLabel.clear();
+    }
     // The guest has no other pods: a score that was meant for the host's balance means nothing in it.
     process.OOMScoreAdj = 0;
 }
@@ -69,8 +140,8 @@ pub(crate) fn setup(spec: &oci::Spec) -> Result<Setup> {
 /// made are refused here, before anything is booted.
 pub(crate) fn network(spec: &oci::Spec) -> Result<Option<PathBuf>> {
     let namespaces = spec.Linux.as_ref().map(|linux| linux.Namespaces.as_slice()).unwrap_or_default();
-    if let Some(other) = namespaces.iter().find(|namespace| matches!(namespace.Type.as_str(), "user" | "time")) {
-        return Err(Error::Unsupported(format!("a {} namespace is not supported", other.Type)));
+    if namespaces.iter().any(|namespace| namespace.Type == "user") {
+        return Err(Error::Unsupported("a user namespace is not supported".into()));
     }
     match namespaces.iter().find(|namespace| namespace.Type == "network") {
         Some(own) if own.Path.is_empty() => Ok(None),
@@ -120,18 +191,42 @@ mod tests {
 
     #[test]
     fn nothing_of_the_host_goes_to_the_guest() {
-        let json = r#"{"root":{"path":"rootfs","readonly":true},"hooks":{"prestart":[{"path":"/bin/x"}]},
+        let json = r#"{"root":{"path":"rootfs","readonly":true},
             "process":{"args":["a"],"apparmorProfile":"p","oomScoreAdj":-900},
             "linux":{"cgroupsPath":"/host","namespaces":[{"type":"network","path":"/run/netns/x"},{"type":"ipc","path":"/p"},{"type":"uts"}],
-            "resources":{"devices":[{"allow":false}],"cpu":{"cpus":"7","shares":5}}}}"#;
-        let spec = for_guest(coracle_protocol::from_json(json).unwrap(), &plan(), true);
+            "devices":[{"path":"/dev/fuse","type":"c","major":10,"minor":229},{"path":"/dev/sda","type":"b","major":8,"minor":0}],
+            "resources":{"devices":[{"allow":false},{"allow":true,"type":"b","major":8,"minor":0},
+            {"allow":true,"type":"c","major":10,"minor":229}],"blockIO":{"weight":10,"throttleReadBpsDevice":[{"major":8,"rate":1}]},
+            "cpu":{"cpus":"7","shares":5}}}}"#;
+        let spec = for_guest(coracle_protocol::from_json(json).unwrap(), &plan(), true, false);
+        assert_eq!(spec.Linux.Devices.len(), 1);
+        assert_eq!(spec.Linux.Resources.Devices.len(), 2, "rules about the host's devices stay there");
+        let io = &spec.Linux.Resources.BlockIO;
+        assert_eq!((io.Weight, io.ThrottleReadBpsDevice.len()), (10, 0));
         assert_eq!(spec.Root.Path, "/g/c/rootfs");
-        assert!(spec.Root.Readonly && spec.Hooks.is_none() && spec.Process.Terminal);
+        assert!(spec.Root.Readonly && spec.Process.Terminal);
         let kinds: Vec<&str> = spec.Linux.Namespaces.iter().map(|namespace| namespace.Type.as_str()).collect();
         assert_eq!(kinds, ["uts"], "a namespace with a path is the pod's");
         assert!(spec.Linux.CgroupsPath.is_empty());
         assert!(spec.Linux.Resources.CPU.Cpus.is_empty() && spec.Linux.Resources.CPU.Shares == 5);
         assert_eq!((spec.Process.OOMScoreAdj, spec.Process.ApparmorProfile.as_str()), (0, ""));
+    }
+
+    #[test]
+    fn what_a_machine_can_not_do_is_refused_by_name() {
+        let check = |part: &str| {
+            let json = format!(r#"{{"linux":{{"namespaces":[{{"type":"network"}}]{part}}}}}"#);
+            check(&coracle_protocol::from_json(&json).unwrap()).map_err(|error| error.to_string())
+        };
+        check("").unwrap();
+        let disk = r#","devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}]"#;
+        assert!(check(disk).unwrap_err().contains("/dev/sda"));
+        let privileged =
+            format!(r#"{disk},"resources":{{"devices":[{{"allow":false}},{{"allow":true,"access":"rwm"}}]}}"#);
+        check(&privileged).unwrap();
+        let hooks = r#"},"hooks":{"prestart":[{"path":"/bin/hook"}]"#;
+        assert!(check(hooks).unwrap_err().contains("/bin/hook"));
+        check(r#"},"hooks":{"prestart":[]"#).unwrap();
     }
 
     #[test]

@@ -9,7 +9,7 @@ use coracle_protocol::protobuf::MessageField;
 use crate::agent::Patience;
 use crate::boot;
 use crate::create::until_end;
-use crate::io::{self, Stdio};
+use crate::io::{self, Connected, Stdio, Wanted};
 use crate::pod::Pod;
 use crate::state::{State, Status};
 use crate::{Error, ProcessId, Result, Sandbox};
@@ -30,6 +30,8 @@ impl Sandbox {
 struct Begun {
     pod: Arc<Pod>,
     stdio: Stdio,
+    /// Of a first process.
+    connected: Option<Connected>,
     /// Of an exec.
     spec: Option<oci::Process>,
 }
@@ -53,45 +55,34 @@ fn begin(state: &mut State, id: &ProcessId) -> Result<Option<Begun>> {
         process.status = Status::Running;
         return Ok(None);
     }
-    Ok(Some(Begun { pod, stdio, spec: process.spec.take() }))
+    let connected = process.connected.take();
+    Ok(Some(Begun { pod, stdio, connected, spec: process.spec.take() }))
 }
 
 async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
     let name = id.clone();
-    let Some(Begun { pod, stdio, spec }) = sandbox.ask(move |state| begin(state, &name)).await?? else {
+    let Some(Begun { pod, stdio, connected, spec }) = sandbox.ask(move |state| begin(state, &name)).await?? else {
         return Ok(());
     };
-    let request = async {
-        match spec {
-            Some(spec) => {
-                let request = ExecProcessRequest {
-                    container_id: id.container.clone(),
-                    exec_id: id.exec.clone(),
-                    process: MessageField::some(spec),
-                    ..Default::default()
-                };
-                pod.agent
-                    .call("ExecProcess", Patience::Bounded, async |agent, ctx| agent.exec_process(ctx, &request).await)
-                    .await
-            }
-            None => {
-                let request = StartContainerRequest { container_id: id.container.clone(), ..Default::default() };
-                pod.agent
-                    .call("StartContainer", Patience::Bounded, async |agent, ctx| {
-                        agent.start_container(ctx, &request).await
-                    })
-                    .await
-            }
+    let wanted = Wanted::from(&stdio);
+    let run = async {
+        match (connected, spec) {
+            (Some(connected), _) => start_first(&pod, id).await.map(|()| connected),
+            (None, Some(spec)) => start_exec(&pod, id, spec, wanted).await,
+            (None, None) => Err(Error::State(format!("container {} was not made", id.container))),
         }
     };
     let name = id.clone();
-    if let Err(error) = until_end(&pod, request).await {
-        // As after SIGKILL where the machine took it along, as after a failed exec where it never ran.
-        let status = if matches!(error, Error::Ended(_)) { 137 } else { 255 };
-        sandbox.tell(move |state| state.exited(&name, status));
-        return Err(error);
-    }
-    let pumps = io::pump(&pod, id, stdio);
+    let connected = match until_end(&pod, run).await {
+        Ok(connected) => connected,
+        Err(error) => {
+            // As after SIGKILL where the machine took it along, as after a failed exec where it never ran.
+            let status = if matches!(error, Error::Ended(_)) { 137 } else { 255 };
+            sandbox.tell(move |state| state.exited(&name, status));
+            return Err(error);
+        }
+    };
+    let pumps = io::pump(id, stdio, connected);
     sandbox
         .ask(move |state| {
             if let Ok(process) = state.process(&name) {
@@ -107,6 +98,32 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
         sandbox.prefetch_stats(&pod, &id.container);
     }
     Ok(())
+}
+
+async fn start_first(pod: &Pod, id: &ProcessId) -> Result<()> {
+    let request = StartContainerRequest { container_id: id.container.clone(), ..Default::default() };
+    pod.agent
+        .call("StartContainer", Patience::Bounded, async |agent, ctx| agent.start_container(ctx, &request).await)
+        .await
+        .map(drop)
+}
+
+/// The streams, and the one call.
+async fn start_exec(pod: &Pod, id: &ProcessId, spec: oci::Process, wanted: Wanted) -> Result<Connected> {
+    let connected = io::connect(pod, wanted).await?;
+    let request = ExecProcessRequest {
+        container_id: id.container.clone(),
+        exec_id: id.exec.clone(),
+        process: MessageField::some(spec),
+        stdin_port: connected.ports.stdin,
+        stdout_port: connected.ports.stdout,
+        stderr_port: connected.ports.stderr,
+        ..Default::default()
+    };
+    pod.agent
+        .call("ExecProcess", Patience::Bounded, async |agent, ctx| agent.exec_process(ctx, &request).await)
+        .await?;
+    Ok(connected)
 }
 
 /// Waits for the process's end, and notes it.

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use coracle_protocol::oci;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::io::Stdio;
+use crate::io::{Connected, Stdio};
 use crate::pod::Pod;
 use crate::{Error, Event, Exit, ProcessId, Result};
 
@@ -42,6 +42,8 @@ pub(crate) struct Process {
     pub(crate) terminal: bool,
     /// Until it is started.
     pub(crate) stdio: Option<Stdio>,
+    /// The guest's ends of its streams, from its making to its start. An exec is made at its start.
+    pub(crate) connected: Option<Connected>,
     /// What keeps the input open; see [`crate::io::Input`].
     pub(crate) keeper: Option<Box<dyn Send + Sync>>,
     /// Of an exec, until it is started.
@@ -54,7 +56,7 @@ impl Process {
     pub(crate) fn new(terminal: bool, mut stdio: Stdio, spec: Option<oci::Process>) -> Self {
         let keeper = stdio.stdin.as_mut().and_then(|input| input.keeper.take());
         let (exit, _) = watch::channel(None);
-        Self { status: Status::Created, exit, terminal, stdio: Some(stdio), keeper, spec, pumps: None }
+        Self { status: Status::Created, exit, terminal, stdio: Some(stdio), connected: None, keeper, spec, pumps: None }
     }
 }
 

@@ -5,7 +5,7 @@ use coracle_protocol::oci;
 use coracle_protocol::protobuf::MessageField;
 
 use crate::agent::Patience;
-use crate::{Result, Sandbox};
+use crate::{Result, Sandbox, spec};
 
 impl Sandbox {
     /// Sets the limits that `resources` names, within the machine's size.
@@ -14,12 +14,7 @@ impl Sandbox {
     /// What the agent says.
     pub async fn update(&self, container: &str, mut resources: oci::LinuxResources) -> Result<()> {
         let pod = self.running(container).await?;
-        resources.Devices.clear();
-        resources.BlockIO.clear();
-        if let Some(cpu) = resources.CPU.as_mut() {
-            cpu.Cpus.clear();
-            cpu.Mems.clear();
-        }
+        spec::for_guest_resources(&mut resources);
         let request = UpdateContainerRequest {
             container_id: container.to_owned(),
             resources: MessageField::some(resources),

@@ -74,6 +74,16 @@ impl Kind for bool {
     }
 }
 
+impl Kind for String {
+    const EXPECTED: &'static str = "a text";
+    fn read(value: &Value) -> Option<Self> {
+        value.as_str().map(str::to_owned)
+    }
+    fn show(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
 impl Kind for Vec<String> {
     const EXPECTED: &'static str = "a list of texts";
     fn read(value: &Value) -> Option<Self> {
@@ -169,6 +179,10 @@ settings! {
         "The folder of the guest image, as `coracle image build` writes it.";
     guest_boot_timeout_seconds: u64 = "guest.boot_timeout_seconds", 60,
         "How long a guest may take to come up, in seconds.";
+    guest_labels: bool = "guest.labels", false,
+        "Whether AppArmor profiles and SELinux labels of containers are applied in the guest. They name profiles of the guest's kernel then; a missing one fails the start. Without this they are left out: the host's profiles mean nothing in the guest.";
+    guest_hook_folder: String = "guest.hook_folder", String::new(),
+        "A folder of the guest image with hooks for its containers: programs in its folders prestart, poststart and poststop. Empty is none.";
     agent_timeout_seconds: u64 = "agent.timeout_seconds", 120,
         "How long the agent may take to answer a request that is not a wait, in seconds.";
     qemu_path: PathBuf = "qemu.path", "/usr/bin/qemu-system-x86_64".into(),

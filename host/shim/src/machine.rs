@@ -65,6 +65,8 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         memory_mib: settings.machine_memory_mib,
         vcpus: settings.machine_vcpus,
         virtiofsd: Some(settings.virtiofsd_path.clone()),
+        labels: settings.guest_labels,
+        hook_folder: settings.guest_hook_folder.clone(),
         boot_timeout: settings.boot_timeout(),
         agent_timeout: std::time::Duration::from_secs(settings.agent_timeout_seconds),
         version: coracle_protocol::VERSION.to_owned(),

@@ -9,17 +9,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use coracle_machine::fake::{FakeDriver, FakeGuest, Program};
-use coracle_machine::{Kernel, KernelForm};
+use coracle_machine::{AgentAddress, Kernel, KernelForm};
 use coracle_protocol::ttrpc::asynchronous::transport::Listener;
 use coracle_protocol::{hello, oci, ports};
 use coracle_sandbox::{Config, CreateRequest, Event, Exit, ProcessId, Sandbox, Stdio};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-pub use scripted::Scripted;
+pub use scripted::{STREAMS, Scripted};
 
 /// Runs a test on an event loop of its own, in a mount namespace of its own, whose `/run` is empty: what it mounts there is
 /// gone with its thread.
@@ -63,6 +63,8 @@ fn config(folder: &Path) -> Config {
         memory_mib: 64,
         vcpus: 1,
         virtiofsd: None,
+        labels: false,
+        hook_folder: String::new(),
         boot_timeout: Duration::from_secs(30),
         agent_timeout: Duration::from_secs(600),
         version: coracle_protocol::VERSION.into(),
@@ -86,7 +88,13 @@ impl Bench {
     /// A pod whose guest runs the real agent.
     #[must_use]
     pub fn real() -> Self {
-        Self::with(Arc::new(|guest| Box::pin(run_agent(guest))), |_| {})
+        Self::real_with(|_| {})
+    }
+
+    /// The same with another configuration.
+    #[must_use]
+    pub fn real_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::with(Arc::new(|guest| Box::pin(run_agent(guest))), change)
     }
 
     /// A root file system with busybox.
@@ -126,14 +134,23 @@ impl Bench {
         self.sandbox.create(request).await
     }
 
-    /// Creates and starts a container, waits for its end, deletes it, and gives what it printed.
+    /// Runs a shell script, as [`Self::run_spec`] does.
     ///
     /// # Panics
     /// Where any of that fails.
     pub async fn run(&self, id: &str, script: &str) -> (Exit, String) {
+        self.run_spec(id, spec(&serde_json::json!(["/bin/sh", "-c", script]))).await
+    }
+
+    /// Creates and starts a container, waits for its end, deletes it, and gives what it printed.
+    ///
+    /// # Panics
+    /// Where any of that fails.
+    pub async fn run_spec(&self, id: &str, spec: oci::Spec) -> (Exit, String) {
         let (stdio, output) = captured();
         let process = first(id);
-        self.create(id, script, stdio).await.expect("create");
+        let request = CreateRequest { id: id.into(), spec, root: self.rootfs(), rootfs: Vec::new(), stdio };
+        self.sandbox.create(request).await.expect("create");
         self.sandbox.start(&process).await.expect("start");
         let exit = self.sandbox.wait(&process).await.expect("wait");
         let deleted = self.sandbox.delete(&process).await.expect("delete");
@@ -180,7 +197,9 @@ pub fn spec(args: &serde_json::Value) -> oci::Spec {
 pub fn make_rootfs(root: &Path) {
     std::fs::create_dir_all(root.join("bin")).expect("a folder");
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
-    for name in ["sh", "echo", "cat", "sleep", "true", "kill"] {
+    for name in
+        ["sh", "echo", "cat", "sleep", "true", "kill", "uname", "umask", "grep", "ls", "mknod", "touch", "head", "wc"]
+    {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).expect("a link");
     }
 }
@@ -198,14 +217,26 @@ async fn run_agent(guest: FakeGuest) -> String {
             .expect("run these tests by `cargo xtask test --lane flow`")
             .into(),
         cgroups: Path::new("/run/cgroup").join(format!("flow{own}")),
+        resolv_conf: "/run/resolv.conf".into(),
         shared: coracle_agent::SharedSource::InPlace,
     };
     let cgroups = config.cgroups.clone();
     let listener = Listener::bind(format!("unix://{}", guest.port_socket(ports::AGENT).display())).expect("a socket");
-    let _server = coracle_agent::serve(config, listener).await.expect("the agent");
+    let streams = incoming(UnixListener::bind(guest.port_socket(ports::STREAMS)).expect("a socket"));
+    let _server = coracle_agent::serve(config, listener, streams).await.expect("the agent");
     let _cleanup = RemoveFolder(cgroups);
     greet(&guest, &hello::line()).await;
     "the host has hung up".into()
+}
+
+/// The connections to a socket of a guest that is no machine.
+#[must_use]
+pub fn incoming(listener: UnixListener) -> coracle_agent::Incoming {
+    Box::pin(futures::stream::unfold(listener, |listener| async move {
+        let (stream, peer) = listener.accept().await.ok()?;
+        let port = peer.as_pathname().and_then(AgentAddress::port_of)?;
+        Some(((port, Box::pin(stream) as coracle_agent::Connection), listener))
+    }))
 }
 
 struct RemoveFolder(PathBuf);

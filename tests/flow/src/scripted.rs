@@ -8,6 +8,7 @@ use coracle_protocol::protobuf::well_known_types::empty::Empty;
 use coracle_protocol::ttrpc::asynchronous::transport::Listener;
 use coracle_protocol::ttrpc::asynchronous::{Server, TtrpcContext};
 use coracle_protocol::{agent as msg, hello, ports, ttrpc};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 /// See the module.
@@ -19,7 +20,11 @@ pub struct Scripted {
     /// The requests that set pods up.
     pub sandboxes: Mutex<Vec<msg::CreateSandboxRequest>>,
     killed: watch::Sender<bool>,
+    streams: Mutex<Vec<UnixStream>>,
 }
+
+/// In place of a method: the agent never ends a stream.
+pub const STREAMS: &str = "(streams)";
 
 impl Scripted {
     /// An agent that hangs in the method of this name, and in none where there is none of it.
@@ -30,6 +35,7 @@ impl Scripted {
             created: Mutex::default(),
             sandboxes: Mutex::default(),
             killed: watch::channel(false).0,
+            streams: Mutex::default(),
         })
     }
 
@@ -38,16 +44,31 @@ impl Scripted {
     pub fn program(self: &Arc<Self>) -> Program {
         let agent = Arc::clone(self);
         Arc::new(move |guest: FakeGuest| {
-            let agent = Arc::clone(&agent);
+            let (agent, held) = (Arc::clone(&agent), Arc::clone(&agent));
             Box::pin(async move {
                 let listener =
                     Listener::bind(format!("unix://{}", guest.port_socket(ports::AGENT).display())).expect("a socket");
                 let mut server = Server::new().add_listener(listener).register_service(create_agent_service(agent));
                 server.start().await.expect("a server");
+                let streams = UnixListener::bind(guest.port_socket(ports::STREAMS)).expect("a socket");
+                let keeper = Arc::clone(&held);
+                let streams = tokio::spawn(async move {
+                    while let Ok((stream, _)) = streams.accept().await {
+                        // A stream that is not held is at its end.
+                        keeper.maybe_hold(stream);
+                    }
+                });
                 crate::greet(&guest, &hello::line()).await;
+                streams.abort();
                 "the host has hung up".into()
             })
         })
+    }
+
+    fn maybe_hold(&self, stream: UnixStream) {
+        if self.hangs_in == STREAMS {
+            self.streams.lock().expect("streams").push(stream);
+        }
     }
 
     async fn maybe_hang(&self, method: &str) {
@@ -102,20 +123,6 @@ impl AgentService for Scripted {
     ) -> Answer<msg::StatsContainerResponse> {
         self.maybe_hang("StatsContainer").await;
         Ok(msg::StatsContainerResponse::new())
-    }
-
-    async fn read_stdout(&self, _: &TtrpcContext, _: msg::ReadStreamRequest) -> Answer<msg::ReadStreamResponse> {
-        self.maybe_hang("ReadStdout").await;
-        Ok(msg::ReadStreamResponse::new())
-    }
-
-    async fn read_stderr(&self, _: &TtrpcContext, _: msg::ReadStreamRequest) -> Answer<msg::ReadStreamResponse> {
-        Ok(msg::ReadStreamResponse::new())
-    }
-
-    async fn close_stdin(&self, _: &TtrpcContext, _: msg::CloseStdinRequest) -> Answer<Empty> {
-        self.maybe_hang("CloseStdin").await;
-        Ok(Empty::new())
     }
 
     async fn get_oom_event(&self, _: &TtrpcContext, _: msg::GetOOMEventRequest) -> Answer<msg::OOMEvent> {

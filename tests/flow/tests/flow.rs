@@ -260,8 +260,8 @@ fn an_agent_that_hangs_in_wait_is_got_rid_of() {
 }
 
 #[test]
-fn an_agent_that_hangs_in_read_keeps_nobody_waiting() {
-    in_own_mounts(hangs_while_running("ReadStdout"));
+fn an_agent_that_ends_no_stream_keeps_nobody_waiting() {
+    in_own_mounts(hangs_while_running(coracle_flow::STREAMS));
 }
 
 #[test]

@@ -58,10 +58,11 @@ fn katas_requests_are_answered_as_katas_agent_did() {
         let config = coracle_agent::Config {
             program: std::env::var_os("CORACLE_TEST_AGENT").expect("run this by `cargo xtask test --lane flow`").into(),
             cgroups: format!("/run/cgroup/kata{}", std::process::id()).into(),
+            resolv_conf: "/run/resolv.conf".into(),
             shared: coracle_agent::SharedSource::InPlace,
         };
         let cgroups = config.cgroups.clone();
-        let _server = coracle_agent::serve(config, listener).await.unwrap();
+        let _server = coracle_agent::serve(config, listener, Box::pin(futures::stream::empty())).await.unwrap();
         let client = Client::new(Socket::new(address.connect(1024).await.unwrap()));
         let mut polls = Vec::new();
         for (mut frame, expected) in requests() {

@@ -10,8 +10,8 @@ struct Call {
     end: usize,
 }
 
-/// Counts the calls up to the first answer of ReadStdout, or to its request where the process printed nothing, and the
-/// longest chain of calls of which each began after the one before was answered.
+/// Counts the calls up to the one that starts the process, whose output needs no more of them, and the longest chain of calls of
+/// which each began after the one before was answered.
 pub(crate) fn count(log: &str) -> Result<Value> {
     let mut calls: Vec<(String, Call)> = Vec::new();
     for (line_number, line) in log.lines().enumerate() {
@@ -25,7 +25,7 @@ pub(crate) fn count(log: &str) -> Result<Value> {
             }
         }
     }
-    let last = calls.iter().position(|(_, call)| call.name == "ReadStdout").context("the log has no ReadStdout")?;
+    let last = calls.iter().position(|(_, call)| call.name == STARTS).context("nothing was started")?;
     let until = &calls[..=last];
     let names: Vec<&str> = until.iter().map(|(_, call)| call.name.as_str()).collect();
     let mut depth = vec![1; until.len()];
@@ -39,6 +39,9 @@ pub(crate) fn count(log: &str) -> Result<Value> {
     Ok(json!({ "calls": names.len(), "depth": depth[last], "names": names }))
 }
 
+/// The call that starts a container's first process.
+const STARTS: &str = "StartContainer";
+
 fn part<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.find(key).and_then(|at| line.get(at + key.len()..))
 }
@@ -50,7 +53,7 @@ mod tests {
     #[test]
     fn a_chain_is_calls_one_after_another() {
         let log = "msg=\"agent call 1: A\"\nmsg=\"agent answer 1\"\nmsg=\"agent call 2: Poll\"\nmsg=\"agent call 3: B\"\n\
-            msg=\"agent answer 3\"\nmsg=\"agent call 4: ReadStdout\"\nmsg=\"agent call 5: C\"\n";
+            msg=\"agent answer 3\"\nmsg=\"agent call 4: StartContainer\"\nmsg=\"agent call 5: C\"\n";
         let counted = count(log).unwrap();
         assert_eq!((counted["calls"].as_u64(), counted["depth"].as_u64()), (Some(4), Some(3)));
         assert!(count("").is_err());
