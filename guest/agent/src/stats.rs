@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coracle_container::cgroup::Stats;
 use coracle_protocol::agent::{
-    BlkioStats, BlkioStatsEntry, CgroupStats, CpuStats, CpuUsage, MemoryData, MemoryStats, PidsStats,
+    BlkioStats, BlkioStatsEntry, CgroupStats, CpuStats, CpuUsage, MemoryData, MemoryStats, NetworkStats, PidsStats,
     StatsContainerRequest, StatsContainerResponse, ThrottlingData,
 };
 use coracle_protocol::protobuf::MessageField;
@@ -16,7 +16,40 @@ use crate::state::Agent;
 /// Reads the figures.
 pub(crate) async fn stats(agent: &Arc<Agent>, request: StatsContainerRequest) -> Result<StatsContainerResponse> {
     let stats = agent.container(&request.container_id)?.cgroup.stats();
-    Ok(StatsContainerResponse { cgroup_stats: MessageField::some(to_wire(&stats)), ..Default::default() })
+    // The pod's: its containers share it.
+    let links = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    Ok(StatsContainerResponse {
+        cgroup_stats: MessageField::some(to_wire(&stats)),
+        network_stats: network(&links),
+        ..Default::default()
+    })
+}
+
+/// The links but loopback, from the kernel's table (proc(5), /proc/net/dev): received are bytes, packets, errors, dropped and four
+/// others, then the same sent.
+fn network(table: &str) -> Vec<NetworkStats> {
+    let line = |line: &str| {
+        let (name, counts) = line.split_once(':')?;
+        let counts: Vec<u64> = counts.split_whitespace().map_while(|count| count.parse().ok()).collect();
+        let &[rx_bytes, rx_packets, rx_errors, rx_dropped, _, _, _, _, tx_bytes, tx_packets, tx_errors, tx_dropped, ..] =
+            counts.as_slice()
+        else {
+            return None;
+        };
+        Some(NetworkStats {
+            name: name.trim().to_owned(),
+            rx_bytes,
+            rx_packets,
+            rx_errors,
+            rx_dropped,
+            tx_bytes,
+            tx_packets,
+            tx_errors,
+            tx_dropped,
+            ..Default::default()
+        })
+    };
+    table.lines().filter_map(line).filter(|link| link.name != "lo").collect()
 }
 
 fn to_wire(stats: &Stats) -> CgroupStats {
@@ -98,6 +131,19 @@ fn blkio(io: &BTreeMap<String, BTreeMap<String, u64>>) -> BlkioStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_are_counted_but_loopback() {
+        let table = "Inter-|   Receive  |  Transmit\n face |bytes packets\n    lo: 9 9 0 0 0 0 0 0 9 9 0 0 0 0 0 0\n  \
+            eth0: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n  bad: 1 2\n";
+        let links = network(table);
+        assert_eq!(links.len(), 1);
+        let link = &links[0];
+        assert_eq!(
+            (link.name.as_str(), link.rx_bytes, link.rx_dropped, link.tx_bytes, link.tx_dropped),
+            ("eth0", 1, 4, 5, 8)
+        );
+    }
 
     #[test]
     fn microseconds_become_nanoseconds() {

@@ -203,6 +203,20 @@ impl Sandbox {
         self.ask(move |state| state.processes(&container)).await?
     }
 
+    /// The names of the containers that are made, but the one that stands for the pod.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub async fn containers(&self) -> Result<Vec<String>> {
+        self.ask(|state| {
+            let all = state.containers.iter();
+            all.filter(|(_, container)| !container.is_pod && container.creating.is_none())
+                .map(|(id, _)| id.clone())
+                .collect()
+        })
+        .await
+    }
+
     /// The last lines of the guest's console.
     ///
     /// # Errors

@@ -22,12 +22,20 @@ pub(crate) struct Args {
     pub(crate) id: String,
     pub(crate) bundle: Option<PathBuf>,
     pub(crate) debug: bool,
+    /// The settings of the pod, where its runtime has some of its own; from `start` to the daemon.
+    pub(crate) settings: Option<PathBuf>,
 }
 
 impl Args {
     pub(crate) fn parse(words: &[String]) -> Result<Self> {
-        let mut args =
-            Self { action: Action::Serve, namespace: String::new(), id: String::new(), bundle: None, debug: false };
+        let mut args = Self {
+            action: Action::Serve,
+            namespace: String::new(),
+            id: String::new(),
+            bundle: None,
+            debug: false,
+            settings: None,
+        };
         let mut words = words.iter();
         let mut action = None;
         while let Some(word) = words.next() {
@@ -45,6 +53,7 @@ impl Args {
                 "bundle" => args.bundle = Some(value().into()),
                 // containerd tells these by the environment too, from where they are taken.
                 "address" | "publish-binary" | "socket" => drop(value()),
+                "settings" => args.settings = Some(value().into()),
                 "debug" => args.debug = true,
                 "v" | "version" => action = Some("version"),
                 other => bail!("unknown flag -{other}"),

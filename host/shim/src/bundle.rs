@@ -6,6 +6,9 @@ use std::path::Path;
 use coracle_protocol::oci;
 use coracle_sandbox::Error;
 
+/// A bundle's specification.
+const CONFIG: &str = "config.json";
+
 /// The largest `config.json` that is read, in bytes.
 const CONFIG_BYTES_MAX: u64 = 32 << 20;
 
@@ -22,7 +25,7 @@ pub(crate) enum Membership {
 
 /// Reads and checks a bundle's specification.
 pub(crate) fn read(bundle: &Path) -> Result<oci::Spec, Error> {
-    let path = bundle.join("config.json");
+    let path = bundle.join(CONFIG);
     let failed = |text: String| Error::Invalid(format!("{}: {text}", path.display()));
     let file = std::fs::File::open(&path).map_err(|error| failed(error.to_string()))?;
     let mut text = String::new();
@@ -35,6 +38,17 @@ pub(crate) fn read(bundle: &Path) -> Result<oci::Spec, Error> {
         return Err(failed("it has no process.args".into()));
     }
     Ok(spec)
+}
+
+/// Writes a specification to a bundle that has none.
+pub(crate) fn write(bundle: &Path, text: &str) -> Result<(), Error> {
+    let path = bundle.join(CONFIG);
+    std::fs::write(&path, text).map_err(|error| Error::Failed(format!("write {}: {error}", path.display())))
+}
+
+/// Whether a bundle has a specification. One of the Sandbox API's has none until the pod is described.
+pub(crate) fn has_config(bundle: &Path) -> bool {
+    bundle.join(CONFIG).exists()
 }
 
 /// The path of the container's control group on the host; empty where it names none.

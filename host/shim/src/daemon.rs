@@ -5,6 +5,7 @@ use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim_protos::ttrpc::asynchronous::{Server, Service};
@@ -15,6 +16,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Args;
+use crate::pod_service::PodService;
 use crate::shim::Shim;
 use crate::start::LISTENER_FD;
 use crate::task::TaskService;
@@ -67,7 +69,9 @@ async fn serve(args: &Args) -> Result<()> {
     });
     let shim = Shim::new(&args.namespace, &args.id, pod.clone());
     let service = Arc::new(TaskService::new(Arc::clone(&shim)));
-    let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(services(&service));
+    let mut services = services(&service);
+    services.extend(create_sandbox(Arc::new(PodService::new(Arc::clone(&shim), args.settings.clone()))));
+    let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(services);
     server.start().await.context("serve")?;
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     tokio::select! {

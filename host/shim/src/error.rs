@@ -18,6 +18,14 @@ pub(crate) fn to_status(error: &Error) -> ttrpc::Error {
     status(code, error.to_string())
 }
 
+/// Logs a failure and gives it its status.
+pub(crate) fn answer<T>(method: &str, result: Result<T, Error>) -> ttrpc::Result<T> {
+    result.map_err(|error| {
+        log::warn!("{method}: {error}");
+        to_status(&error)
+    })
+}
+
 /// A status with a text.
 pub(crate) fn status(code: Code, text: String) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, text))

@@ -19,6 +19,11 @@ pub(crate) fn socket(pod: &Path) -> PathBuf {
     pod.join("shim.sock")
 }
 
+/// The folder of files that the pod's containers see.
+pub(crate) fn files(pod: &Path) -> PathBuf {
+    pod.join("files")
+}
+
 /// The folder of the pod's machine.
 pub(crate) fn machine(pod: &Path) -> PathBuf {
     pod.join("m")

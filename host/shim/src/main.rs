@@ -14,6 +14,8 @@ mod folder;
 mod log;
 mod machine;
 mod metrics;
+mod pod_config;
+mod pod_service;
 mod probe;
 mod shim;
 mod start;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
@@ -28,8 +29,8 @@ pub(crate) struct Description {
 /// See the module.
 pub(crate) struct Shim {
     pub(crate) namespace: String,
-    id: String,
-    folder: PathBuf,
+    pub(crate) id: String,
+    pub(crate) folder: PathBuf,
     pub(crate) publisher: Publisher,
     // Made by the first create; the handlers of requests run side by side and look it up.
     sandbox: Mutex<Option<Sandbox>>,
@@ -37,6 +38,8 @@ pub(crate) struct Shim {
     descriptions: Mutex<HashMap<ProcessId, Description>>,
     // The pod's, which the first create joins.
     cgroup: tokio::sync::Mutex<Option<Cgroup>>,
+    // Set once, by CreateSandbox.
+    described: AtomicBool,
     ended: Notify,
 }
 
@@ -54,6 +57,7 @@ impl Shim {
             sandbox: Mutex::new(None),
             descriptions: Mutex::new(HashMap::new()),
             cgroup: tokio::sync::Mutex::new(None),
+            described: AtomicBool::new(false),
             ended: Notify::new(),
         })
     }
@@ -77,6 +81,24 @@ impl Shim {
     /// The pod, which the first create makes.
     pub(crate) fn sandbox(&self) -> Result<Sandbox, Error> {
         lock(&self.sandbox).clone().ok_or_else(|| Error::NotFound(format!("the pod {}", self.id)))
+    }
+
+    /// The pod of container `id`, which is any but the one that stands for a pod of the Sandbox API.
+    pub(crate) fn pod_of(&self, id: &str) -> Result<Sandbox, Error> {
+        if self.is_described() && id == self.id {
+            return Err(Error::NotFound(format!("task {id}")));
+        }
+        self.sandbox()
+    }
+
+    /// From now on the pod is that of the Sandbox API.
+    pub(crate) fn set_described(&self) {
+        self.described.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the pod was made by the Sandbox API: then it is no task, and no task's end is its own.
+    pub(crate) fn is_described(&self) -> bool {
+        self.described.load(Ordering::Relaxed)
     }
 
     /// The pod, made by `settings` where it is not there yet.
@@ -142,6 +164,9 @@ impl Shim {
 async fn publish_events(shim: Arc<Shim>, mut events: mpsc::UnboundedReceiver<Event>) {
     while let Some(event) = events.recv().await {
         match event {
+            Event::Exited { process, .. } if shim.is_described() && process.container == shim.id => {
+                log::info!("the pod has ended");
+            }
             Event::Exited { process, exit } => {
                 let id = if process.exec.is_empty() { process.container.clone() } else { process.exec.clone() };
                 let message = TaskExit {

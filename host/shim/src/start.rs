@@ -10,11 +10,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use coracle_protocol::protobuf::Message;
+use coracle_protocol::protobuf::well_known_types::any::Any;
 use coracle_settings::Settings;
 
 use crate::args::Args;
 use crate::bundle::{self, Membership};
 use crate::folder;
+use crate::task::config_path;
 
 /// The descriptor on which the daemon finds its listening socket.
 pub(crate) const LISTENER_FD: i32 = 3;
@@ -24,6 +26,9 @@ const INPUT_BYTES_MAX: u64 = 4 << 20;
 
 /// The newest version of the Task API that the daemon serves.
 const TASK_VERSION: i32 = 3;
+
+/// The folder of containerd 2's state in which bundles of the Sandbox API are.
+const SANDBOX_BUNDLES: &str = "io.containerd.sandbox.controller.v1.shim";
 
 /// How long a shim of the same container may take to be gone.
 const PREDECESSOR_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -43,9 +48,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut input = Vec::new();
     std::io::stdin().take(INPUT_BYTES_MAX).read_to_end(&mut input).context("read standard input")?;
     let maximum = std::env::var("MAX_SHIM_VERSION").ok();
-    let reply = reply_form(&input, args, maximum.as_deref());
+    let mut reply = reply_form(&input, args, maximum.as_deref());
     let settings = Settings::load()?;
     let cwd = std::env::current_dir().context("find the bundle")?;
+    if !bundle::has_config(&cwd) {
+        // Of the Sandbox API. containerd 2 means a shim of version 3 there, though it asks for one of version 2 at most.
+        if reply != Reply::Protobuf && cwd.components().any(|part| part.as_os_str() == SANDBOX_BUNDLES) {
+            reply = Reply::Json(TASK_VERSION);
+        }
+        let settings_file = options_of(&input).and_then(|options| config_path(&options));
+        let address = start_daemon(args, &settings, settings_file.as_deref())?;
+        std::fs::write("address", &address).context("write the bundle's address file")?;
+        return print_reply(&reply, &address);
+    }
     let spec = bundle::read(&cwd)?;
     let address = match bundle::membership(&spec) {
         Membership::Of(sandbox) => {
@@ -55,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
             address(&socket)
         }
-        Membership::Own | Membership::Pod => start_daemon(args, &settings)?,
+        Membership::Own | Membership::Pod => start_daemon(args, &settings, None)?,
     };
     // containerd 1.6 finds the shim again by this file after a restart.
     std::fs::write("address", &address).context("write the bundle's address file")?;
@@ -95,7 +110,14 @@ fn print_reply(reply: &Reply, address: &str) -> Result<()> {
     std::io::stdout().write_all(&bytes).context("answer containerd")
 }
 
-fn start_daemon(args: &Args, settings: &Settings) -> Result<String> {
+/// The runtime options that containerd gives at the start of a pod: of a task they come later.
+fn options_of(input: &[u8]) -> Option<Vec<u8>> {
+    let any = Any::parse_from_bytes(input).ok()?;
+    any.type_url.ends_with("runtimeoptions.v1.Options").then_some(any.value)
+}
+
+/// Starts the pod's daemon, with its settings in `settings_file` where there is one.
+fn start_daemon(args: &Args, settings: &Settings, settings_file: Option<&str>) -> Result<String> {
     let pod = folder::pod(settings, &args.namespace, &args.id);
     let socket = folder::socket(&pod);
     // One that is about to end, after its last delete, gets the time for it.
@@ -111,6 +133,9 @@ fn start_daemon(args: &Args, settings: &Settings) -> Result<String> {
     command.args(["-namespace", &args.namespace, "-id", &args.id]);
     if args.debug {
         command.arg("-debug");
+    }
+    if let Some(file) = settings_file {
+        command.args(["-settings", file]);
     }
     command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let fd = listener.as_raw_fd();
@@ -141,7 +166,14 @@ mod tests {
     use crate::args::Action;
 
     fn args() -> Args {
-        Args { action: Action::Start, namespace: "n".into(), id: "i".into(), bundle: None, debug: false }
+        Args {
+            action: Action::Start,
+            namespace: "n".into(),
+            id: "i".into(),
+            bundle: None,
+            debug: false,
+            settings: None,
+        }
     }
 
     #[test]

@@ -17,9 +17,9 @@ use coracle_settings::Settings;
 use coracle_storage::HostMount;
 
 use crate::bundle::Membership;
-use crate::error::{status, to_status};
+use crate::error::{answer, status};
 use crate::shim::{Description, Shim};
-use crate::{bundle, metrics, stdio};
+use crate::{bundle, folder, metrics, pod_config, stdio};
 
 /// The service.
 pub(crate) struct TaskService {
@@ -36,9 +36,12 @@ impl TaskService {
             return Err(Error::Unsupported("restoring a checkpoint is not supported".into()));
         }
         let bundle_folder = PathBuf::from(&request.bundle);
-        let spec = bundle::read(&bundle_folder)?;
+        let mut spec = bundle::read(&bundle_folder)?;
         let settings = settings(request)?;
         let membership = bundle::membership(&spec);
+        if self.shim.is_described() {
+            pod_config::complete(&mut spec, &folder::files(&self.shim.folder));
+        }
         if !matches!(membership, Membership::Of(_)) {
             self.shim.join_cgroup(bundle::cgroup(&spec)).await?;
         }
@@ -60,7 +63,7 @@ impl TaskService {
     }
 
     async fn describe(&self, process: &ProcessId) -> Result<api::StateResponse, Error> {
-        let state = self.shim.sandbox()?.state(process).await?;
+        let state = self.shim.pod_of(&process.container)?.state(process).await?;
         let description = self.shim.description(process);
         let status = match state.status {
             Status::Created => api::Status::CREATED,
@@ -85,7 +88,7 @@ impl TaskService {
     }
 
     async fn delete_task(&self, process: &ProcessId) -> Result<api::DeleteResponse, Error> {
-        let exit = self.shim.sandbox()?.delete(process).await?;
+        let exit = self.shim.pod_of(&process.container)?.delete(process).await?;
         self.shim.forget(process);
         Ok(api::DeleteResponse {
             pid: std::process::id(),
@@ -96,7 +99,7 @@ impl TaskService {
     }
 
     async fn exec_process(&self, request: api::ExecProcessRequest) -> Result<(), Error> {
-        let sandbox = self.shim.sandbox()?;
+        let sandbox = self.shim.pod_of(&request.id)?;
         let spec: oci::Process = from_any(request.spec.as_ref(), "the process of an exec")?;
         let id = process(&request.id, &request.exec_id);
         // Asked before the streams are opened: an unknown container must not touch files.
@@ -152,7 +155,7 @@ fn settings(request: &api::CreateTaskRequest) -> Result<Settings, Error> {
 }
 
 /// Field 2 of containerd's `runtimeoptions.v1.Options`, a text.
-fn config_path(message: &[u8]) -> Option<String> {
+pub(crate) fn config_path(message: &[u8]) -> Option<String> {
     const CONFIG_PATH: u32 = 2 << 3 | 2;
     let mut stream = CodedInputStream::from_bytes(message);
     let mut path = None;
@@ -177,14 +180,6 @@ fn from_any<M: coracle_protocol::protobuf::MessageFull>(
 }
 
 type Answer<T> = ttrpc::Result<T>;
-
-/// Logs a failure and gives it its status.
-fn answer<T>(method: &str, result: Result<T, Error>) -> Answer<T> {
-    result.map_err(|error| {
-        log::warn!("{method}: {error}");
-        to_status(&error)
-    })
-}
 
 #[async_trait]
 impl Task for TaskService {
@@ -215,7 +210,7 @@ impl Task for TaskService {
 
     async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> Answer<api::StartResponse> {
         let id = process(&request.id, &request.exec_id);
-        let started = async { self.shim.sandbox()?.start(&id).await };
+        let started = async { self.shim.pod_of(&id.container)?.start(&id).await };
         answer("Start", started.await)?;
         let pid = std::process::id();
         if request.exec_id.is_empty() {
@@ -248,16 +243,16 @@ impl Task for TaskService {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> Answer<api::PidsResponse> {
-        let found = async { self.shim.sandbox()?.processes(&request.id).await };
-        let count = answer("Pids", found.await)?.len();
-        // A guest's pids mean nothing on the host: all its processes are this one.
-        let one = || api::ProcessInfo { pid: std::process::id(), ..Default::default() };
-        let processes = if count == 0 { Vec::new() } else { vec![one()] };
-        Ok(api::PidsResponse { processes, ..Default::default() })
+        let found = async { self.shim.pod_of(&request.id)?.processes(&request.id).await };
+        answer("Pids", found.await)?;
+        // A guest's pids mean nothing on the host: all its processes are this one. It is told of a container that has ended, too: a
+        // containerd that was restarted throws away what has no process, and with it the exit status that nobody has asked for yet.
+        let one = api::ProcessInfo { pid: std::process::id(), ..Default::default() };
+        Ok(api::PidsResponse { processes: vec![one], ..Default::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> Answer<Empty> {
-        let paused = async { self.shim.sandbox()?.pause(&request.id).await };
+        let paused = async { self.shim.pod_of(&request.id)?.pause(&request.id).await };
         answer("Pause", paused.await)?;
         let message = event::TaskPaused { container_id: request.id, ..Default::default() };
         self.publish(topics::TASK_PAUSED_EVENT_TOPIC, "TaskPaused", &message);
@@ -265,7 +260,7 @@ impl Task for TaskService {
     }
 
     async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> Answer<Empty> {
-        let resumed = async { self.shim.sandbox()?.resume(&request.id).await };
+        let resumed = async { self.shim.pod_of(&request.id)?.resume(&request.id).await };
         answer("Resume", resumed.await)?;
         let message = event::TaskResumed { container_id: request.id, ..Default::default() };
         self.publish(topics::TASK_RESUMED_EVENT_TOPIC, "TaskResumed", &message);
@@ -277,7 +272,9 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> Answer<Empty> {
-        let killed = async { self.shim.sandbox()?.kill(&process(&request.id, &request.exec_id), request.signal).await };
+        let killed = async {
+            self.shim.pod_of(&request.id)?.kill(&process(&request.id, &request.exec_id), request.signal).await
+        };
         answer("Kill", killed.await)?;
         Ok(Empty::new())
     }
@@ -295,7 +292,7 @@ impl Task for TaskService {
 
     async fn resize_pty(&self, _: &TtrpcContext, request: api::ResizePtyRequest) -> Answer<Empty> {
         let id = process(&request.id, &request.exec_id);
-        let resized = async { self.shim.sandbox()?.resize(&id, request.width, request.height).await };
+        let resized = async { self.shim.pod_of(&id.container)?.resize(&id, request.width, request.height).await };
         answer("ResizePty", resized.await)?;
         Ok(Empty::new())
     }
@@ -303,7 +300,7 @@ impl Task for TaskService {
     async fn close_io(&self, _: &TtrpcContext, request: api::CloseIORequest) -> Answer<Empty> {
         if request.stdin {
             let id = process(&request.id, &request.exec_id);
-            let closed = async { self.shim.sandbox()?.close_input(&id).await };
+            let closed = async { self.shim.pod_of(&id.container)?.close_input(&id).await };
             answer("CloseIO", closed.await)?;
         }
         Ok(Empty::new())
@@ -312,14 +309,14 @@ impl Task for TaskService {
     async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> Answer<Empty> {
         let updated = async {
             let resources = from_any(request.resources.as_ref(), "the resources of an update")?;
-            self.shim.sandbox()?.update(&request.id, resources).await
+            self.shim.pod_of(&request.id)?.update(&request.id, resources).await
         };
         answer("Update", updated.await)?;
         Ok(Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: api::WaitRequest) -> Answer<api::WaitResponse> {
-        let waited = async { self.shim.sandbox()?.wait(&process(&request.id, &request.exec_id)).await };
+        let waited = async { self.shim.pod_of(&request.id)?.wait(&process(&request.id, &request.exec_id)).await };
         let exit = answer("Wait", waited.await)?;
         Ok(api::WaitResponse {
             exit_status: exit.status,
@@ -329,7 +326,7 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> Answer<api::StatsResponse> {
-        let stats = async { self.shim.sandbox()?.stats(&request.id).await };
+        let stats = async { self.shim.pod_of(&request.id)?.stats(&request.id).await };
         let stats = answer("Stats", stats.await)?;
         let packed = metrics::pack(&stats).map_err(|error| status(Code::INTERNAL, error.to_string()))?;
         Ok(api::StatsResponse { stats: MessageField::some(packed), ..Default::default() })
@@ -345,6 +342,10 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> Answer<Empty> {
+        if self.shim.is_described() {
+            log::info!("Shutdown: the pod ends by ShutdownSandbox");
+            return Ok(Empty::new());
+        }
         let empty = match self.shim.sandbox() {
             Ok(sandbox) => sandbox.is_empty().await.unwrap_or(true),
             Err(_) => true,

@@ -177,6 +177,11 @@ impl Drop for Containerd {
 /// The bridge of pods.
 const BRIDGE: &str = "pods0";
 
+/// Who makes pods, where the environment says so: "shim" is our Sandbox API, which containerd 2 knows. A line of configuration.
+fn sandboxer() -> String {
+    std::env::var("CORACLE_TEST_SANDBOXER").map(|name| format!("sandboxer = {name:?}\n")).unwrap_or_default()
+}
+
 /// The configuration of the CRI plugin, and of a network whose pods are on the bridge.
 fn cri_plugin(host: &Host) -> String {
     let network = host.folder.join("cni");
@@ -208,10 +213,11 @@ bin_dir = "/usr/lib/cni"
 conf_dir = "{network}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.coracle]
 runtime_type = "io.containerd.coracle.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+{sandboxer}[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 "#,
         image = crate::cri::PAUSE,
+        sandboxer = sandboxer(),
         network = network.display(),
     )
 }

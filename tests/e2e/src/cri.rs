@@ -232,6 +232,24 @@ impl<'a> Pod<'a> {
         self.cri.call::<msg::Empty>("StopPodSandbox", &pod_id(&self.id)).map(drop)
     }
 
+    /// Stops and removes the pod whose shim was killed: containerd learns of that a moment later, and refuses until then. Kubelet
+    /// asks again.
+    ///
+    /// # Errors
+    /// The last [`CriError`], after half a minute of them.
+    pub fn remove_as_kubelet_does(self) -> Result<(), CriError> {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            let removed = self
+                .stop()
+                .and_then(|()| self.cri.call::<msg::Empty>("RemovePodSandbox", &pod_id(&self.id)).map(drop));
+            if removed.is_ok() || std::time::Instant::now() > deadline {
+                return removed;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+
     /// Stops and removes the pod and all in it.
     ///
     /// # Errors

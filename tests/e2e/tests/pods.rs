@@ -110,7 +110,7 @@ fn all_of_a_pod_is_in_its_control_group() {
     }
     // The shim killed with -9 leaves no group either: containerd has `delete` take it away.
     host.kill(" serve");
-    pod.remove().unwrap();
+    pod.remove_as_kubelet_does().unwrap();
     drop(containerd);
     host.audit();
 }

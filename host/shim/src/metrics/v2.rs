@@ -1,36 +1,17 @@
-//! From the agent's figures to containerd's (cgroup version 2), and times.
+//! Figures in containerd's form for hosts with version 2 of control groups.
 
 use std::collections::HashMap;
-use std::time::SystemTime;
 
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
 };
 use coracle_protocol::agent::{BlkioStatsEntry, StatsContainerResponse};
-use coracle_protocol::protobuf::well_known_types::any::Any;
-use coracle_protocol::protobuf::well_known_types::timestamp::Timestamp;
-use coracle_protocol::protobuf::{Message, MessageField};
+use coracle_protocol::protobuf::MessageField;
 
-/// A time as containerd has it.
-pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
-        ..Default::default()
-    }
-}
+/// The message's full name.
+pub(super) const NAME: &str = "io.containerd.cgroups.v2.Metrics";
 
-/// The figures, packed.
-pub(crate) fn pack(stats: &StatsContainerResponse) -> Result<Any, containerd_shim_protos::protobuf::Error> {
-    Ok(Any {
-        type_url: "io.containerd.cgroups.v2.Metrics".into(),
-        value: convert(stats).write_to_bytes()?,
-        ..Default::default()
-    })
-}
-
-fn convert(stats: &StatsContainerResponse) -> Metrics {
+pub(super) fn convert(stats: &StatsContainerResponse) -> Metrics {
     let cgroup = stats.cgroup_stats.clone().unwrap_or_default();
     let cpu = cgroup.cpu_stats.clone().unwrap_or_default();
     let usage = cpu.cpu_usage.clone().unwrap_or_default();
