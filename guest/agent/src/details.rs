@@ -1,6 +1,7 @@
 //! What the guest says of itself, and what the host may set in it.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use coracle_protocol::agent::{
     AgentDetails, GetMetricsRequest, GuestDetailsRequest, GuestDetailsResponse, Metrics, ReseedRandomDevRequest,
@@ -77,14 +78,38 @@ pub(crate) async fn reseed(_: &Arc<Agent>, request: ReseedRandomDevRequest) -> R
     Ok(Empty::new())
 }
 
-/// Sets the guest's clock.
+/// What a clock may differ by and be put right without a jump.
+const SLEW_MAX: Duration = Duration::from_millis(50);
+
+/// Sets the guest's clock. A small difference is made up for little by little, so that time never goes back for it.
 pub(crate) async fn set_clock(_: &Arc<Agent>, request: SetGuestDateTimeRequest) -> Result<Empty> {
     let nanoseconds = request
         .Usec
         .checked_mul(1000)
         .filter(|nanoseconds| (0..1_000_000_000).contains(nanoseconds))
         .ok_or_else(|| Error::Invalid("microseconds out of range".into()))?;
+    let wanted = Duration::new(
+        u64::try_from(request.Sec).map_err(|_| Error::Invalid("seconds out of range".into()))?,
+        u32::try_from(nanoseconds).unwrap_or(0),
+    );
+    let own = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (behind, ahead) = (wanted.saturating_sub(own), own.saturating_sub(wanted));
+    if behind <= SLEW_MAX && ahead <= SLEW_MAX {
+        return slew(behind.subsec_micros(), ahead.subsec_micros());
+    }
     let time = nix::sys::time::TimeSpec::new(request.Sec, nanoseconds);
     nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time).map_err(Error::system("set the clock"))?;
+    Ok(Empty::new())
+}
+
+fn slew(behind: u32, ahead: u32) -> Result<Empty> {
+    let micros = i64::from(behind) - i64::from(ahead);
+    let delta = libc::timeval { tv_sec: 0, tv_usec: micros };
+    // SAFETY: the first pointer is to a live structure that is only read; the second may be null (adjtime(3)).
+    #[expect(unsafe_code, reason = "libc has the call and no safe wrapper")]
+    let result = unsafe { libc::adjtime(&raw const delta, std::ptr::null_mut()) };
+    if result < 0 {
+        return Err(Error::system("adjust the clock")(std::io::Error::last_os_error()));
+    }
     Ok(Empty::new())
 }

@@ -98,7 +98,7 @@ impl Drop for Child {
 }
 
 /// Registers a descriptor with the event loop.
-fn watched(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open file for as long as it lives, and lives in the `AsyncFd` until that has
     // taken it off the event loop.
     #[expect(unsafe_code, reason = "tokio can't know that of every type")]

@@ -5,11 +5,13 @@
 
 mod cgroup;
 mod child;
+mod clock;
 mod ring;
 mod spawn;
 
 pub use cgroup::Cgroup;
 pub use child::{Child, ExitStatus};
+pub use clock::ClockWatch;
 pub use ring::Ring;
 pub use spawn::{Output, Spawn};
 

@@ -16,7 +16,7 @@ use crate::agent::{Agent, Patience};
 use crate::network::Network;
 use crate::pod::Pod;
 use crate::state::Phase;
-use crate::{Config, Error, Event, Result, Sandbox, mount};
+use crate::{Config, Error, Event, Result, Sandbox, clock, mount};
 
 /// How many lines of the guest's console an error carries.
 const CONSOLE_LINES: usize = 10;
@@ -108,6 +108,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     });
     cleanup.keep();
     watch(sandbox, &pod);
+    clock::follow(&pod, config.clock_period);
     Ok(pod)
 }
 
@@ -235,9 +236,9 @@ async fn reach(
     let work = async {
         let stream = machine.agent_address().connect(ports::AGENT).await?;
         let agent = Agent::new(stream, config.agent_timeout);
-        agent
-            .call("CreateSandbox", Patience::Bounded, async |agent, ctx| agent.create_sandbox(ctx, &request).await)
-            .await?;
+        let sandbox = agent
+            .call("CreateSandbox", Patience::Bounded, async |agent, ctx| agent.create_sandbox(ctx, &request).await);
+        tokio::try_join!(sandbox, clock::set(&agent))?;
         if let Some(network) = network {
             network.tell(&agent).await?;
         }

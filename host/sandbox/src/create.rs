@@ -177,9 +177,9 @@ pub(crate) async fn until_end<T>(pod: &Arc<Pod>, request: impl Future<Output = R
         biased;
         answer = request => match answer {
             // The connection breaks a moment before the end is known, and the end is the better reason.
-            Err(Error::Failed(text)) => match boot::ends_now(&*pod.machine, boot::AGENT_END_PATIENCE).await {
+            Err(Error::Unreachable(text)) => match boot::ends_now(&*pod.machine, boot::AGENT_END_PATIENCE).await {
                 Some(reason) => Err(Error::Ended(reason)),
-                None => Err(Error::Failed(text)),
+                None => Err(Error::Unreachable(text)),
             },
             answer => answer,
         },

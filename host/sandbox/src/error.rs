@@ -21,12 +21,18 @@ pub enum Error {
     /// This runtime does not do that.
     #[error("{0}")]
     Unsupported(String),
+    /// The guest's policy does not allow it.
+    #[error("{0}")]
+    Denied(String),
     /// The guest did not answer in time.
     #[error("{0}")]
     Timeout(String),
     /// The machine, its agent or a host call failed.
     #[error("{0}")]
     Failed(String),
+    /// The connection to the agent has broken: the machine is ending, or will be ended.
+    #[error("the agent can't be reached: {0}")]
+    Unreachable(String),
     /// The pod's machine has ended.
     #[error("the pod's machine has ended: {0}")]
     Ended(String),
@@ -77,7 +83,7 @@ impl From<ttrpc::Error> for Error {
     fn from(error: ttrpc::Error) -> Self {
         use ttrpc::Code;
         let ttrpc::Error::RpcStatus(status) = error else {
-            return Self::Failed(format!("the agent can't be reached: {error}"));
+            return Self::Unreachable(error.to_string());
         };
         let text = status.message().to_owned();
         match status.code() {
@@ -85,6 +91,7 @@ impl From<ttrpc::Error> for Error {
             Code::ALREADY_EXISTS => Self::Exists(text.trim_end_matches(" exists already").to_owned()),
             Code::INVALID_ARGUMENT => Self::Invalid(text),
             Code::FAILED_PRECONDITION => Self::State(text),
+            Code::PERMISSION_DENIED => Self::Denied(text),
             Code::UNIMPLEMENTED => Self::Unsupported(text),
             Code::DEADLINE_EXCEEDED => Self::Timeout(format!("the agent does not answer: {text}")),
             _ => Self::Failed(text),

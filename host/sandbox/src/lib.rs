@@ -13,6 +13,7 @@
 mod agent;
 mod boot;
 mod bounded;
+mod clock;
 mod create;
 mod delete;
 mod error;
@@ -74,6 +75,8 @@ pub struct Config {
     pub labels: bool,
     /// The folder of hooks in the guest; empty where there is none.
     pub hook_folder: String,
+    /// How often the guest's clock is compared with the host's, beside the times when that one was set.
+    pub clock_period: Duration,
     /// How long the guest may take to come up.
     pub boot_timeout: Duration,
     /// How long the agent may take to answer what is not a wait.

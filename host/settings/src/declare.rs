@@ -179,6 +179,8 @@ settings! {
         "The folder of the guest image, as `coracle image build` writes it.";
     guest_boot_timeout_seconds: u64 = "guest.boot_timeout_seconds", 60,
         "How long a guest may take to come up, in seconds.";
+    guest_clock_seconds: u64 = "guest.clock_seconds", 300,
+        "How often the guest's clock is set to the host's, in seconds. When the host's own clock is set, or goes on after a suspend, that is done at once.";
     guest_labels: bool = "guest.labels", false,
         "Whether AppArmor profiles and SELinux labels of containers are applied in the guest. They name profiles of the guest's kernel then; a missing one fails the start. Without this they are left out: the host's profiles mean nothing in the guest.";
     guest_hook_folder: String = "guest.hook_folder", String::new(),

@@ -11,8 +11,9 @@ pub(crate) fn to_status(error: &Error) -> ttrpc::Error {
         Error::State(_) | Error::Missing(_) => Code::FAILED_PRECONDITION,
         Error::Invalid(_) => Code::INVALID_ARGUMENT,
         Error::Unsupported(_) => Code::UNIMPLEMENTED,
+        Error::Denied(_) => Code::PERMISSION_DENIED,
         Error::Timeout(_) => Code::DEADLINE_EXCEEDED,
-        Error::Ended(_) | Error::Gone => Code::UNAVAILABLE,
+        Error::Unreachable(_) | Error::Ended(_) | Error::Gone => Code::UNAVAILABLE,
         Error::Failed(_) => Code::INTERNAL,
     };
     status(code, error.to_string())

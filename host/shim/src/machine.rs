@@ -67,6 +67,7 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         virtiofsd: Some(settings.virtiofsd_path.clone()),
         labels: settings.guest_labels,
         hook_folder: settings.guest_hook_folder.clone(),
+        clock_period: std::time::Duration::from_secs(settings.guest_clock_seconds),
         boot_timeout: settings.boot_timeout(),
         agent_timeout: std::time::Duration::from_secs(settings.agent_timeout_seconds),
         version: coracle_protocol::VERSION.to_owned(),

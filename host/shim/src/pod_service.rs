@@ -127,8 +127,7 @@ impl PodService {
         };
         let ready = state.as_ref().is_some_and(|state| state.status == Status::Running);
         let mut info = HashMap::new();
-        if request.verbose {
-            let sandbox = self.shim.sandbox()?;
+        if let (true, Ok(sandbox)) = (request.verbose, self.shim.sandbox()) {
             let details = serde_json::json!({
                 "version": coracle_protocol::VERSION,
                 "endReason": sandbox.end_reason().await?,

@@ -56,7 +56,13 @@ fn left(host: &Host) -> Vec<Left> {
     for entry in std::fs::read_dir(&host.run).into_iter().flatten().flatten() {
         left.push(Left::File(entry.path().display().to_string()));
     }
-    cgroups(std::path::Path::new("/sys/fs/cgroup"), &mark, &mut left);
+    // The group above those of the pods, once it is empty, is left by all runtimes: it is theirs who named it.
+    let top = std::path::Path::new("/sys/fs/cgroup");
+    for hierarchy in std::fs::read_dir(top).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_dir(hierarchy.path().join(&mark));
+    }
+    let _ = std::fs::remove_dir(top.join(&mark));
+    cgroups(top, &mark, &mut left);
     left
 }
 

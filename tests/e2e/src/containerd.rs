@@ -163,11 +163,6 @@ impl Drop for Containerd {
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.child.wait();
-        // The group above those of the containers is left by all runtimes.
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(hierarchy.path().join(&self.namespace));
-        }
-        let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(&self.namespace));
         if self.has_bridge {
             let _ = Command::new("ip").args(["link", "delete", BRIDGE]).stderr(Stdio::null()).status();
         }

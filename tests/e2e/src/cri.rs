@@ -240,9 +240,8 @@ impl<'a> Pod<'a> {
     pub fn remove_as_kubelet_does(self) -> Result<(), CriError> {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         loop {
-            let removed = self
-                .stop()
-                .and_then(|()| self.cri.call::<msg::Empty>("RemovePodSandbox", &pod_id(&self.id)).map(drop));
+            let removed =
+                self.stop().and_then(|()| self.cri.call::<msg::Empty>("RemovePodSandbox", &pod_id(&self.id)).map(drop));
             if removed.is_ok() || std::time::Instant::now() > deadline {
                 return removed;
             }

@@ -7,6 +7,7 @@ mod audit;
 mod containerd;
 pub mod cri;
 mod images;
+mod pod_shim;
 mod run;
 mod shim;
 mod streaming;
@@ -19,6 +20,7 @@ pub use audit::Left;
 pub use containerd::Containerd;
 pub use cri::{Cri, Pod};
 pub use images::{LayerEntry, copy_layout, docker_archive, layout_archive, layout_with_layer};
+pub use pod_shim::{POD_CONFIG, PodShim, read_metrics};
 pub use run::{Outcome, Running};
 pub use shim::{Refused, Shim};
 pub use streaming::{Forwarded, Streams};
@@ -222,6 +224,25 @@ impl Host {
         assert!(kept.is_empty(), "containers left behind: {kept:?}");
         assert_eq!(links, self.links, "network devices");
     }
+}
+
+/// A folder with busybox, to be a container's root.
+///
+/// # Panics
+/// Where busybox is missing.
+#[must_use]
+pub fn busybox_root(host: &Host) -> String {
+    let root = host.folder.join("busybox");
+    if !root.exists() {
+        for folder in ["bin", "etc", "dev", "proc", "tmp"] {
+            std::fs::create_dir_all(root.join(folder)).expect("a folder");
+        }
+        std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
+        for name in ["sh", "sleep", "cat", "grep", "hostname", "date"] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).expect("a link");
+        }
+    }
+    root.display().to_string()
 }
 
 impl Default for Host {

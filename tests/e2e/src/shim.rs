@@ -22,7 +22,7 @@ pub struct Shim {
     bundle: PathBuf,
 }
 
-fn refused(error: ttrpc::Error) -> Refused {
+pub(crate) fn refused(error: ttrpc::Error) -> Refused {
     match error {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_owned()),
         other => (Code::UNKNOWN, other.to_string()),
@@ -30,7 +30,7 @@ fn refused(error: ttrpc::Error) -> Refused {
 }
 
 /// Longer than any answer takes, and than a machine takes to come up.
-fn patience() -> context::Context {
+pub(crate) fn patience() -> context::Context {
     context::with_duration(Duration::from_secs(120))
 }
 

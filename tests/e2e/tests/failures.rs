@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::ttrpc::Code;
-use coracle_e2e::{Containerd, Host, Outcome, Running, Shim, path};
+use coracle_e2e::{Containerd, Host, Outcome, Running, Shim, busybox_root, path};
 
 /// What people wait for; the design's figure is 2 s, and emulation on a busy machine is slow.
 const WIDE: Duration = Duration::from_secs(20);
@@ -225,19 +225,6 @@ fn config(root: &str, script: &str) -> serde_json::Value {
         "root": { "path": root },
         "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "network" }] }
     })
-}
-
-/// A folder with busybox, to be a container's root.
-fn busybox_root(host: &Host) -> String {
-    let root = host.folder.join("busybox");
-    if !root.exists() {
-        std::fs::create_dir_all(root.join("bin")).unwrap();
-        std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
-        for name in ["sh", "sleep"] {
-            std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
-        }
-    }
-    root.display().to_string()
 }
 
 #[test]

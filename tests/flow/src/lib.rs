@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-pub use scripted::{STREAMS, Scripted};
+pub use scripted::{DENIED_CLOCK, STREAMS, Scripted};
 
 /// Runs a test on an event loop of its own, in a mount namespace of its own, whose `/run` is empty: what it mounts there is
 /// gone with its thread.
@@ -65,6 +65,7 @@ fn config(folder: &Path) -> Config {
         virtiofsd: None,
         labels: false,
         hook_folder: String::new(),
+        clock_period: Duration::from_secs(300),
         boot_timeout: Duration::from_secs(30),
         agent_timeout: Duration::from_secs(600),
         version: coracle_protocol::VERSION.into(),

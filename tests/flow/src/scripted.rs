@@ -19,12 +19,17 @@ pub struct Scripted {
     pub created: Mutex<Vec<msg::CreateContainerRequest>>,
     /// The requests that set pods up.
     pub sandboxes: Mutex<Vec<msg::CreateSandboxRequest>>,
+    /// How often the clock was set.
+    pub clocks: watch::Sender<u32>,
     killed: watch::Sender<bool>,
     streams: Mutex<Vec<UnixStream>>,
 }
 
 /// In place of a method: the agent never ends a stream.
 pub const STREAMS: &str = "(streams)";
+
+/// In place of a method: the agent's policy keeps the host from its clock.
+pub const DENIED_CLOCK: &str = "(clock)";
 
 impl Scripted {
     /// An agent that hangs in the method of this name, and in none where there is none of it.
@@ -34,6 +39,7 @@ impl Scripted {
             hangs_in: method.into(),
             created: Mutex::default(),
             sandboxes: Mutex::default(),
+            clocks: watch::channel(0).0,
             killed: watch::channel(false).0,
             streams: Mutex::default(),
         })
@@ -85,6 +91,15 @@ impl AgentService for Scripted {
     async fn create_sandbox(&self, _: &TtrpcContext, request: msg::CreateSandboxRequest) -> Answer<Empty> {
         self.sandboxes.lock().expect("requests").push(request);
         self.maybe_hang("CreateSandbox").await;
+        Ok(Empty::new())
+    }
+
+    async fn set_guest_date_time(&self, _: &TtrpcContext, _: msg::SetGuestDateTimeRequest) -> Answer<Empty> {
+        self.clocks.send_modify(|count| *count += 1);
+        if self.hangs_in == DENIED_CLOCK {
+            let status = ttrpc::get_status(ttrpc::Code::PERMISSION_DENIED, "SetGuestDateTime is blocked by policy");
+            return Err(ttrpc::Error::RpcStatus(status));
+        }
         Ok(Empty::new())
     }
 

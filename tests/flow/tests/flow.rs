@@ -335,3 +335,24 @@ fn the_guest_can_not_write_beside_what_it_is_lent() {
         bench.sandbox.stop().await.unwrap();
     });
 }
+
+/// The clock is set when the pod comes up and from then on; a policy that does not allow it is normal life.
+async fn clock_is_set(method: &str) {
+    let agent = Scripted::hanging_in(method);
+    let bench = Bench::with(agent.program(), |config| config.clock_period = Duration::from_millis(20));
+    bench.create("c1", "true", Stdio::default()).await.unwrap();
+    let mut clocks = agent.clocks.subscribe();
+    let often = tokio::time::timeout(Duration::from_secs(60), clocks.wait_for(|count| *count >= 3)).await;
+    assert!(often.is_ok_and(|count| count.is_ok()), "{method}");
+    bench.sandbox.stop().await.unwrap();
+}
+
+#[test]
+fn the_guests_clock_follows_the_hosts() {
+    in_own_mounts(clock_is_set(""));
+}
+
+#[test]
+fn a_guest_that_keeps_its_clock_is_a_pod_all_the_same() {
+    in_own_mounts(clock_is_set(coracle_flow::DENIED_CLOCK));
+}

@@ -1,73 +1,11 @@
-//! What a container in a pod sees and gives back, by many small checks in one pod. All of them run on runc, too: a check that
-//! fails there tests nothing.
-
-use std::path::PathBuf;
+//! Exec, output, identity, capabilities, memory, shared namespaces.
 
 use coracle_e2e::cri::msg;
-use coracle_e2e::{Containerd, Cri, Host, Pod};
 use protobuf::MessageField;
 
-/// What a check works with.
-struct Bench<'a> {
-    cri: &'a Cri,
-    pod: Pod<'a>,
-    /// A container that sleeps.
-    sleeper: String,
-    folder: PathBuf,
-}
+use crate::{Check, holds, resources, same, security};
 
-type Check = (&'static str, fn(&Bench<'_>) -> Result<(), String>);
-
-/// Equal, or the words of a failed check.
-fn same<T: PartialEq + std::fmt::Debug>(found: T, expected: T) -> Result<(), String> {
-    if found == expected { Ok(()) } else { Err(format!("{found:?} is not {expected:?}")) }
-}
-
-fn holds(text: &str, part: &str) -> Result<(), String> {
-    if text.contains(part) { Ok(()) } else { Err(format!("{part:?} is not in {text:?}")) }
-}
-
-fn security(config: &mut msg::ContainerConfig) -> &mut msg::LinuxContainerSecurityContext {
-    config.linux.mut_or_insert_default().security_context.mut_or_insert_default()
-}
-
-fn resources(config: &mut msg::ContainerConfig) -> &mut msg::LinuxContainerResources {
-    config.linux.mut_or_insert_default().resources.mut_or_insert_default()
-}
-
-impl Bench<'_> {
-    /// Runs a script in a fresh container to its end: exit code and output.
-    fn run(
-        &self,
-        name: &str,
-        script: &str,
-        change: impl FnOnce(&mut msg::ContainerConfig),
-    ) -> Result<(i32, String), String> {
-        let text = |error: coracle_e2e::cri::CriError| error.1;
-        let id = self.pod.start(name, &["sh", "-c", script], change).map_err(text)?;
-        let code = self.cri.ended(&id).exit_code;
-        self.cri.remove(&id).map_err(text)?;
-        Ok((code, self.pod.log(name)))
-    }
-
-    /// What a script prints in a fresh container.
-    fn printed(
-        &self,
-        name: &str,
-        script: &str,
-        change: impl FnOnce(&mut msg::ContainerConfig),
-    ) -> Result<String, String> {
-        let (code, output) = self.run(name, script, change)?;
-        if code == 0 { Ok(output) } else { Err(format!("it ended with {code}: {output}")) }
-    }
-
-    /// Runs a script beside the sleeper.
-    fn exec(&self, script: &str) -> Result<(i32, String, String), String> {
-        self.cri.exec(&self.sleeper, &["sh", "-c", script]).map_err(|error| error.1)
-    }
-}
-
-const CHECKS: &[Check] = &[
+pub(crate) const CHECKS: &[Check] = &[
     ("exec_gives_the_exit_code", |b| same(b.exec("exit 42")?.0, 42)),
     ("exec_of_true_is_zero", |b| same(b.exec("true")?.0, 0)),
     ("exec_keeps_streams_apart", |b| same(b.exec("echo o; echo e >&2")?, (0, "o\n".into(), "e\n".into()))),
@@ -393,43 +331,3 @@ const CHECKS: &[Check] = &[
     }),
     ("sysctls_of_the_pod", |b| same(b.exec("cat /proc/sys/kernel/shm_rmid_forced")?.1, "1\n".into())),
 ];
-
-fn passes_on(runtime: &str) {
-    let host = Host::with_own_network();
-    let containerd = Containerd::with_cri(&host);
-    let cri = Cri::connect(&containerd);
-    let pod = Pod::run(&cri, runtime, "checks", |config| {
-        config.log_directory = host.folder.display().to_string();
-        let dns = msg::DnsConfig { servers: vec!["10.9.8.7".into()], ..Default::default() };
-        config.dns_config = MessageField::some(dns);
-        config.linux.mut_or_insert_default().sysctls.insert("kernel.shm_rmid_forced".into(), "1".into());
-    })
-    .unwrap();
-    let sleeper = pod.start("sleeper", &["sleep", "100000"], |_| {}).unwrap();
-    let folder = host.folder.clone();
-    let bench = Bench { cri: &cri, pod, sleeper, folder };
-    let mut failed = Vec::new();
-    for (name, check) in CHECKS {
-        let outcome = check(&bench);
-        println!("check {name} on {runtime} ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
-        if let Err(text) = outcome {
-            failed.push(format!("{name}: {text}"));
-        }
-    }
-    let Bench { pod, .. } = bench;
-    pod.remove().unwrap();
-    drop(containerd);
-    host.audit();
-    assert!(failed.is_empty(), "on {runtime}:\n  {}", failed.join("\n  "));
-    println!("{} checks on {runtime}", CHECKS.len());
-}
-
-#[test]
-fn the_checks_pass() {
-    passes_on("coracle");
-}
-
-#[test]
-fn the_checks_pass_on_runc_as_well() {
-    passes_on("runc");
-}
