@@ -29,7 +29,8 @@ const RUN: [Need; 5] = [
 const CONTAINERD: [Need; 2] =
     [need(&["/usr/bin/containerd"], "containerd"), need(&["/usr/sbin/runc", "/usr/bin/runc"], "runc")];
 
-const TEST: [Need; 3] = [
+const TEST: [Need; 4] = [
+    need(&["/usr/sbin/iptables", "/sbin/iptables"], "iptables"),
     need(&["/usr/bin/docker-registry"], "docker-registry"),
     need(&["/usr/lib/cni/bridge"], "containernetworking-plugins"),
     need(&["/usr/sbin/ip", "/usr/bin/ip", "/sbin/ip"], "iproute2"),

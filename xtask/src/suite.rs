@@ -16,7 +16,7 @@ pub(crate) struct Args {
     suite: String,
 }
 
-const PACKAGES: &str = "containerd runc qemu-system-x86 virtiofsd procps containernetworking-plugins iproute2";
+const PACKAGES: &str = "containerd runc qemu-system-x86 virtiofsd procps containernetworking-plugins iproute2 iptables";
 
 /// The end-to-end tests that are run there, too: pods through containerd's CRI.
 const TESTS: [&str; 2] = ["pods", "pod_checks"];
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let guest = built.guest("linux-image-cloud-amd64")?;
     let root = built.work().join(format!("root-{}", args.suite));
-    if !root.join("usr/bin/containerd").exists() || !root.join("usr/lib/cni/bridge").exists() {
+    if !root.join("usr/bin/containerd").exists() || !root.join("usr/sbin/iptables").exists() {
         step(&format!("making a root of {}", args.suite), || make_root(&root, &args.suite))?;
     }
     let at = |path: &str| root.join(path);

@@ -41,7 +41,7 @@ use std::path::PathBuf;
 
 pub use connections::{Connection, Incoming, Io};
 pub use error::Error;
-pub use service::{METHODS, serve};
+pub use service::{METHODS, Serving, serve};
 
 /// What a handler gives back.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -45,6 +45,17 @@ impl Containerd {
         containerd
     }
 
+    /// Starts one that serves CRI again, where an earlier one was killed.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    #[must_use]
+    pub fn with_cri_again(host: &Host) -> Self {
+        let mut containerd = Self::launch(host, &cri_plugin(host));
+        containerd.has_bridge = true;
+        containerd
+    }
+
     fn import(&self, namespace: &str, base: &str, layout: &Path) {
         let archive = self.folder.join("image.tar");
         crate::layout_archive(layout, &archive);
@@ -192,7 +203,7 @@ fn cri_plugin(host: &Host) -> String {
                 "ranges": [[{ "subnet": "10.88.0.0/24" }], [{ "subnet": "fd00:88::/64" }]],
                 "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]
             }
-        }]
+        }, { "type": "portmap", "capabilities": { "portMappings": true } }]
     });
     std::fs::write(network.join("10-test.conflist"), conflist.to_string()).expect("CNI's configuration");
     format!(

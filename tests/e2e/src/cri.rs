@@ -42,7 +42,14 @@ impl Cri {
             tokio::spawn(connection);
             sender
         });
-        Self { runtime, sender }
+        let cri = Self { runtime, sender };
+        // One that was started on what an earlier one has left serves a moment after it listens, and tells so by this error only.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while let Err((_, text)) = cri.call::<msg::ListPodSandboxResponse>("ListPodSandbox", &msg::Empty::new()) {
+            assert!(std::time::Instant::now() < deadline, "{text}");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        cri
     }
 
     /// Calls a method of the runtime service.
@@ -126,6 +133,22 @@ impl<'a> Pod<'a> {
         name: &str,
         change: impl FnOnce(&mut msg::PodSandboxConfig),
     ) -> Result<Self, CriError> {
+        let config = Self::config(name, change);
+        let request = msg::RunPodSandboxRequest {
+            config: MessageField::some(config.clone()),
+            runtime_handler: runtime.into(),
+            ..Default::default()
+        };
+        let id = cri.call::<msg::PodId>("RunPodSandbox", &request)?.pod_sandbox_id;
+        Ok(Self { cri, id, config })
+    }
+
+    /// A pod that runs already, and was run with this configuration.
+    pub fn found(cri: &'a Cri, id: &str, name: &str, change: impl FnOnce(&mut msg::PodSandboxConfig)) -> Self {
+        Self { cri, id: id.into(), config: Self::config(name, change) }
+    }
+
+    fn config(name: &str, change: impl FnOnce(&mut msg::PodSandboxConfig)) -> msg::PodSandboxConfig {
         let metadata = msg::PodSandboxMetadata {
             name: name.into(),
             uid: name.into(),
@@ -139,13 +162,7 @@ impl<'a> Pod<'a> {
             ..Default::default()
         };
         change(&mut config);
-        let request = msg::RunPodSandboxRequest {
-            config: MessageField::some(config.clone()),
-            runtime_handler: runtime.into(),
-            ..Default::default()
-        };
-        let id = cri.call::<msg::PodId>("RunPodSandbox", &request)?.pod_sandbox_id;
-        Ok(Self { cri, id, config })
+        config
     }
 
     /// Creates a container of this command, changed by `change`, and gives its id.

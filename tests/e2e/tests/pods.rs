@@ -114,3 +114,105 @@ fn all_of_a_pod_is_in_its_control_group() {
     drop(containerd);
     host.audit();
 }
+
+#[test]
+fn pods_outlive_containerd() {
+    let host = Host::with_own_network();
+    let mut containerd = Containerd::with_cri(&host);
+    let cri = Cri::connect(&containerd);
+    let folder = host.folder.display().to_string();
+    let pod = Pod::run(&cri, "coracle", "p", |config| config.log_directory.clone_from(&folder)).unwrap();
+    let lives = pod.start("lives", &["sh", "-c", "echo up; exec sleep 1000"], |_| {}).unwrap();
+    let ended = pod.start("ended", &["sh", "-c", "exit 5"], |_| {}).unwrap();
+    assert_eq!(cri.ended(&ended).exit_code, 5);
+    let script = "until [ -e /dev/shm/go ]; do sleep 0.1; done; exit 6";
+    let ends = pod.start("ends", &["sh", "-c", script], |_| {}).unwrap();
+    let exec = |cri: &Cri, script: &str| cri.exec(&lives, &["sh", "-c", script]).unwrap();
+    // It ends while nobody listens.
+    assert_eq!(exec(&cri, "(sleep 3; touch /dev/shm/go) >/dev/null 2>&1 & true").0, 0);
+    containerd.kill();
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let id = pod.id.clone();
+    let again = Containerd::with_cri_again(&host);
+    let cri = Cri::connect(&again);
+    let pod = Pod::found(&cri, &id, "p", |config| config.log_directory.clone_from(&folder));
+    assert_eq!(pod.status().unwrap().state, 0, "ready");
+    assert_eq!(cri.status(&lives).unwrap().state, 1, "running");
+    assert_eq!(exec(&cri, "echo alive").1, "alive\n");
+    let status = cri.status(&ended).unwrap();
+    assert_eq!((status.state, status.exit_code), (2, 5));
+    assert_eq!(cri.ended(&ends).exit_code, 6);
+    assert!(cri.stats(&lives).unwrap().memory.working_set_bytes.value > 0);
+    let new = pod.start("new", &["sh", "-c", "exit 7"], |_| {}).unwrap();
+    assert_eq!(cri.ended(&new).exit_code, 7);
+    cri.stop(&lives, 0).unwrap();
+    assert_eq!(cri.status(&lives).unwrap().exit_code, 137);
+    pod.remove().unwrap();
+    drop(again);
+    drop(containerd);
+    host.audit();
+}
+
+#[test]
+fn a_pod_whose_monitor_is_killed_can_be_stopped_and_removed() {
+    let host = Host::with_own_network();
+    let containerd = Containerd::with_cri(&host);
+    let cri = Cri::connect(&containerd);
+    let pod = Pod::run(&cri, "coracle", "p", |_| {}).unwrap();
+    let one = pod.start("one", &["sleep", "1000"], |_| {}).unwrap();
+    host.kill("qemu-system");
+    assert_eq!(cri.ended(&one).exit_code, 137);
+    assert!(cri.exec(&one, &["true"]).is_err());
+    pod.remove_as_kubelet_does().unwrap();
+    drop(containerd);
+    host.audit();
+}
+
+#[test]
+fn a_port_of_the_host_leads_to_the_pod() {
+    let host = Host::with_own_network();
+    let containerd = Containerd::with_cri(&host);
+    let cri = Cri::connect(&containerd);
+    let pod = Pod::run(&cri, "coracle", "p", |config| {
+        config.log_directory = host.folder.display().to_string();
+        let port = msg::PortMapping { container_port: 8080, host_port: 18080, ..Default::default() };
+        config.port_mappings.push(port);
+    })
+    .unwrap();
+    pod.start("server", &["sh", "-c", "httpd -p 8080 -h /etc; echo serves; sleep 1000"], |_| {}).unwrap();
+    pod.await_log("server", "serves");
+    for address in ["127.0.0.1:18080", "10.88.0.1:18080"] {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        std::io::Write::write_all(&mut stream, b"GET /passwd HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+        assert!(answer.contains("root:x:0"), "{address}: {answer}");
+    }
+    pod.remove().unwrap();
+    assert!(std::net::TcpStream::connect("127.0.0.1:18080").is_err(), "the port is closed with its pod");
+    drop(containerd);
+    host.audit();
+}
+
+#[test]
+fn a_client_that_never_reads_holds_nobody_up() {
+    let host = Host::with_own_network();
+    let containerd = Containerd::with_cri(&host);
+    let cri = Cri::connect(&containerd);
+    let pod =
+        Pod::run(&cri, "coracle", "p", |config| config.log_directory = host.folder.display().to_string()).unwrap();
+    let one = pod.start("one", &["sleep", "1000"], |_| {}).unwrap();
+    // Several of them, each with more output than all buffers on the way hold.
+    let silent: Vec<_> = (0..4).map(|_| cri.exec_streams(&one, &["yes"], false).unwrap()).collect();
+    for number in 0..5 {
+        let (code, out, _) = cri.exec(&one, &["sh", "-c", &format!("echo {number}; exit {number}")]).unwrap();
+        assert_eq!((code, out), (number, format!("{number}\n")));
+    }
+    let two = pod.start("two", &["sh", "-c", "echo two; exit 3"], |_| {}).unwrap();
+    assert_eq!((cri.ended(&two).exit_code, pod.log("two").as_str()), (3, "two\n"));
+    assert!(cri.stats(&one).unwrap().cpu.usage_core_nano_seconds.value > 0);
+    drop(silent);
+    pod.remove().unwrap();
+    drop(containerd);
+    host.audit();
+}
