@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::build::{self, Built};
 use crate::demo::{Process, processes};
 use crate::image;
+use crate::pods;
 use crate::setup::{self, Level};
 use crate::steps::{command, output, step};
 
@@ -81,7 +82,7 @@ impl Bench {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    setup::ensure(Level::Containerd)?;
+    setup::ensure(Level::Test)?;
     let built = build::all()?;
     if !setup::is_root() {
         bail!("pods need root: run this by sudo");
@@ -111,6 +112,7 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
     let memory = step(&format!("memory of {PODS} pods"), || memory(bench))?;
     let instructions = step("instructions to ready", || instructions(bench, guest, run_folder))?;
     let ratio = step(&format!("{} pairs with runc", args.pairs), || ratio(bench, args.pairs))?;
+    let pods = step("pods through containerd", || pods::measure(&bench.built, args.pairs))?;
     Ok(json!({
         "environment": environment(bench)?,
         "sizes_bytes": sizes,
@@ -118,6 +120,7 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
         "memory": memory,
         "guest_instructions_to_ready": instructions,
         "run_true_against_runc": ratio,
+        "pods": pods,
     }))
 }
 
@@ -332,4 +335,13 @@ fn print_report(report: &Value) {
     show("guest instructions to ready", &report["guest_instructions_to_ready"]["series"]);
     show("their spread in percent", &report["guest_instructions_to_ready"]["spread_percent"]);
     show("run of true against runc, median ratio", &report["run_true_against_runc"]["ratio_median"]);
+    let pods = &report["pods"];
+    show("exec in a pod against runc, median ratio", &pods["exec"]["against_runc"]["ratio_median"]);
+    show("exec, host CPU ms", &pods["exec"]["host_cpu_ms_each"]);
+    show("exec, agent calls", &pods["exec"]["agent_calls_each"]);
+    show("further container against runc, median ratio", &pods["further_container"]["against_runc"]["ratio_median"]);
+    show("figures against runc, median ratio", &pods["stats"]["against_runc"]["ratio_median"]);
+    show("further idle container, KiB on the host", &pods["further_idle_container"]["host_kib_each"]);
+    show("further idle container, KiB in the guest", &pods["further_idle_container"]["guest_kib_each"]);
+    show("1 GiB of output, MiB/s", &pods["stream"]["mib_per_second"]);
 }

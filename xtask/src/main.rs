@@ -7,6 +7,7 @@ mod demo;
 mod image;
 mod layers;
 mod lint;
+mod pods;
 mod setup;
 mod sleeps;
 mod steps;
@@ -40,6 +41,8 @@ enum Task {
     Image,
     /// Try the shim on another Debian release's containerd.
     Suite(suite::Args),
+    /// Make pods in quantity through containerd, and look for what is left.
+    Churn(pods::Args),
     /// Measure sizes, memory, calls, instructions and times.
     Bench(bench::Args),
 }
@@ -62,6 +65,7 @@ fn run(task: Task) -> Result<()> {
         Task::Layers => layers::run(),
         Task::Image => build::all().and_then(|built| built.guest("linux-image-cloud-amd64").map(drop)),
         Task::Suite(args) => suite::run(&args),
+        Task::Churn(args) => pods::run(&args),
         Task::Bench(args) => bench::run(&args),
     }
 }

@@ -105,6 +105,7 @@ impl Containerd {
             .expect("containerd");
         let log = folder.join("log");
         let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        let mut last = String::new();
         for line in lines.by_ref().map_while(Result::ok) {
             if line.contains("containerd successfully booted") {
                 std::thread::spawn(move || {
@@ -114,8 +115,9 @@ impl Containerd {
                 let namespace = host.mark();
                 return Self { child, folder, namespace, has_bridge: false };
             }
+            last = line;
         }
-        panic!("containerd ended with {:?}", child.wait());
+        panic!("containerd ended with {:?}: {last}", child.wait());
     }
 
     /// A `ctr` command, not started.
@@ -160,6 +162,25 @@ impl Containerd {
         let _ = self.ctr(&["tasks", "kill", "--signal", "SIGKILL", id]);
         let _ = self.ctr(&["tasks", "delete", "--force", id]);
         let _ = self.ctr(&["containers", "delete", id]);
+    }
+
+    /// Stops it, and gives what it has logged, the shims' lines among it.
+    ///
+    /// # Panics
+    /// Where there is no log.
+    #[must_use]
+    pub fn stop(self) -> String {
+        let log = self.folder.join("log");
+        drop(self);
+        // A thread writes it when the last line has come.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        loop {
+            match std::fs::read_to_string(&log) {
+                Ok(text) if !text.is_empty() => return text,
+                _ => assert!(std::time::Instant::now() < deadline, "containerd has no log"),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 
     /// Kills it with -9; its shims live on.

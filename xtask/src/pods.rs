@@ -1,0 +1,55 @@
+//! Pods through containerd, measured and in quantity: the program `pods` of the end-to-end tests. `cargo xtask churn` is run by name,
+//! for it takes a while.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::build::{self, Built};
+use crate::image;
+use crate::setup::{self, Level};
+use crate::steps::{self, command, output, step};
+
+/// Make pods of two containers, remove them, and look for what is left.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How many pods.
+    #[arg(long, default_value_t = 50)]
+    pods: usize,
+    /// How many at a time; with none both one and ten.
+    #[arg(long)]
+    at_once: Option<usize>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::ensure(Level::Test)?;
+    let built = build::all()?;
+    if !setup::is_root() {
+        bail!("pods through containerd need root: run this by sudo");
+    }
+    for at_once in args.at_once.map_or(vec![1, 10], |at_once| vec![at_once]) {
+        let words = ["churn".to_owned(), args.pods.to_string(), at_once.to_string()];
+        step(&format!("{} pods, {at_once} at a time", args.pods), || steps::run(program(&built, &words)?))?;
+    }
+    Ok(())
+}
+
+/// What `pods measure` has found.
+pub(crate) fn measure(built: &Built, pairs: usize) -> Result<Value> {
+    let found = output(program(built, &["measure".to_owned(), pairs.to_string()])?)?;
+    let line = found.lines().last().context("nothing was measured")?;
+    serde_json::from_str(line).context("the figures of pods")
+}
+
+fn program(built: &Built, words: &[String]) -> Result<Command> {
+    let image = built.work().join("test-image");
+    image::make(&image, &[("guest-probe", built.guest_probe())])?;
+    let mut run = command("cargo", &["run", "--locked", "--quiet", "-p", "coracle-e2e", "--bin", "pods", "--"]);
+    run.args(words)
+        .env("CORACLE_TEST_BINARY", built.coracle())
+        .env("CORACLE_TEST_SHIM", built.shim())
+        .env("CORACLE_TEST_GUEST", built.guest("linux-image-cloud-amd64")?)
+        .env("CORACLE_TEST_IMAGE", image);
+    Ok(run)
+}
