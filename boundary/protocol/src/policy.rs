@@ -1,6 +1,6 @@
 //! What a policy sees of a request: JSON with the names of the protocol's fields (`OCI.Process.Args`), as policies for Kata's agent
 //! are written. Every field is there: a number, text or truth that was not sent has its default, a list or map is empty, a message
-//! that was not sent is null. Enumerations are numbers, bytes are lists of numbers.
+//! that was not sent is null, and so is a number that may be absent: that is not the same as 0. Enumerations are numbers, bytes are lists of numbers.
 
 use protobuf::MessageDyn;
 use protobuf::reflect::{ReflectFieldRef, ReflectValueRef};
@@ -37,7 +37,10 @@ fn message(message: &dyn MessageDyn) -> Value {
         let value = match field.get_reflect(message) {
             ReflectFieldRef::Optional(optional) => match optional.value() {
                 Some(value) => item(value),
-                None if !is_message(&field) && field.containing_oneof().is_none() => {
+                None if !is_message(&field)
+                    && field.containing_oneof().is_none()
+                    && !field.proto().proto3_optional() =>
+                {
                     item(field.get_singular_field_or_default(message))
                 }
                 None => Value::Null,
@@ -74,6 +77,10 @@ mod tests {
         let json = policy_json(&sent);
         assert_eq!(json["OCI"]["Process"]["Args"], json!(["sh"]));
         assert_eq!(json["OCI"]["Process"]["NoNewPrivileges"], json!(false));
+        let mut device = crate::oci::LinuxDeviceCgroup::new();
+        device.Minor = Some(0);
+        let device = policy_json(&device);
+        assert_eq!((&device["Major"], &device["Minor"]), (&Value::Null, &json!(0)), "any number is not the number 0");
         assert_eq!((&json["OCI"]["Linux"], &json["OCI"]["Annotations"]), (&Value::Null, &json!({})));
     }
 

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_protocol::agent::{ReadStreamRequest, WriteStreamRequest};
 use futures::StreamExt;
@@ -30,8 +30,11 @@ impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
 /// The connections that come in, each with the port on the host that it comes from.
 pub type Incoming = Pin<Box<dyn futures::Stream<Item = (u32, Connection)> + Send>>;
 
-/// The most connections that wait for a request to name them; further ones are closed.
+/// The most connections that wait for a request to name them; the one that has waited longest makes room.
 const WAITING_MAX: usize = 256;
+
+/// How long one may wait: the request that it was made for has failed, or was never sent.
+const WAITING_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// How long a request may be ahead of the connection that it names: both are on their way at the same time.
 const ARRIVAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -43,7 +46,7 @@ const CHUNK_BYTES: usize = 64 * 1024;
 #[derive(Default)]
 pub(crate) struct Connections {
     // A look-up, never held across an await.
-    waiting: Mutex<HashMap<u32, Connection>>,
+    waiting: Mutex<HashMap<u32, (Instant, Connection)>>,
     arrived: Notify,
 }
 
@@ -67,15 +70,18 @@ impl Connections {
     pub(crate) async fn fill(self: Arc<Self>, mut incoming: Incoming) {
         while let Some((port, connection)) = incoming.next().await {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            if waiting.len() < WAITING_MAX {
-                waiting.insert(port, connection);
+            waiting.retain(|_, (since, _)| since.elapsed() < WAITING_TIME_MAX);
+            let oldest = waiting.iter().min_by_key(|(_, (since, _))| *since).map(|(port, _)| *port);
+            if let Some(oldest) = oldest.filter(|_| waiting.len() >= WAITING_MAX) {
+                waiting.remove(&oldest);
             }
+            waiting.insert(port, (Instant::now(), connection));
             drop(waiting);
             self.arrived.notify_waiters();
         }
     }
 
-    /// The connections of a request; `None` where it names none, and its streams are read and written by calls.
+    /// The connections of a request, taken first thing, so that they go with it where it fails; `None` where it names none, and its streams are read and written by calls.
     ///
     /// # Errors
     /// [`Error::State`] for one that does not come.
@@ -97,7 +103,7 @@ impl Connections {
                 let arrived = self.arrived.notified();
                 let found = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&port);
                 match found {
-                    Some(connection) => return connection,
+                    Some((_, connection)) => return connection,
                     None => arrived.await,
                 }
             }
@@ -159,8 +165,10 @@ async fn output(pipe: Stream, connection: Option<Connection>) {
             }
             buffer.clear();
         }
-        // The end, which the host reads.
+        // The end, which the host reads. It hangs up when it has taken everything; hanging up before it would reset a connection
+        // on which bytes are still on their way.
         let _ = to_host.shutdown().await;
+        std::future::pending::<()>().await;
     };
     let mut nothing = [0; 1];
     tokio::select! {

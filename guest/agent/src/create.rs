@@ -21,6 +21,7 @@ use crate::{Error, Result, diagnostics, oom, storage};
 /// Makes the container.
 pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Result<Empty> {
     let ports = Ports { stdin: request.stdin_port, stdout: request.stdout_port, stderr: request.stderr_port };
+    let named = agent.connections.named(ports).await?;
     let id = request.container_id;
     let _reservation = agent.reserve(&id)?;
     if !request.devices.is_empty() {
@@ -43,11 +44,12 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     for wanted in &request.storages {
         storage::attach(&agent.config, wanted)?;
     }
-    let named = agent.connections.named(ports).await?;
     let (theirs, ours) = Streams::new(terminal)?.split();
     let (program, parent) = (agent.config.program.clone(), agent.config.cgroups.clone());
     let pids_of = if request.sandbox_pidns { Some(agent.pause().await?) } else { None };
-    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
+    let linux = spec.linux().as_ref();
+    let (seccomp, personality) =
+        (linux.and_then(|linux| linux.seccomp().clone()), linux.and_then(|linux| linux.personality().clone()));
     let (root, termination_log) = (rootfs.clone(), diagnostics::termination_log(&spec));
     let new = New { spec, rootfs, pids_of };
     let name = id.clone();
@@ -80,7 +82,11 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
         kill_rest(&cgroup, &process);
     }
     let oom_watch = oom::watch(&cgroup, id.clone(), agent.oom_sender.clone());
-    agent.insert(Container::new(Made { id, cgroup, pid, root, termination_log, seccomp }, process, oom_watch));
+    agent.insert(Container::new(
+        Made { id, cgroup, pid, root, termination_log, seccomp, personality },
+        process,
+        oom_watch,
+    ));
     Ok(Empty::new())
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_protocol::agent::{
@@ -39,12 +39,19 @@ pub(crate) async fn data(agent: &Arc<Agent>, request: GetDiagnosticDataRequest) 
     let container = agent.container(&request.container_id)?;
     let path = container.termination_log.clone();
     let path = path.ok_or_else(|| Error::NotFound(format!("a termination message of container {}", container.id)))?;
+    // The file may be on a volume of the host's, which takes its time.
+    let bytes = tokio::task::spawn_blocking(move || read_message(&path));
+    let bytes = bytes.await.map_err(|error| Error::State(error.to_string()))??;
+    Ok(GetDiagnosticDataResponse { data: String::from_utf8_lossy(&bytes).into_owned(), ..Default::default() })
+}
+
+fn read_message(path: &Path) -> Result<Vec<u8>> {
     let step = || Error::system::<std::io::Error>(format!("read {}", path.display()));
     let mut options = std::fs::File::options();
     // The container may have put anything in its place.
     options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
     let mut bytes = Vec::new();
-    match options.open(&path) {
+    match options.open(path) {
         Ok(file) if file.metadata().is_ok_and(|metadata| metadata.is_file()) => {
             file.take(MESSAGE_BYTES_MAX).read_to_end(&mut bytes).map_err(step())?;
         }
@@ -52,7 +59,7 @@ pub(crate) async fn data(agent: &Arc<Agent>, request: GetDiagnosticDataRequest) 
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(step()(error)),
     }
-    Ok(GetDiagnosticDataResponse { data: String::from_utf8_lossy(&bytes).into_owned(), ..Default::default() })
+    Ok(bytes)
 }
 
 /// Looks at every mount below the shared folder: what the host has taken away is noticed by that, here and at the server.

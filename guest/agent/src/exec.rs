@@ -14,6 +14,8 @@ use crate::{Error, Result};
 
 /// Starts the process.
 pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<Empty> {
+    let ports = Ports { stdin: request.stdin_port, stdout: request.stdout_port, stderr: request.stderr_port };
+    let named = agent.connections.named(ports).await?;
     let container = agent.container(&request.container_id)?;
     if request.exec_id.is_empty() {
         return Err(Error::Invalid("ExecProcess without an exec_id".into()));
@@ -26,11 +28,14 @@ pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Res
     }
     let process = request.process.as_ref().ok_or_else(|| Error::Invalid("ExecProcess without a process".into()))?;
     let process: oci_spec::runtime::Process = from_wire(process)?;
-    let ports = Ports { stdin: request.stdin_port, stdout: request.stdout_port, stderr: request.stderr_port };
-    let named = agent.connections.named(ports).await?;
     let (theirs, ours) = Streams::new(process.terminal().unwrap_or(false))?.split();
     let (program, cgroup) = (agent.config.program.clone(), container.cgroup.path().to_owned());
-    let beside = Beside { pid: container.pid, process, seccomp: container.seccomp.clone() };
+    let beside = Beside {
+        pid: container.pid,
+        process,
+        seccomp: container.seccomp.clone(),
+        personality: container.personality.clone(),
+    };
     let prepared = tokio::task::spawn_blocking(move || coracle_container::exec(&program, &cgroup, beside, theirs))
         .await
         .map_err(|error| Error::State(error.to_string()))??;

@@ -4,10 +4,14 @@ use std::sync::OnceLock;
 
 use coracle_protocol::ttrpc::asynchronous::transport::Listener;
 use coracle_protocol::{hello, ports};
+use rustix::process::{Resource, Rlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::{Config, Connection, Error, Result};
+
+/// How many descriptors the agent may have: each process takes some for its streams. Containers' processes get their own limit.
+const DESCRIPTORS_MAX: u64 = 524_288;
 
 /// When the agent began to serve, by the processor's time stamp counter. Set once.
 static READY_TSC: OnceLock<u64> = OnceLock::new();
@@ -34,6 +38,9 @@ fn tsc() -> u64 {
 /// Runs the agent until the host has gone. The exit code is 0 then, and 1 for a failure, which is printed.
 #[must_use]
 pub fn run() -> i32 {
+    // Where that is refused there is room for fewer processes at a time.
+    let limit = Rlimit { current: Some(DESCRIPTORS_MAX), maximum: Some(DESCRIPTORS_MAX) };
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(std::time::Duration::from_millis(100))

@@ -2,12 +2,13 @@
 
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
 
 /// The most that is kept of a program's output, in bytes.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
@@ -30,6 +31,8 @@ pub(crate) fn run(mut command: Command, input: &[u8], patience: Duration) -> std
     let (mut stdin, mut stdout, mut stderr) = (file()?, file()?, file()?);
     stdin.write_all(input)?;
     stdin.rewind()?;
+    // A group of its own: what it has started ends with it.
+    command.process_group(0);
     let mut child = command
         .env_clear()
         .env("PATH", PATH)
@@ -37,9 +40,17 @@ pub(crate) fn run(mut command: Command, input: &[u8], patience: Duration) -> std
         .stdout(stdout.try_clone()?)
         .stderr(stderr.try_clone()?)
         .spawn()?;
-    if !ends_within(child.id(), patience)? {
-        let _ = child.kill();
+    let own = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    // The files are memory. One that can't be limited any more has ended.
+    let limit = Rlimit { current: Some(OUTPUT_BYTES_MAX), maximum: Some(OUTPUT_BYTES_MAX) };
+    let _ = rustix::process::prlimit(own, Resource::Fsize, limit);
+    let ended = ends_within(own, patience);
+    if !matches!(ended, Ok(true)) {
+        if let Some(group) = own {
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
         child.wait()?;
+        ended?;
         return Err(std::io::Error::new(
             std::io::ErrorKind::TimedOut,
             format!("it took longer than {} s", patience.as_secs()),
@@ -57,8 +68,8 @@ pub(crate) fn run(mut command: Command, input: &[u8], patience: Duration) -> std
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-fn ends_within(pid: u32, patience: Duration) -> std::io::Result<bool> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| std::io::Error::other("no pid"))?;
+fn ends_within(pid: Option<Pid>, patience: Duration) -> std::io::Result<bool> {
+    let pid = pid.ok_or_else(|| std::io::Error::other("no pid"))?;
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
     let deadline = Instant::now() + patience;
     loop {

@@ -22,9 +22,13 @@ pub(crate) async fn remove(agent: &Arc<Agent>, request: RemoveContainerRequest) 
             .map_err(|_| Error::State(format!("container {} did not end in {} s", container.id, request.timeout)))??;
     }
     agent.forget(&container.id);
-    if let Err(error) = agent.hooks(Point::Poststop, &container.id, 0, &container.root).await {
-        println!("coracle-agent: {error}");
-    }
+    let agent = Arc::clone(agent);
+    // Beside the answer: a hook that takes its time must not be taken for a container that can't be removed.
+    tokio::spawn(async move {
+        if let Err(error) = agent.hooks(Point::Poststop, &container.id, 0, &container.root).await {
+            println!("coracle-agent: {error}");
+        }
+    });
     Ok(Empty::new())
 }
 

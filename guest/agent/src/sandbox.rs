@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_protocol::agent::{CreateSandboxRequest, DestroySandboxRequest};
+use coracle_protocol::paths;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
 use crate::state::Agent;
@@ -16,8 +17,11 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateSandboxRequest) ->
     }
     if !request.guest_hook_path.is_empty() {
         let folder = PathBuf::from(&request.guest_hook_path);
-        if !folder.is_absolute() {
-            return Err(Error::Invalid(format!("the folder of hooks {} is not absolute", folder.display())));
+        // Programs of the guest image, and none that the host brings along by the folder that it shares.
+        let real = std::fs::canonicalize(&folder).unwrap_or_else(|_| folder.clone());
+        let climbs = folder.components().any(|part| part == std::path::Component::ParentDir);
+        if !folder.is_absolute() || climbs || real.starts_with(paths::STATE) {
+            return Err(Error::Invalid(format!("{} is no folder of the guest image", folder.display())));
         }
         // A pod is set up once; who does it again may not change what its containers are held to.
         if agent.hooks.get_or_init(|| folder.clone()) != &folder {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use coracle_container::cgroup::Cgroup;
-use oci_spec::runtime::LinuxSeccomp;
+use oci_spec::runtime::{LinuxPersonality, LinuxSeccomp};
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, mpsc};
 use tokio::task::AbortHandle;
 
@@ -56,6 +56,7 @@ pub(crate) struct Container {
     pub(crate) termination_log: Option<PathBuf>,
     /// What all its processes may ask of the kernel.
     pub(crate) seccomp: Option<LinuxSeccomp>,
+    pub(crate) personality: Option<LinuxPersonality>,
     pub(crate) init: Arc<Process>,
     /// Nothing wakes a watch on a cgroup that is gone: it ends with the container.
     oom_watch: Option<AbortHandle>,
@@ -71,6 +72,7 @@ pub(crate) struct Made {
     pub(crate) root: PathBuf,
     pub(crate) termination_log: Option<PathBuf>,
     pub(crate) seccomp: Option<LinuxSeccomp>,
+    pub(crate) personality: Option<LinuxPersonality>,
 }
 
 impl Drop for Container {
@@ -179,8 +181,19 @@ impl Agent {
 
 impl Container {
     pub(crate) fn new(made: Made, init: Arc<Process>, oom_watch: Option<AbortHandle>) -> Self {
-        let Made { id, cgroup, pid, root, termination_log, seccomp } = made;
-        Self { id, cgroup, pid, root, termination_log, seccomp, init, oom_watch, execs: Mutex::new(HashMap::new()) }
+        let Made { id, cgroup, pid, root, termination_log, seccomp, personality } = made;
+        Self {
+            id,
+            cgroup,
+            pid,
+            root,
+            termination_log,
+            seccomp,
+            personality,
+            init,
+            oom_watch,
+            execs: Mutex::new(HashMap::new()),
+        }
     }
 
     pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>> {

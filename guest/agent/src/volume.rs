@@ -1,6 +1,6 @@
 //! GetVolumeStats: how full a volume is.
 
-use std::path::{Component, Path};
+use std::path::Component;
 use std::sync::Arc;
 
 use coracle_protocol::agent::VolumeStatsRequest;
@@ -13,11 +13,15 @@ use crate::{Error, Result};
 
 /// Bytes, then inodes, of the file system at a path of the pod's.
 pub(crate) async fn stats(_: &Arc<Agent>, request: VolumeStatsRequest) -> Result<VolumeStatsResponse> {
-    let path = Path::new(&request.volume_guest_path);
+    let path = std::path::PathBuf::from(&request.volume_guest_path);
     if !path.starts_with(paths::STATE) || path.components().any(|part| part == Component::ParentDir) {
         return Err(Error::Invalid(format!("{} is no volume", path.display())));
     }
-    let found = rustix::fs::statvfs(path).map_err(Error::system(format!("look at {}", path.display())))?;
+    // It may be on the host, which takes its time.
+    let looked = tokio::task::spawn_blocking(move || {
+        rustix::fs::statvfs(&path).map_err(Error::system(format!("look at {}", path.display())))
+    });
+    let found = looked.await.map_err(|error| Error::State(error.to_string()))??;
     let usage = |total: u64, free: u64, unit: Unit| VolumeUsage {
         available: free,
         total,

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ChildStdio};
 
-use oci_spec::runtime::{LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxPersonality, LinuxSeccomp, Spec};
 
 use crate::channel::{Channel, Message};
 use crate::error::Step;
@@ -75,9 +75,11 @@ pub struct New {
 pub fn create(program: &Path, cgroup: &Path, new: New, stdio: Stdio) -> Result<Prepared> {
     let New { spec, rootfs, pids_of } = new;
     let process = spec.process().clone().ok_or_else(|| Error::Invalid("the specification has no process".into()))?;
-    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
+    let linux = spec.linux().as_ref();
+    let seccomp = linux.and_then(|linux| linux.seccomp().clone());
+    let personality = linux.and_then(|linux| linux.personality().clone());
     let place = Place::New { spec: Box::new(spec), rootfs, pids_of };
-    prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place, seccomp }, stdio)
+    prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place, seccomp, personality }, stdio)
 }
 
 /// Another process of a container.
@@ -89,6 +91,8 @@ pub struct Beside {
     pub process: oci_spec::runtime::Process,
     /// The container's profile, which counts for all its processes.
     pub seccomp: Option<LinuxSeccomp>,
+    /// The same of its personality.
+    pub personality: Option<LinuxPersonality>,
 }
 
 /// Prepares another process in a container.
@@ -96,8 +100,9 @@ pub struct Beside {
 /// # Errors
 /// As [`create`].
 pub fn exec(program: &Path, cgroup: &Path, beside: Beside, stdio: Stdio) -> Result<Prepared> {
-    let Beside { pid, process, seccomp } = beside;
-    prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place: Place::Join { pid }, seccomp }, stdio)
+    let Beside { pid, process, seccomp, personality } = beside;
+    let place = Place::Join { pid };
+    prepare(program, &Plan { cgroup: cgroup.to_owned(), process, place, seccomp, personality }, stdio)
 }
 
 fn prepare(program: &Path, plan: &Plan, stdio: Stdio) -> Result<Prepared> {

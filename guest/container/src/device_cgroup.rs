@@ -47,9 +47,9 @@ impl Rule {
     }
 }
 
-/// What every container may use: null, zero, full, random, urandom, tty, console, ptmx and terminals; and it may make nodes,
-/// which is no access to what they stand for.
-const ALWAYS: [Rule; 11] = [
+/// What every container may use: null, zero, full, random, urandom, tty, ptmx and terminals; and it may make nodes, which is no
+/// access to what they stand for. The console is the guest's: a container's is one of the terminals.
+const ALWAYS: [Rule; 10] = [
     Rule::make(CHARACTER),
     Rule::make(BLOCK),
     Rule::character(1, Some(3)),
@@ -58,7 +58,6 @@ const ALWAYS: [Rule; 11] = [
     Rule::character(1, Some(8)),
     Rule::character(1, Some(9)),
     Rule::character(5, Some(0)),
-    Rule::character(5, Some(1)),
     Rule::character(5, Some(2)),
     Rule::character(136, None),
 ];

@@ -16,7 +16,7 @@ use std::path::Path;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::ForkResult;
-use oci_spec::runtime::{LinuxNamespaceType, LinuxPersonalityDomain, LinuxTimeOffset, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxPersonality, LinuxPersonalityDomain, LinuxTimeOffset, Process, Spec};
 
 use crate::channel::{Channel, Message};
 use crate::create::{CHANNEL_FD, PLAN_FD, inherited};
@@ -46,6 +46,8 @@ fn prepare(channel: &Channel, plan: OwnedFd) -> Result<()> {
     let plan = Plan::read(plan)?;
     join_cgroup(&plan.cgroup)?;
     set_oom_score(&plan.process)?;
+    // By the guest's own /proc, which no container has its hands in. The child that execs inherits it.
+    label::set(&plan.process)?;
     match &plan.place {
         Place::New { spec, pids_of, .. } => make_namespaces(spec, *pids_of)?,
         Place::Join { pid } => join_namespaces(*pid)?,
@@ -72,11 +74,11 @@ fn become_process(channel: &Channel, plan: &Plan) -> Result<std::convert::Infall
     nix::unistd::setsid().step(|| "start a session".into())?;
     let process = &plan.process;
     let wants_terminal = process.terminal().unwrap_or(false);
-    // While the guest's /proc, or that of the container that is joined, is there.
-    label::set(process)?;
+    if let Some(wanted) = &plan.personality {
+        set_personality(wanted)?;
+    }
     if let Place::New { spec, rootfs, .. } = &plan.place {
         set_names(spec)?;
-        set_personality(spec)?;
         rootfs::enter(spec, rootfs, wants_terminal)?;
     }
     if wants_terminal {
@@ -206,8 +208,7 @@ fn set_clocks(offsets: &HashMap<String, LinuxTimeOffset>) -> Result<()> {
     write_existing(Path::new("/proc/self/timens_offsets"), &text).step(|| "set the clocks of the time namespace".into())
 }
 
-fn set_personality(spec: &Spec) -> Result<()> {
-    let Some(wanted) = spec.linux().as_ref().and_then(|linux| linux.personality().as_ref()) else { return Ok(()) };
+fn set_personality(wanted: &LinuxPersonality) -> Result<()> {
     if let Some(flag) = wanted.flags().iter().flatten().next() {
         return Err(Error::Invalid(format!("the personality's flag {flag} is not supported")));
     }

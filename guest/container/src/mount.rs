@@ -224,6 +224,11 @@ pub(crate) fn remount_bind(target: &Path, flags: MsFlags) -> nix::Result<()> {
             all |= flag;
         }
     }
+    // ST_NOSYMFOLLOW, which the library above does not know.
+    let raw = rustix::fs::statvfs(target).map_err(|errno| nix::errno::Errno::from_raw(errno.raw_os_error()))?;
+    if raw.f_flag.bits() & 0x2000 != 0 {
+        all |= MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW);
+    }
     mount(None::<&str>, target, None::<&str>, all, None::<&str>)
 }
 

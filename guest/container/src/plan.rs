@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{LinuxPersonality, LinuxSeccomp, Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Step;
@@ -25,6 +25,8 @@ pub struct Plan {
     pub place: Place,
     /// What it may ask of the kernel.
     pub seccomp: Option<LinuxSeccomp>,
+    /// The kernel that it takes this one for.
+    pub personality: Option<LinuxPersonality>,
 }
 
 /// Where a process runs.

@@ -12,8 +12,15 @@ use crate::error::Step;
 use crate::user::Identity;
 use crate::{Error, Result};
 
+/// How many descriptors a process may have where its specification says nothing, and up to how many it may have more.
+const DESCRIPTORS: (u64, u64) = (1024, 524_288);
+
 /// Sets the process's resource limits.
 pub(crate) fn set_rlimits(process: &Process) -> Result<()> {
+    // The agent's own is higher. This is what a process has on a host that says nothing of it.
+    let (soft, hard) = DESCRIPTORS;
+    // A container's first process may be started by somebody with less, who can't give more.
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
     for limit in process.rlimits().iter().flatten() {
         let resource = resource(limit.typ());
         setrlimit(resource, limit.soft(), limit.hard()).step(|| format!("set {}", limit.typ()))?;

@@ -26,24 +26,26 @@ impl ClockWatch {
     pub fn new(period: Duration) -> Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = rustix::time::timerfd_create(TimerfdClockId::Realtime, flags)?;
-        Ok(Self { timer: watched(timer, Interest::READABLE)?, period })
+        let watch = Self { timer: watched(timer, Interest::READABLE)?, period };
+        watch.arm()?;
+        Ok(watch)
     }
 
-    /// Waits for the next time.
+    /// Waits for the next time. What happens between two calls is told by the second one.
     ///
     /// # Errors
     /// Where the timer can't be set.
     pub async fn changed(&self) -> Result<()> {
-        self.arm()?;
         let read = self
             .timer
             .async_io(Interest::READABLE, |timer| rustix::io::read(timer, &mut [0; 8]).map_err(Error::from))
             .await;
         match read {
             // The clock was set.
-            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Ok(()),
-            other => other.map(drop),
+            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => {}
+            other => drop(other?),
         }
+        self.arm()
     }
 
     fn arm(&self) -> Result<()> {
@@ -55,8 +57,11 @@ impl ClockWatch {
         };
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
-        rustix::time::timerfd_settime(&self.timer, flags, &once)?;
-        Ok(())
+        match rustix::time::timerfd_settime(&self.timer, flags, &once) {
+            // It is set; the kernel tells of a step of the clock that has come in between, which is about to be told anyway.
+            Err(rustix::io::Errno::CANCELED) => Ok(()),
+            other => Ok(other.map(drop)?),
+        }
     }
 }
 

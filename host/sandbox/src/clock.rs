@@ -40,7 +40,12 @@ pub(crate) fn follow(pod: &Arc<Pod>, period: Duration) {
             loop {
                 watch.changed().await.map_err(|error| Error::Failed(format!("watch the clock: {error}")))?;
                 let Some(pod) = pod.upgrade() else { return Ok::<_, Error>(()) };
-                set(&pod.agent).await?;
+                match set(&pod.agent).await {
+                    Ok(()) => {}
+                    Err(error @ (Error::Unreachable(_) | Error::Ended(_))) => return Err(error),
+                    // It may be better the next time.
+                    Err(error) => log::warn!("the guest's clock was not set: {error}"),
+                }
             }
         };
         tokio::select! {

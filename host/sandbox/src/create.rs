@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use coracle_protocol::agent::CreateContainerRequest;
+use coracle_protocol::agent::{CreateContainerRequest, RemoveContainerRequest};
+use coracle_protocol::agent_ttrpc::AgentServiceClient;
 use coracle_protocol::protobuf::{Message, MessageField};
 use coracle_protocol::{REQUEST_BYTES_MAX, oci};
 use coracle_storage::ContainerPlan;
@@ -127,10 +128,24 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     let connecting = until_end(&pod, io::connect(&pod, plan.streams));
     let connected = unless(cancelled, &plan.id, connecting).await?;
     let request = request(plan, &mounted.plan, &pod, connected.ports, sandbox.config.labels)?;
-    let created = pod
-        .agent
-        .call("CreateContainer", Patience::Bounded, async |agent, ctx| agent.create_container(ctx, &request).await);
-    unless(cancelled, &plan.id, until_end(&pod, created)).await?;
+    let (asked, id) = (Arc::clone(&pod), plan.id.clone());
+    let mut call = tokio::spawn(async move {
+        let create = async |agent: &AgentServiceClient, ctx| agent.create_container(ctx, &request).await;
+        asked.agent.call("CreateContainer", Patience::Bounded, create).await.map(drop)
+    });
+    let created = async { (&mut call).await.map_err(|error| Error::Failed(error.to_string()))? };
+    let outcome = unless(cancelled, &plan.id, until_end(&pod, created)).await;
+    if outcome.is_err() && !call.is_finished() {
+        // Given up here, and perhaps made there: then it is removed, for nobody will ask for it any more.
+        tokio::spawn(async move {
+            if matches!(call.await, Ok(Ok(()))) {
+                let request = RemoveContainerRequest { container_id: id, ..Default::default() };
+                let remove = async |agent: &AgentServiceClient, ctx| agent.remove_container(ctx, &request).await;
+                let _ = pod.agent.call("RemoveContainer", Patience::Bounded, remove).await;
+            }
+        });
+    }
+    outcome?;
     Ok(Made { storage: mounted.keep(), connected })
 }
 

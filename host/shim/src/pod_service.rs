@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -36,6 +37,8 @@ pub(crate) struct PodService {
     shim: Arc<Shim>,
     /// The settings of this pod's runtime, where it has some of its own.
     settings: Option<PathBuf>,
+    // Set once, by the first stop.
+    stopped: AtomicBool,
     // Held across a start, so that there is one.
     pod: Mutex<Option<Described>>,
 }
@@ -48,7 +51,7 @@ struct Described {
 
 impl PodService {
     pub(crate) fn new(shim: Arc<Shim>, settings: Option<PathBuf>) -> Self {
-        Self { shim, settings, pod: Mutex::new(None) }
+        Self { shim, settings, stopped: AtomicBool::new(false), pod: Mutex::new(None) }
     }
 
     /// The process that stands for the pod, which is only named `id` by its own containerd.
@@ -90,6 +93,9 @@ impl PodService {
         let own = self.own(id)?;
         let mut pod = self.pod.lock().await;
         let pod = pod.as_mut().ok_or_else(|| Error::State(format!("the pod {id} was not created")))?;
+        if self.stopped.load(Ordering::Relaxed) {
+            return Err(Error::Ended(format!("the pod {id} was stopped")));
+        }
         if pod.started.is_some() {
             return Err(Error::State(format!("the pod {id} was started already")));
         }
@@ -104,13 +110,15 @@ impl PodService {
     /// Ends the pod. What has ended already is as it should be.
     async fn stop(&self, id: &str) -> Result<(), Error> {
         let own = self.own(id)?;
+        // A start that comes later, or is on its way, does not bring it back.
+        self.stopped.store(true, Ordering::Relaxed);
         let Ok(sandbox) = self.shim.sandbox() else { return Ok(()) };
+        // A boot that is under way is through with this, and the links are given back before containerd takes the network down.
+        sandbox.stop().await?;
         match sandbox.kill(&own, 9).await {
-            Ok(()) | Err(Error::NotFound(_) | Error::Ended(_)) => {}
-            Err(error) => return Err(error),
+            Ok(()) | Err(Error::NotFound(_) | Error::Ended(_)) => Ok(()),
+            Err(error) => Err(error),
         }
-        // The links are given back before containerd takes the network down.
-        sandbox.stop().await
     }
 
     async fn wait(&self, id: &str) -> Result<coracle_sandbox::Exit, Error> {

@@ -74,7 +74,9 @@ pub fn container(
             let name = mount_name(mount);
             let mut options = vec!["rbind".to_owned()];
             // The guest is not to be trusted with it: what is read-only for the container is so on the host already.
-            options.extend(mount.options.iter().filter(|option| *option == "ro").cloned());
+            if is_readonly(mount) {
+                options.push("ro".to_owned());
+            }
             mounts.push(HostMount {
                 kind: "bind".into(),
                 source: bind_source(mount)?,
@@ -105,6 +107,12 @@ const KNOWN: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup"
 
 fn is_bind(mount: &oci::Mount) -> bool {
     mount.type_ == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
+}
+
+/// Whether a container may not write to a mount, or to it and all below it: on the host that is the same. The last option counts.
+fn is_readonly(mount: &oci::Mount) -> bool {
+    let last = mount.options.iter().rev().find(|option| matches!(option.as_str(), "ro" | "rro" | "rw" | "rrw"));
+    last.is_some_and(|option| matches!(option.as_str(), "ro" | "rro"))
 }
 
 /// Whether a mount is the pod's shared memory, and no volume at its place: by where containerd and CRI-O make it.
