@@ -126,7 +126,7 @@ impl Namespace {
             }
         }
         // The guest's messages have no metric: of several ways to one place the best one counts.
-        routes.sort_by_key(|(metric, route)| (route.gateway.is_some(), *metric));
+        routes.sort_by_key(|(metric, _)| *metric);
         let mut best: Vec<Route> = Vec::new();
         for (_, route) in routes {
             let same = |known: &Route| (known.destination, known.is_v6) == (route.destination, route.is_v6);

@@ -23,6 +23,7 @@ mod io;
 mod kill;
 mod mount;
 mod network;
+mod owners;
 mod pause;
 mod pod;
 mod run_pod;

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use coracle_storage::{ContainerPlan, HostMount};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::{Error, Result};
+use crate::{Error, Result, owners};
 
 /// The host's side of a shared folder: beside it, and not the guest's to change.
 pub(crate) fn host_side(shared: &Path) -> PathBuf {
@@ -109,7 +109,10 @@ fn make(wanted: &HostMount) -> Result<()> {
         return run(flags, Some(&wanted.kind), data);
     }
     let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
-    run(flags & bind, None, None)?;
+    match &wanted.owners {
+        Some(owners) => owners::bind(&wanted.source, &wanted.target, owners).map_err(failed)?,
+        None => run(flags & bind, None, None)?,
+    }
     if flags.contains(MsFlags::MS_RDONLY) { make_readonly(&wanted.target).map_err(failed) } else { Ok(()) }
 }
 

@@ -108,14 +108,6 @@ pub(crate) fn check(spec: &oci::Spec) -> Result<()> {
              machine. Programs of the guest image can be hooks (setting `guest.hook_folder`)"
         )));
     }
-    let mapped = |mount: &&oci::Mount| {
-        !mount.UIDMappings.is_empty()
-            || !mount.GIDMappings.is_empty()
-            || mount.options.iter().any(|option| matches!(option.as_str(), "idmap" | "ridmap"))
-    };
-    if let Some(mount) = spec.Mounts.iter().find(mapped) {
-        return Err(Error::Unsupported(format!("the mount {} with mapped owners is not supported", mount.destination)));
-    }
     let Some(linux) = spec.Linux.as_ref() else { return Ok(()) };
     match linux.Devices.iter().find(|device| !is_guests(device)) {
         Some(device) if !is_privileged(linux) => {

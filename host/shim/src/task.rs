@@ -136,6 +136,7 @@ fn rootfs(request: &api::CreateTaskRequest) -> Vec<HostMount> {
         source: PathBuf::from(&mount.source),
         target: PathBuf::new(),
         options: mount.options.clone(),
+        owners: None,
     };
     request.rootfs.iter().map(mount).collect()
 }

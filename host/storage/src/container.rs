@@ -18,6 +18,30 @@ pub struct HostMount {
     pub target: PathBuf,
     /// Options as in fstab.
     pub options: Vec<String>,
+    /// Whose its files show to be, where that is not whose they are. Of a bind mount.
+    pub owners: Option<Owners>,
+}
+
+/// Other owners for the files of a mount (runtime-spec, config.md, "uidMappings" and "gidMappings" of a mount).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owners {
+    /// Of users.
+    pub users: Vec<IdMap>,
+    /// Of groups.
+    pub groups: Vec<IdMap>,
+    /// Whether it goes for the mounts below, too.
+    pub recursive: bool,
+}
+
+/// A row of numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdMap {
+    /// The first one in the file system.
+    pub stored: u32,
+    /// What it shows as.
+    pub shown: u32,
+    /// How many.
+    pub count: u32,
 }
 
 /// What a container's storage needs.
@@ -56,7 +80,13 @@ pub fn container(
         if !root.is_dir() {
             return Err(Error::Invalid(format!("the bundle's root file system {} is not a folder", root.display())));
         }
-        mounts.push(HostMount { kind: "bind".into(), source: root.to_owned(), target, options: vec!["rbind".into()] });
+        mounts.push(HostMount {
+            kind: "bind".into(),
+            source: root.to_owned(),
+            target,
+            options: vec!["rbind".into()],
+            owners: None,
+        });
     } else {
         mounts.extend(rootfs.iter().map(|mount| HostMount { target: target.clone(), ..mount.clone() }));
     }
@@ -82,7 +112,12 @@ pub fn container(
                 source: bind_source(mount)?,
                 target: folder.join(&name),
                 options,
+                owners: owners(mount)?,
             });
+            // They are the host's to change.
+            guest_mount.UIDMappings.clear();
+            guest_mount.GIDMappings.clear();
+            guest_mount.options.retain(|option| !matches!(option.as_str(), "idmap" | "ridmap"));
             guest_mount.source = format!("{guest_folder}/{name}");
         } else if mount.destination == "/dev/shm" {
             // In the guest it is the memory of this pod.
@@ -107,6 +142,27 @@ const KNOWN: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup"
 
 fn is_bind(mount: &oci::Mount) -> bool {
     mount.type_ == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
+}
+
+/// The other owners that a mount asks for.
+fn owners(mount: &oci::Mount) -> Result<Option<Owners>, Error> {
+    let asked = |name: &str| mount.options.iter().any(|option| option == name);
+    let map = |list: &[oci::LinuxIDMapping]| -> Vec<IdMap> {
+        list.iter().map(|one| IdMap { stored: one.ContainerID, shown: one.HostID, count: one.Size }).collect()
+    };
+    match (mount.UIDMappings.is_empty(), mount.GIDMappings.is_empty()) {
+        (false, false) => Ok(Some(Owners {
+            users: map(&mount.UIDMappings),
+            groups: map(&mount.GIDMappings),
+            recursive: asked("ridmap"),
+        })),
+        // Then the container's own user namespace would say, and it has none.
+        (true, true) if asked("idmap") || asked("ridmap") => {
+            Err(Error::Invalid(format!("the mount {} maps owners and does not say how", mount.destination)))
+        }
+        (true, true) => Ok(None),
+        _ => Err(Error::Invalid(format!("the mount {} maps users or groups, and not both", mount.destination))),
+    }
 }
 
 /// Whether a container may not write to a mount, or to it and all below it: on the host that is the same. The last option counts.

@@ -10,7 +10,7 @@ mod shm;
 
 use std::path::PathBuf;
 
-pub use container::{ContainerPlan, HostMount, container};
+pub use container::{ContainerPlan, HostMount, IdMap, Owners, container};
 pub use shared_fs::{SOCKET_FD, SharedFsPlan, Virtiofsd, find_virtiofsd, shared_fs};
 pub use shm::shm;
 

@@ -198,9 +198,10 @@ pub fn spec(args: &serde_json::Value) -> oci::Spec {
 pub fn make_rootfs(root: &Path) {
     std::fs::create_dir_all(root.join("bin")).expect("a folder");
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");
-    for name in
-        ["sh", "echo", "cat", "sleep", "true", "kill", "uname", "umask", "grep", "ls", "mknod", "touch", "head", "wc"]
-    {
+    for name in [
+        "sh", "echo", "cat", "sleep", "true", "kill", "uname", "umask", "grep", "ls", "mknod", "touch", "head", "wc",
+        "stat",
+    ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).expect("a link");
     }
 }

@@ -174,3 +174,28 @@ fn a_label_goes_to_the_guest_only_where_that_is_set() {
         bench.sandbox.stop().await.unwrap();
     });
 }
+
+#[test]
+fn a_volume_shows_other_owners_where_that_is_asked_for() {
+    in_own_mounts(async {
+        let bench = Bench::real();
+        let folder = bench.folder.path().join("volume");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("f"), "").unwrap();
+        std::os::unix::fs::chown(folder.join("f"), Some(5), Some(6)).unwrap();
+        let mapping = |shown: u32| json!([{ "containerID": 0, "hostID": shown, "size": 1000 }]);
+        let mount = |more: Value| {
+            let mut mount =
+                json!({ "destination": "/v", "type": "bind", "source": folder, "options": ["rbind", "idmap"] });
+            merge(&mut mount, &more);
+            json!({ "mounts": [mount] })
+        };
+        let mapped = mount(json!({ "uidMappings": mapping(10_000), "gidMappings": mapping(20_000) }));
+        assert_eq!(printed(&bench, "stat -c '%u %g' /v/f", &mapped).await, "10005 20006\n");
+        let half = refused(&bench, &mount(json!({ "uidMappings": mapping(10_000) }))).await;
+        assert!(half.to_string().contains("and not both"), "{half}");
+        let unsaid = refused(&bench, &mount(json!({}))).await;
+        assert!(unsaid.to_string().contains("does not say how"), "{unsaid}");
+        bench.sandbox.stop().await.unwrap();
+    });
+}
