@@ -11,7 +11,7 @@ use coracle_protocol::protobuf::MessageField;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
 use crate::state::Agent;
-use crate::{Error, Result, storage};
+use crate::{Error, Result, SharedSource, storage};
 
 /// The most bytes of randomness that one request may add.
 const SEED_BYTES_MAX: usize = 4096;
@@ -82,7 +82,10 @@ pub(crate) async fn reseed(_: &Arc<Agent>, request: ReseedRandomDevRequest) -> R
 const SLEW_MAX: Duration = Duration::from_millis(50);
 
 /// Sets the guest's clock. A small difference is made up for little by little, so that time never goes back for it.
-pub(crate) async fn set_clock(_: &Arc<Agent>, request: SetGuestDateTimeRequest) -> Result<Empty> {
+pub(crate) async fn set_clock(agent: &Arc<Agent>, request: SetGuestDateTimeRequest) -> Result<Empty> {
+    if agent.config.shared == SharedSource::InPlace {
+        return Err(Error::Unsupported("a clock beside the host's, which is this agent's own,".into()));
+    }
     let nanoseconds = request
         .Usec
         .checked_mul(1000)

@@ -59,7 +59,8 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         Some(path) => {
             // On its own: given up halfway it would leave links that nobody knows of. What it has taken is given back with it.
             let path = path.clone();
-            let taken = tokio::spawn(async move { Network::take(&path).await }).await;
+            let held = Arc::clone(&sandbox.links).read_owned().await;
+            let taken = tokio::spawn(async move { Network::take(&path, held).await }).await;
             let (network, devices) = taken.map_err(|error| Error::Failed(error.to_string()))??;
             (Some(network), devices)
         }

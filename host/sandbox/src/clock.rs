@@ -11,7 +11,8 @@ use crate::agent::{Agent, Patience};
 use crate::pod::Pod;
 use crate::{Error, Result};
 
-/// Sets the guest's clock to the host's. A guest whose policy does not allow it keeps its own.
+/// Sets the guest's clock to the host's. A guest whose policy does not allow it keeps its own, and so does one that can't; only a
+/// connection that has broken is an error.
 pub(crate) async fn set(agent: &Agent) -> Result<()> {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let request = SetGuestDateTimeRequest {
@@ -23,11 +24,11 @@ pub(crate) async fn set(agent: &Agent) -> Result<()> {
         .call("SetGuestDateTime", Patience::Bounded, async |agent, ctx| agent.set_guest_date_time(ctx, &request).await);
     match set.await {
         Ok(_) => Ok(()),
-        Err(Error::Denied(text)) => {
-            log::info!("the guest keeps its own clock: {text}");
+        Err(error @ (Error::Unreachable(_) | Error::Ended(_))) => Err(error),
+        Err(error) => {
+            log::info!("the guest keeps its own clock: {error}");
             Ok(())
         }
-        Err(error) => Err(error),
     }
 }
 
@@ -40,12 +41,7 @@ pub(crate) fn follow(pod: &Arc<Pod>, period: Duration) {
             loop {
                 watch.changed().await.map_err(|error| Error::Failed(format!("watch the clock: {error}")))?;
                 let Some(pod) = pod.upgrade() else { return Ok::<_, Error>(()) };
-                match set(&pod.agent).await {
-                    Ok(()) => {}
-                    Err(error @ (Error::Unreachable(_) | Error::Ended(_))) => return Err(error),
-                    // It may be better the next time.
-                    Err(error) => log::warn!("the guest's clock was not set: {error}"),
-                }
+                set(&pod.agent).await?;
             }
         };
         tokio::select! {

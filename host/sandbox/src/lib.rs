@@ -42,7 +42,7 @@ use std::time::{Duration, SystemTime};
 
 use coracle_machine::{Driver, Kernel};
 use coracle_protocol::oci;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{RwLock, mpsc, oneshot};
 
 pub use error::Error;
 pub use io::{Input, Output, Stdio};
@@ -149,6 +149,8 @@ pub struct Sandbox {
     messages: mpsc::UnboundedSender<Message>,
     config: Arc<Config>,
     driver: Arc<dyn Driver>,
+    /// Held by whoever has taken over links of the pod's network, until they are given back.
+    links: Arc<RwLock<()>>,
 }
 
 impl Sandbox {
@@ -162,7 +164,7 @@ impl Sandbox {
                 message(&mut state);
             }
         });
-        (Self { messages, config: Arc::new(config), driver }, receiver)
+        (Self { messages, config: Arc::new(config), driver, links: Arc::default() }, receiver)
     }
 
     /// Runs `question` on the state and gives the answer.

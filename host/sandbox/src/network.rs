@@ -9,6 +9,8 @@ use coracle_protocol::agent::{AddARPNeighborsRequest, UpdateInterfaceRequest, Up
 use coracle_protocol::oci;
 use coracle_protocol::protobuf::MessageField;
 
+use tokio::sync::OwnedRwLockReadGuard;
+
 use crate::agent::{Agent, Patience};
 use crate::forward::Forward;
 use crate::{Result, spec};
@@ -26,14 +28,18 @@ pub(crate) struct Network {
     namespace: Namespace,
     // Read when the guest is told, taken out when they are given back.
     links: Mutex<Vec<Link>>,
+    // Held from before the first link is taken until after the last one was given back.
+    held: Mutex<Option<OwnedRwLockReadGuard<()>>>,
 }
 
 impl Network {
     /// Takes over the links of the namespace at `path`; each comes back as a device, too.
-    pub(crate) async fn take(path: &Path) -> Result<(Self, Vec<Device>)> {
+    ///
+    /// `held` is held meanwhile, so that [`crate::Sandbox::stop`] can wait for one that was given up.
+    pub(crate) async fn take(path: &Path, held: OwnedRwLockReadGuard<()>) -> Result<(Self, Vec<Device>)> {
         let namespace = Namespace::open(path).await?;
         let links = namespace.links().await?;
-        let network = Self { namespace, links: Mutex::default() };
+        let network = Self { namespace, links: Mutex::default(), held: Mutex::new(Some(held)) };
         let mut devices = Vec::new();
         for link in links {
             let tap = Tap::new(network.namespace.connect(&link).await?);
@@ -94,17 +100,20 @@ impl Network {
         for link in &links {
             self.namespace.disconnect(link).await;
         }
+        drop(self.held.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
         let (namespace, links) = (self.namespace.clone(), std::mem::take(&mut *self.lock()));
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Where the pod was stopped in order there is nothing left to undo.
         tokio::spawn(async move {
             for link in &links {
                 namespace.disconnect(link).await;
             }
+            drop(held);
         });
     }
 }

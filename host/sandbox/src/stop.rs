@@ -55,6 +55,10 @@ impl Sandbox {
                 return Err(Error::Timeout("a container's mounts are still being made".into()));
             }
         }
+        // A boot that was given up gives its links back by itself; who asks for this stop takes the network down next.
+        if tokio::time::timeout(CREATE_PATIENCE, self.links.write()).await.is_err() {
+            log::warn!("links of the pod's network are still being given back");
+        }
         if let Some(pod) = &pod {
             pod.machine.stop().await?;
             if let Some(server) = &pod.virtiofsd {

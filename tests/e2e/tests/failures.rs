@@ -185,8 +185,7 @@ fn magic_key(key: &str) -> (Outcome, String) {
         ["run", "--privileged", "--runtime", "io.containerd.coracle.v2", "test:latest", "c", "sh", "-c", &script];
     let outcome = containerd.ctr(&arguments);
     containerd.remove("c");
-    drop(containerd);
-    let log = std::fs::read_to_string(host.folder.join("cd/log")).unwrap_or_default();
+    let log = containerd.stop();
     host.audit();
     (outcome, log)
 }
