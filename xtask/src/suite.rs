@@ -106,7 +106,9 @@ fn copy_tests(built: &Built, root: &Path) -> Result<()> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     for message in messages {
         let name = message["target"]["name"].as_str().unwrap_or_default();
-        if let (true, Some(path)) = (TESTS.contains(&name), message["executable"].as_str()) {
+        // A program has the same name as its tests.
+        let is_test = TESTS.contains(&name) && message["target"]["kind"][0] == "test";
+        if let (true, Some(path)) = (is_test, message["executable"].as_str()) {
             std::fs::copy(path, folder.join(name)).with_context(|| format!("copy {path}"))?;
         }
     }
