@@ -4,7 +4,7 @@
 //! message an OCI structure, by one generic walk each: no field is copied by hand.
 
 use protobuf::MessageDyn;
-use protobuf::reflect::{ReflectFieldRef, ReflectValueRef};
+use protobuf::reflect::{FieldDescriptor, ReflectFieldRef, ReflectValueRef, RuntimeFieldType, RuntimeType};
 use serde_json::{Map, Value};
 
 /// Why JSON is not the message that was asked for.
@@ -30,13 +30,7 @@ pub fn to_json(message: &dyn MessageDyn) -> Value {
         let value = match field.get_reflect(message) {
             ReflectFieldRef::Optional(optional) => match optional.value() {
                 Some(value) => scalar(value),
-                None if field.is_singular()
-                    && !is_message(&field)
-                    && field.containing_oneof().is_none()
-                    && !field.proto().proto3_optional() =>
-                {
-                    scalar(field.get_singular_field_or_default(message))
-                }
+                None if has_default(&field) => scalar(field.get_singular_field_or_default(message)),
                 None => Value::Null,
             },
             ReflectFieldRef::Repeated(list) => {
@@ -59,11 +53,10 @@ pub fn to_json(message: &dyn MessageDyn) -> Value {
     Value::Object(object)
 }
 
-pub(crate) fn is_message(field: &protobuf::reflect::FieldDescriptor) -> bool {
-    matches!(
-        field.runtime_field_type(),
-        protobuf::reflect::RuntimeFieldType::Singular(protobuf::reflect::RuntimeType::Message(_))
-    )
+/// Whether a single field that was not sent stands for a value: not a message, one of several, or one that may be absent.
+pub(crate) fn has_default(field: &FieldDescriptor) -> bool {
+    let message = matches!(field.runtime_field_type(), RuntimeFieldType::Singular(RuntimeType::Message(_)));
+    !message && field.containing_oneof().is_none() && !field.proto().proto3_optional()
 }
 
 /// A single field: empty text counts as absent.

@@ -1,13 +1,14 @@
 //! What a policy sees of a request: JSON with the names of the protocol's fields (`OCI.Process.Args`), as policies for Kata's agent
 //! are written. Every field is there: a number, text or truth that was not sent has its default, a list or map is empty, a message
-//! that was not sent is null, and so is a number that may be absent: that is not the same as 0. Enumerations are numbers, bytes are lists of numbers.
+//! that was not sent is null, and so is a number that may be absent: that is not the same as 0. Enumerations are numbers, bytes are lists
+//! of numbers.
 
 use protobuf::MessageDyn;
 use protobuf::reflect::{ReflectFieldRef, ReflectValueRef};
 use serde_json::{Map, Value, json};
 
 use crate::agent::CopyFileRequest;
-use crate::json::{as_value, is_message};
+use crate::json::{as_value, has_default};
 
 /// The form of `request` that policies match on.
 ///
@@ -37,12 +38,7 @@ fn message(message: &dyn MessageDyn) -> Value {
         let value = match field.get_reflect(message) {
             ReflectFieldRef::Optional(optional) => match optional.value() {
                 Some(value) => item(value),
-                None if !is_message(&field)
-                    && field.containing_oneof().is_none()
-                    && !field.proto().proto3_optional() =>
-                {
-                    item(field.get_singular_field_or_default(message))
-                }
+                None if has_default(&field) => item(field.get_singular_field_or_default(message)),
                 None => Value::Null,
             },
             ReflectFieldRef::Repeated(list) => Value::Array(list.into_iter().map(item).collect()),

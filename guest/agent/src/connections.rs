@@ -81,7 +81,8 @@ impl Connections {
         }
     }
 
-    /// The connections of a request, taken first thing, so that they go with it where it fails; `None` where it names none, and its streams are read and written by calls.
+    /// The connections of a request, taken first thing, so that they go with it where it fails; `None` where it names none, and its
+    /// streams are read and written by calls.
     ///
     /// # Errors
     /// [`Error::State`] for one that does not come.

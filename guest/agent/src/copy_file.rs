@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use crate::state::Agent;
+use crate::thread::on_thread;
 use crate::{Error, Result};
 
 /// The longest target of a link, in bytes (`PATH_MAX`).
@@ -25,9 +26,7 @@ const FOLDER_MODE: u32 = 0o755;
 
 /// Takes one piece.
 pub(crate) async fn copy(_: &Arc<Agent>, request: CopyFileRequest) -> Result<Empty> {
-    tokio::task::spawn_blocking(move || write(Path::new(paths::SHARED), &request))
-        .await
-        .map_err(|error| Error::State(error.to_string()))??;
+    on_thread(move || write(Path::new(paths::SHARED), &request)).await?;
     Ok(Empty::new())
 }
 

@@ -16,6 +16,7 @@ use crate::connections::Ports;
 use crate::hooks::Point;
 use crate::process::{Process, Streams};
 use crate::state::{Agent, Container, Made};
+use crate::thread::on_thread;
 use crate::{Error, Result, diagnostics, oom, storage};
 
 /// Makes the container.
@@ -53,13 +54,11 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     let (root, termination_log) = (rootfs.clone(), diagnostics::termination_log(&spec));
     let new = New { spec, rootfs, pids_of };
     let name = id.clone();
-    // The engine is synchronous: it gets a thread, so that other requests go on.
-    let (cgroup, prepared) = tokio::task::spawn_blocking(move || {
+    let (cgroup, prepared) = on_thread(move || {
         let cgroup = Cgroup::create(&parent, &name)?;
         prepare(&program, &cgroup, new, theirs).map(|prepared| (cgroup, prepared))
     })
-    .await
-    .map_err(|error| Error::State(error.to_string()))??;
+    .await?;
     let pid = prepared.pid;
     let process = match Process::watch(prepared, ours) {
         Ok(process) => process,
@@ -72,7 +71,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
         let _ = cgroup.kill();
         process.wait().await;
         // The hook's error is the one to tell.
-        let _ = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+        let _ = on_thread(move || cgroup.remove()).await;
         return Err(error);
     }
     if let Some(named) = named {

@@ -13,6 +13,7 @@ use coracle_protocol::protobuf::well_known_types::empty::Empty;
 use oci_spec::runtime::Spec;
 
 use crate::state::Agent;
+use crate::thread::on_thread;
 use crate::{Error, Result};
 
 /// The one kind of data that there is.
@@ -40,8 +41,7 @@ pub(crate) async fn data(agent: &Arc<Agent>, request: GetDiagnosticDataRequest) 
     let path = container.termination_log.clone();
     let path = path.ok_or_else(|| Error::NotFound(format!("a termination message of container {}", container.id)))?;
     // The file may be on a volume of the host's, which takes its time.
-    let bytes = tokio::task::spawn_blocking(move || read_message(&path));
-    let bytes = bytes.await.map_err(|error| Error::State(error.to_string()))??;
+    let bytes = on_thread(move || read_message(&path)).await?;
     Ok(GetDiagnosticDataResponse { data: String::from_utf8_lossy(&bytes).into_owned(), ..Default::default() })
 }
 
@@ -72,6 +72,6 @@ pub(crate) async fn look_at_shares(_: &Arc<Agent>, _: RemoveStaleVirtiofsShareMo
         }
         Ok::<_, Error>(())
     };
-    tokio::task::spawn_blocking(work).await.map_err(|error| Error::State(error.to_string()))??;
+    on_thread(work).await?;
     Ok(Empty::new())
 }

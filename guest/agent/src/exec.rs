@@ -10,6 +10,7 @@ use crate::connections::Ports;
 use crate::create::from_wire;
 use crate::process::{Process, Streams};
 use crate::state::Agent;
+use crate::thread::on_thread;
 use crate::{Error, Result};
 
 /// Starts the process.
@@ -36,9 +37,7 @@ pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Res
         seccomp: container.seccomp.clone(),
         personality: container.personality.clone(),
     };
-    let prepared = tokio::task::spawn_blocking(move || coracle_container::exec(&program, &cgroup, beside, theirs))
-        .await
-        .map_err(|error| Error::State(error.to_string()))??;
+    let prepared = on_thread(move || coracle_container::exec(&program, &cgroup, beside, theirs)).await?;
     let process = Process::watch(prepared, ours)?;
     container.insert_exec(&request.exec_id, Arc::clone(&process))?;
     if let Some(named) = named {

@@ -7,6 +7,7 @@ use coracle_protocol::agent::{AddSwapPathRequest, AddSwapRequest, OnlineCPUMemRe
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
 use crate::state::Agent;
+use crate::thread::on_thread;
 use crate::{Error, Result};
 
 const SYSTEM: &str = "/sys/devices/system";
@@ -21,7 +22,7 @@ pub(crate) async fn online(_: &Arc<Agent>, request: OnlineCPUMemRequest) -> Resu
             turn_on(&Path::new(SYSTEM).join("memory"), "memory", usize::MAX).map(drop)
         }
     };
-    tokio::task::spawn_blocking(work).await.map_err(|error| Error::State(error.to_string()))??;
+    on_thread(work).await?;
     Ok(Empty::new())
 }
 
@@ -81,10 +82,9 @@ async fn swap_on(path: String) -> Result<Empty> {
         // SAFETY: the path is NUL-terminated and lives through the call.
         #[expect(unsafe_code, reason = "libc has the call and no safe wrapper")]
         let result = unsafe { libc::swapon(name.as_ptr(), 0) };
-        if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+        if result < 0 { Err(Error::system(step)(std::io::Error::last_os_error())) } else { Ok(()) }
     };
-    let done = tokio::task::spawn_blocking(work).await.map_err(|error| Error::State(error.to_string()))?;
-    done.map_err(Error::system(step))?;
+    on_thread(work).await?;
     Ok(Empty::new())
 }
 

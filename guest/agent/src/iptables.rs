@@ -8,6 +8,7 @@ use std::time::Duration;
 use coracle_protocol::agent::{GetIPTablesRequest, GetIPTablesResponse, SetIPTablesRequest, SetIPTablesResponse};
 
 use crate::state::Agent;
+use crate::thread::on_thread;
 use crate::{Error, Result, program};
 
 /// How long a tool may take.
@@ -31,13 +32,13 @@ async fn run(is_ipv6: bool, what: &str, arguments: &'static [&'static str], inpu
     let Some(path) = folders.iter().map(|folder| Path::new(folder).join(&name)).find(|path| path.exists()) else {
         return Err(Error::Unsupported(format!("{name}, which the guest image does not have,")));
     };
+    let step = name.clone();
     let work = move || {
         let mut command = Command::new(path);
         command.args(arguments);
-        program::run(command, &input, PATIENCE)
+        program::run(command, &input, PATIENCE).map_err(Error::system(step))
     };
-    let outcome = tokio::task::spawn_blocking(work).await.map_err(|error| Error::State(error.to_string()))?;
-    let outcome = outcome.map_err(Error::system(name.clone()))?;
+    let outcome = on_thread(work).await?;
     if !outcome.status.success() {
         let text = String::from_utf8_lossy(&outcome.stderr).trim().to_owned();
         return Err(Error::State(format!("{name} ended with {}: {text}", outcome.status)));

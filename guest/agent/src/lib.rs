@@ -33,6 +33,7 @@ mod state;
 mod stats;
 mod storage;
 mod stream;
+mod thread;
 mod update;
 mod volume;
 mod wait;

@@ -12,6 +12,7 @@ use coracle_protocol::types::{ARPNeighbor, IPAddress, IPFamily, Interface, Route
 
 use crate::netlink::{self, Body, Netlink, attributes, family, family_of, ip};
 use crate::state::Agent;
+use crate::thread::on_thread;
 use crate::{Error, Result};
 
 /// `IFF_UP`.
@@ -57,7 +58,7 @@ async fn with_netlink<T: Send + 'static>(work: impl FnOnce(&mut Netlink) -> Resu
         let mut netlink = Netlink::new().map_err(Error::system("open netlink"))?;
         work(&mut netlink)
     };
-    tokio::task::spawn_blocking(work).await.map_err(|error| Error::State(error.to_string()))?
+    on_thread(work).await
 }
 
 /// Gives the link with the interface's hardware address its name, MTU and addresses, and starts it.

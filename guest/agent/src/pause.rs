@@ -5,8 +5,9 @@ use std::sync::Arc;
 use coracle_protocol::agent::{PauseContainerRequest, ResumeContainerRequest};
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
+use crate::Result;
 use crate::state::Agent;
-use crate::{Error, Result};
+use crate::thread::on_thread;
 
 /// Stops all tasks of the container.
 pub(crate) async fn pause(agent: &Arc<Agent>, request: PauseContainerRequest) -> Result<Empty> {
@@ -21,8 +22,6 @@ pub(crate) async fn resume(agent: &Arc<Agent>, request: ResumeContainerRequest) 
 async fn set(agent: &Arc<Agent>, id: &str, frozen: bool) -> Result<Empty> {
     let cgroup = agent.container(id)?.cgroup.clone();
     // The engine waits for the kernel's word.
-    tokio::task::spawn_blocking(move || if frozen { cgroup.freeze() } else { cgroup.thaw() })
-        .await
-        .map_err(|error| Error::State(error.to_string()))??;
+    on_thread(move || if frozen { cgroup.freeze() } else { cgroup.thaw() }).await?;
     Ok(Empty::new())
 }

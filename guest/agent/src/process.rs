@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, watch};
 
+use crate::thread::on_thread;
 use crate::{Error, Result};
 
 /// The capacity that is asked for each pipe, in bytes: what a reader finds when it comes late.
@@ -80,7 +81,7 @@ impl Stream {
         Ok(())
     }
 
-    pub(crate) async fn write(&self, bytes: &[u8]) -> std::io::Result<usize> {
+    async fn write(&self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.async_io(Interest::WRITABLE, |fd| rustix::io::write(fd, bytes).map_err(std::io::Error::from)).await
     }
 }
@@ -212,11 +213,8 @@ impl Process {
     pub(crate) async fn start(&self) -> Result<()> {
         let prepared =
             self.prepared.lock().await.take().ok_or_else(|| Error::State("the process was started already".into()))?;
-        // The engine waits for the exec, so it gets a thread.
-        tokio::task::spawn_blocking(move || prepared.start())
-            .await
-            .map_err(|error| Error::State(error.to_string()))??;
-        Ok(())
+        // The engine waits for the exec.
+        on_thread(move || prepared.start()).await
     }
 
     /// Gives up the agent's ends of all streams.

@@ -8,6 +8,7 @@ use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
 use crate::hooks::Point;
 use crate::state::{Agent, Container};
+use crate::thread::on_thread;
 use crate::{Error, Result};
 
 /// Removes the container. A `timeout` of 0 seconds waits for as long as it takes.
@@ -39,6 +40,5 @@ pub(crate) async fn destroy(container: &Arc<Container>) -> Result<()> {
     for process in container.processes() {
         process.wait().await;
     }
-    tokio::task::spawn_blocking(move || cgroup.remove()).await.map_err(|error| Error::State(error.to_string()))??;
-    Ok(())
+    on_thread(move || cgroup.remove()).await
 }

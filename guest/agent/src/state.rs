@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 use crate::connections::Connections;
 use crate::hooks::{self, Point};
 use crate::process::Process;
+use crate::thread::on_thread;
 use crate::{Config, Error, Result};
 
 /// The whole agent.
@@ -121,8 +122,7 @@ impl Agent {
     pub(crate) async fn pause(&self) -> Result<i32> {
         let start = || async {
             let program = self.config.program.clone();
-            let started = tokio::task::spawn_blocking(move || coracle_container::pause::start(&program)).await;
-            Ok(started.map_err(|error| Error::State(error.to_string()))??)
+            on_thread(move || coracle_container::pause::start(&program)).await
         };
         self.pause.get_or_try_init(start).await.copied()
     }
@@ -131,9 +131,7 @@ impl Agent {
     pub(crate) async fn hooks(&self, point: Point, id: &str, pid: i32, root: &Path) -> Result<()> {
         let Some(folder) = self.hooks.get().cloned() else { return Ok(()) };
         let (id, root) = (id.to_owned(), root.to_owned());
-        tokio::task::spawn_blocking(move || hooks::run(&folder, point, &id, pid, &root))
-            .await
-            .map_err(|error| Error::State(error.to_string()))?
+        on_thread(move || hooks::run(&folder, point, &id, pid, &root)).await
     }
 
     /// Takes the name `id`.

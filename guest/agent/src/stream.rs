@@ -18,14 +18,12 @@ pub(crate) async fn write_stdin(agent: &Arc<Agent>, request: WriteStreamRequest)
     let process = agent.process(&request.container_id, &request.exec_id)?;
     let stdin = process.stdin.lock().await;
     let stream = stdin.as_ref().ok_or_else(|| Error::State("the process's input is closed".into()))?;
-    let mut rest = request.data.as_slice();
-    while !rest.is_empty() {
-        let written = tokio::select! {
+    if !request.data.is_empty() {
+        tokio::select! {
             // A process that has ended reads no more: without this a full pipe would hold the request for ever.
             _ = process.wait() => return Err(Error::NotFound("process".into())),
-            written = stream.write(rest) => written.map_err(Error::system("write to the process's input"))?,
-        };
-        rest = rest.get(written..).unwrap_or_default();
+            written = stream.write_all(&request.data) => written.map_err(Error::system("write to the process's input"))?,
+        }
     }
     let len = u32::try_from(request.data.len()).unwrap_or(u32::MAX);
     Ok(WriteStreamResponse { len, ..Default::default() })

@@ -8,6 +8,7 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::create::from_wire;
 use crate::state::Agent;
+use crate::thread::on_thread;
 use crate::{Error, Result};
 
 /// Sets the limits that the request names.
@@ -31,8 +32,6 @@ pub(crate) async fn update(agent: &Arc<Agent>, request: UpdateContainerRequest) 
         }
     }
     // Less memory than is in use is given back before the kernel answers, which may take long.
-    tokio::task::spawn_blocking(move || cgroup.apply(&resources))
-        .await
-        .map_err(|error| Error::State(error.to_string()))??;
+    on_thread(move || cgroup.apply(&resources)).await?;
     Ok(Empty::new())
 }

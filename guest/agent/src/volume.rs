@@ -9,6 +9,7 @@ use coracle_protocol::paths;
 use coracle_protocol::protobuf::MessageField;
 
 use crate::state::Agent;
+use crate::thread::on_thread;
 use crate::{Error, Result};
 
 /// Bytes, then inodes, of the file system at a path of the pod's.
@@ -18,10 +19,8 @@ pub(crate) async fn stats(_: &Arc<Agent>, request: VolumeStatsRequest) -> Result
         return Err(Error::Invalid(format!("{} is no volume", path.display())));
     }
     // It may be on the host, which takes its time.
-    let looked = tokio::task::spawn_blocking(move || {
-        rustix::fs::statvfs(&path).map_err(Error::system(format!("look at {}", path.display())))
-    });
-    let found = looked.await.map_err(|error| Error::State(error.to_string()))??;
+    let look = move || rustix::fs::statvfs(&path).map_err(Error::system(format!("look at {}", path.display())));
+    let found = on_thread(look).await?;
     let usage = |total: u64, free: u64, unit: Unit| VolumeUsage {
         available: free,
         total,

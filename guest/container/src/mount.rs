@@ -182,52 +182,48 @@ pub(crate) fn apply(root: BorrowedFd<'_>, wanted: &Mount) -> Result<()> {
     if bind {
         let recursive = options.flags & MsFlags::MS_REC;
         mount(Some(&source), &target, None::<&str>, MsFlags::MS_BIND | recursive, None::<&str>).step(step)?;
-        // The old descriptor names what lies below the mount, so look again.
-        let mounted = open_in(root, destination)?;
-        let path = descriptor_path(&mounted);
-        if options.remount {
-            remount_bind(&path, options.flags).step(step)?;
-        }
-        if options.recursive != Attributes::default() {
-            set_attributes(&mounted, options.recursive).step(step)?;
-        }
-        return propagate(&path, options.propagation).step(step);
+    } else {
+        let kind = if kind == "cgroup" { "cgroup2" } else { kind };
+        let data = (!options.data.is_empty() && kind != "cgroup2").then_some(options.data.as_str());
+        mount(Some(&source), &target, Some(kind), options.flags, data).step(step)?;
     }
-    let kind = if kind == "cgroup" { "cgroup2" } else { kind };
-    let data = (!options.data.is_empty() && kind != "cgroup2").then_some(options.data.as_str());
-    mount(Some(&source), &target, Some(kind), options.flags, data).step(step)?;
+    // The old descriptor names what lies below the mount, so look again.
     let mounted = open_in(root, destination)?;
+    let path = descriptor_path(&mounted);
+    if bind && options.remount {
+        remount_bind(&path, options.flags).step(step)?;
+    }
     if options.recursive != Attributes::default() {
         set_attributes(&mounted, options.recursive).step(step)?;
     }
-    propagate(&descriptor_path(&mounted), options.propagation).step(step)
+    propagate(&path, options.propagation).step(step)
 }
 
 fn propagate(target: &Path, propagation: Option<MsFlags>) -> nix::Result<()> {
     propagation.map_or(Ok(()), |flags| mount(None::<&str>, target, None::<&str>, flags, None::<&str>))
 }
 
+/// linux/statfs.h; the C library has no name for it.
+const ST_NOSYMFOLLOW: u64 = 0x2000;
+
 /// Adds `flags` to a bind mount, keeping those that it has.
 pub(crate) fn remount_bind(target: &Path, flags: MsFlags) -> nix::Result<()> {
-    let present = nix::sys::statvfs::statvfs(target)?.flags();
+    let present = rustix::fs::statvfs(target).map_err(|errno| nix::errno::Errno::from_raw(errno.raw_os_error()))?;
+    let present = present.f_flag.bits();
     let mut all = flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
     for (have, flag) in [
-        (nix::sys::statvfs::FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
-        (nix::sys::statvfs::FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
-        (nix::sys::statvfs::FsFlags::ST_NODEV, MsFlags::MS_NODEV),
-        (nix::sys::statvfs::FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
-        (nix::sys::statvfs::FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
-        (nix::sys::statvfs::FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
-        (nix::sys::statvfs::FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+        (libc::ST_RDONLY, MsFlags::MS_RDONLY),
+        (libc::ST_NOSUID, MsFlags::MS_NOSUID),
+        (libc::ST_NODEV, MsFlags::MS_NODEV),
+        (libc::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        (libc::ST_NOATIME, MsFlags::MS_NOATIME),
+        (libc::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+        (libc::ST_RELATIME, MsFlags::MS_RELATIME),
+        (ST_NOSYMFOLLOW, MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW)),
     ] {
-        if present.contains(have) {
+        if present & have != 0 {
             all |= flag;
         }
-    }
-    // ST_NOSYMFOLLOW, which the library above does not know.
-    let raw = rustix::fs::statvfs(target).map_err(|errno| nix::errno::Errno::from_raw(errno.raw_os_error()))?;
-    if raw.f_flag.bits() & 0x2000 != 0 {
-        all |= MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW);
     }
     mount(None::<&str>, target, None::<&str>, all, None::<&str>)
 }

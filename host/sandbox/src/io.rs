@@ -74,14 +74,11 @@ impl From<&Stdio> for Wanted {
 /// Connects the streams of a process that is about to be made.
 pub(crate) async fn connect(pod: &Pod, wanted: Wanted) -> Result<Connected> {
     let address = pod.machine.agent_address();
-    let optional = async |is: bool| match is {
-        true => address.connect_from(ports::STREAMS).await.map(Some),
-        false => Ok(None),
-    };
-    let all = async { tokio::try_join!(optional(wanted.stdin), optional(true), optional(!wanted.terminal)) };
+    let one = || address.connect_from(ports::STREAMS);
+    let optional = async |is: bool| if is { one().await.map(Some) } else { Ok(None) };
+    let all = async { tokio::try_join!(optional(wanted.stdin), one(), optional(!wanted.terminal)) };
     let late = |_| Error::Timeout("the guest does not take the streams of a process".into());
     let (stdin, stdout, stderr) = tokio::time::timeout(pod.agent.timeout(), all).await.map_err(late)??;
-    let stdout = stdout.ok_or(Error::Gone)?;
     let port = |stream: &Option<(GuestStream, u32)>| stream.as_ref().map_or(0, |(_, port)| *port);
     let ports = Ports { stdin: port(&stdin), stdout: stdout.1, stderr: port(&stderr) };
     let stream = |named: Option<(GuestStream, u32)>| named.map(|(stream, _)| stream);

@@ -1,5 +1,7 @@
 //! Mounts on the host, as a storage plan has them. The shim is in a mount namespace of its own, so none outlives it.
 
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use std::os::unix::ffi::OsStrExt;
@@ -116,20 +118,29 @@ fn make(wanted: &HostMount) -> Result<()> {
     if flags.contains(MsFlags::MS_RDONLY) { make_readonly(&wanted.target).map_err(failed) } else { Ok(()) }
 }
 
-/// Makes a mount and all below it read-only, whatever else it is (mount_setattr(2)).
+/// Makes a mount and all below it read-only, whatever else it is.
 fn make_readonly(target: &Path) -> std::io::Result<()> {
     const MOUNT_ATTR_RDONLY: u64 = 1;
     let target = std::ffi::CString::new(target.as_os_str().as_bytes()).map_err(std::io::Error::other)?;
-    // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
-    let attributes: [u64; 4] = [MOUNT_ATTR_RDONLY, 0, 0, 0];
+    set_attributes(rustix::fs::CWD, &target, libc::AT_RECURSIVE, [MOUNT_ATTR_RDONLY, 0, 0, 0])
+}
+
+/// mount_setattr(2) of the mount at `path` from `folder`; `attributes` are those of struct mount_attr: attr_set, attr_clr, propagation,
+/// userns_fd.
+pub(crate) fn set_attributes(
+    folder: BorrowedFd<'_>,
+    path: &CStr,
+    flags: libc::c_int,
+    attributes: [u64; 4],
+) -> std::io::Result<()> {
     // SAFETY: the path is NUL-terminated, and the structure lives through the call and has the size that is given.
     #[expect(unsafe_code, reason = "no safe wrapper is at hand")]
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            target.as_ptr(),
-            libc::AT_RECURSIVE,
+            folder.as_raw_fd(),
+            path.as_ptr(),
+            flags,
             attributes.as_ptr(),
             size_of_val(&attributes),
         )

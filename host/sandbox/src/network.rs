@@ -27,9 +27,23 @@ pub async fn give_back_network(spec: &oci::Spec) {
 pub(crate) struct Network {
     namespace: Namespace,
     // Read when the guest is told, taken out when they are given back.
-    links: Mutex<Vec<Link>>,
-    // Held from before the first link is taken until after the last one was given back.
-    held: Mutex<Option<OwnedRwLockReadGuard<()>>>,
+    taken: Mutex<Taken>,
+}
+
+/// Links that were taken over.
+#[derive(Default)]
+struct Taken {
+    links: Vec<Link>,
+    /// Held from before the first link is taken until after the last one was given back.
+    _held: Option<OwnedRwLockReadGuard<()>>,
+}
+
+impl Taken {
+    async fn give_back(self, namespace: &Namespace) {
+        for link in &self.links {
+            namespace.disconnect(link).await;
+        }
+    }
 }
 
 impl Network {
@@ -39,28 +53,28 @@ impl Network {
     pub(crate) async fn take(path: &Path, held: OwnedRwLockReadGuard<()>) -> Result<(Self, Vec<Device>)> {
         let namespace = Namespace::open(path).await?;
         let links = namespace.links().await?;
-        let network = Self { namespace, links: Mutex::default(), held: Mutex::new(Some(held)) };
+        let network = Self { namespace, taken: Mutex::new(Taken { links: Vec::new(), _held: Some(held) }) };
         let mut devices = Vec::new();
         for link in links {
             let tap = Tap::new(network.namespace.connect(&link).await?);
             devices.push(Device::Net { mac: link.mac, tap });
-            network.lock().push(link);
+            network.lock().links.push(link);
         }
         Ok((network, devices))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Link>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the namespace had links at all.
     pub(crate) fn has_links(&self) -> bool {
-        !self.lock().is_empty()
+        !self.lock().links.is_empty()
     }
 
     /// Tells the guest of its interfaces.
     pub(crate) async fn tell(&self, agent: &Agent) -> Result<()> {
-        let links = self.lock().clone();
+        let links = self.lock().links.clone();
         for link in &links {
             let interface = MessageField::some(plan::interface(link));
             let request = UpdateInterfaceRequest { interface, ..Default::default() };
@@ -96,24 +110,15 @@ impl Network {
 
     /// Gives the links back as they were, once.
     pub(crate) async fn give_back(&self) {
-        let links = std::mem::take(&mut *self.lock());
-        for link in &links {
-            self.namespace.disconnect(link).await;
-        }
-        drop(self.held.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let taken = std::mem::take(&mut *self.lock());
+        taken.give_back(&self.namespace).await;
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        let (namespace, links) = (self.namespace.clone(), std::mem::take(&mut *self.lock()));
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (namespace, taken) = (self.namespace.clone(), std::mem::take(&mut *self.lock()));
         // Where the pod was stopped in order there is nothing left to undo.
-        tokio::spawn(async move {
-            for link in &links {
-                namespace.disconnect(link).await;
-            }
-            drop(held);
-        });
+        tokio::spawn(async move { taken.give_back(&namespace).await });
     }
 }

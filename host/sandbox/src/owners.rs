@@ -8,6 +8,8 @@ use std::path::Path;
 use coracle_storage::{IdMap, Owners};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
+use crate::mount::set_attributes;
+
 /// `MOUNT_ATTR_IDMAP` (mount_setattr(2)).
 const ATTRIBUTE: u64 = 0x10_0000;
 
@@ -24,22 +26,8 @@ pub(crate) fn bind(source: &Path, target: &Path, owners: &Owners) -> Result<()> 
 
 fn set(tree: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bool) -> Result<()> {
     let namespace = u64::try_from(namespace.as_raw_fd()).map_err(Error::other)?;
-    // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
-    let attributes: [u64; 4] = [ATTRIBUTE, 0, 0, namespace];
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is an empty text, and the structure lives through the call and has the size that is given.
-    #[expect(unsafe_code, reason = "no safe wrapper is at hand")]
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            attributes.as_ptr(),
-            size_of_val(&attributes),
-        )
-    };
-    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+    set_attributes(tree, c"", flags, [ATTRIBUTE, 0, 0, namespace])
 }
 
 /// A user namespace of these mappings: that is how the kernel is told them. A child makes it, and is ended again.

@@ -10,7 +10,7 @@ use coracle_sandbox::Error;
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
-use self::generated::pod_sandbox_config::{LinuxContainerResources, PodSandboxConfig};
+use self::generated::pod_sandbox_config::{DNSConfig, PodSandboxConfig};
 
 mod generated {
     #![expect(warnings, reason = "generated code")]
@@ -54,7 +54,10 @@ impl PodConfig {
             annotations.insert(of("sandbox-namespace"), metadata.namespace.clone().into());
             annotations.insert(of("sandbox-uid"), metadata.uid.clone().into());
         }
-        let (period, quota, memory) = size(&linux.resources, &linux.overhead);
+        // What the containers may use; the machine's own overhead is not theirs.
+        let resources = linux.resources.unwrap_or_default();
+        let (period, quota) = (resources.cpu_period.max(0), resources.cpu_quota.max(0));
+        let memory = resources.memory_limit_in_bytes.max(0);
         for (key, value) in [("cpu-period", period), ("cpu-quota", quota), ("memory", memory)] {
             annotations.insert(of(&format!("sandbox-{key}")), value.to_string().into());
         }
@@ -79,22 +82,12 @@ impl PodConfig {
     pub(crate) fn write_files(&self, folder: &Path) -> Result<(), Error> {
         let failed =
             |error: std::io::Error| Error::Failed(format!("write the pod's files to {}: {error}", folder.display()));
-        let dns = match self.0.dns_config.as_ref() {
-            // The host's, below.
-            None => String::new(),
-            Some(dns) => {
-                let line = |key: &str, words: &[String]| {
-                    if words.is_empty() { String::new() } else { format!("{key} {}\n", words.join(" ")) }
-                };
-                let servers: String = dns.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-                line("search", &dns.searches) + &servers + &line("options", &dns.options)
-            }
-        };
         std::fs::create_dir_all(folder).map_err(failed)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("files"), folder, Some("tmpfs"), flags, Some("size=256k,nr_inodes=64,mode=755"))
             .map_err(|errno| failed(errno.into()))?;
-        let dns = if dns.is_empty() { std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default() } else { dns };
+        let dns = self.0.dns_config.as_ref().map(resolv_conf).filter(|text| !text.is_empty());
+        let dns = dns.unwrap_or_else(|| std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         let hostname = if self.0.hostname.is_empty() { String::new() } else { format!("{}\n", self.0.hostname) };
         for ((name, _), text) in FILES.iter().zip([dns, hostname]).filter(|(_, text)| !text.is_empty()) {
             std::fs::write(folder.join(name), text).map_err(failed)?;
@@ -125,18 +118,13 @@ pub(crate) fn complete(spec: &mut oci::Spec, folder: &Path) {
     }
 }
 
-/// Period and quota of processor time, and memory in bytes, of what a pod's containers may use and of what it takes besides.
-fn size(
-    resources: &protobuf::MessageField<LinuxContainerResources>,
-    overhead: &protobuf::MessageField<LinuxContainerResources>,
-) -> (i64, i64, i64) {
-    let (resources, overhead) = (resources.clone().unwrap_or_default(), overhead.clone().unwrap_or_default());
-    let period = if resources.cpu_period > 0 { resources.cpu_period } else { 100_000 };
-    // The overhead is that of the machine itself, which is not the containers' to use.
-    let quota = resources.cpu_quota.max(0);
-    let memory = resources.memory_limit_in_bytes.max(0);
-    log::debug!("the pod's overhead: {} bytes, quota {}", overhead.memory_limit_in_bytes, overhead.cpu_quota);
-    (period, quota, memory)
+/// The text of resolv.conf(5), as containerd writes it.
+fn resolv_conf(dns: &DNSConfig) -> String {
+    let line = |key: &str, words: &[String]| {
+        if words.is_empty() { String::new() } else { format!("{key} {}\n", words.join(" ")) }
+    };
+    let servers: String = dns.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    line("search", &dns.searches) + &servers + &line("options", &dns.options)
 }
 
 /// As containerd names the control group of a pod's first container.

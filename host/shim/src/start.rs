@@ -51,26 +51,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut reply = reply_form(&input, args, maximum.as_deref());
     let settings = Settings::load()?;
     let cwd = std::env::current_dir().context("find the bundle")?;
-    if !bundle::has_config(&cwd) {
+    let address = if bundle::has_config(&cwd) {
+        match bundle::membership(&bundle::read(&cwd)?) {
+            Membership::Of(sandbox) => {
+                let socket = folder::socket(&folder::pod(&settings, &args.namespace, &sandbox));
+                if UnixStream::connect(&socket).is_err() {
+                    bail!("the pod {sandbox} has no shim: it has ended, or was never started");
+                }
+                address(&socket)
+            }
+            Membership::Own | Membership::Pod => start_daemon(args, &settings, None)?,
+        }
+    } else {
         // Of the Sandbox API. containerd 2 means a shim of version 3 there, though it asks for one of version 2 at most.
         if reply != Reply::Protobuf && cwd.components().any(|part| part.as_os_str() == SANDBOX_BUNDLES) {
             reply = Reply::Json(TASK_VERSION);
         }
         let settings_file = options_of(&input).and_then(|options| config_path(&options));
-        let address = start_daemon(args, &settings, settings_file.as_deref())?;
-        std::fs::write("address", &address).context("write the bundle's address file")?;
-        return print_reply(&reply, &address);
-    }
-    let spec = bundle::read(&cwd)?;
-    let address = match bundle::membership(&spec) {
-        Membership::Of(sandbox) => {
-            let socket = folder::socket(&folder::pod(&settings, &args.namespace, &sandbox));
-            if UnixStream::connect(&socket).is_err() {
-                bail!("the pod {sandbox} has no shim: it has ended, or was never started");
-            }
-            address(&socket)
-        }
-        Membership::Own | Membership::Pod => start_daemon(args, &settings, None)?,
+        start_daemon(args, &settings, settings_file.as_deref())?
     };
     // containerd 1.6 finds the shim again by this file after a restart.
     std::fs::write("address", &address).context("write the bundle's address file")?;

@@ -36,8 +36,7 @@ impl Containerd {
     /// Where it does not start.
     #[must_use]
     pub fn with_cri(host: &Host) -> Self {
-        let mut containerd = Self::launch(host, &cri_plugin(host));
-        containerd.has_bridge = true;
+        let containerd = Self::with_cri_again(host);
         let pause = host.folder.join("pause");
         crate::images::copy_layout_with_command(&path("CORACLE_TEST_IMAGE"), &pause, &["sleep", "1000000"]);
         containerd.import("k8s.io", "docker.io/library/pause", &pause);

@@ -63,6 +63,17 @@ impl Shim {
         Self { client, id: id.to_owned(), bundle }
     }
 
+    /// The shim of the host's only pod, to ask it of the container `id`.
+    ///
+    /// # Panics
+    /// Where it does not listen.
+    #[must_use]
+    pub fn of_pod(host: &Host, id: &str) -> Self {
+        let address = format!("unix://{}", host.pod().join("shim.sock").display());
+        let client = TaskClient::new(Client::connect(&address).expect("the shim listens"));
+        Self { client, id: id.to_owned(), bundle: PathBuf::new() }
+    }
+
     /// The bundle's folder.
     #[must_use]
     pub fn bundle(&self) -> &std::path::Path {

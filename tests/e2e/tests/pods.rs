@@ -1,8 +1,20 @@
 //! Pods through containerd's CRI, as kubelet makes them.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use coracle_e2e::cri::msg;
-use coracle_e2e::{Containerd, Cri, Host, Pod};
+use coracle_e2e::{Containerd, Cri, Host, Pod, Shim};
 use protobuf::MessageField;
+
+/// What a server of the pod's answers to this host.
+fn get(address: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /passwd HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
 
 #[test]
 fn a_pod_runs_containers_beside_one_another() {
@@ -65,10 +77,7 @@ fn a_pod_has_the_network_that_cni_has_made() {
         let (code, out, err) = exec(&format!("guest-probe get {server} /passwd"));
         assert!(code == 0 && out.contains("root:x:0"), "{server}: {out} {err}");
     }
-    let mut stream = std::net::TcpStream::connect((v4.as_str(), 8080)).unwrap();
-    std::io::Write::write_all(&mut stream, b"GET /passwd HTTP/1.0\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+    let answer = get(&format!("{v4}:8080"));
     assert!(answer.contains("root:"), "{answer}");
     // containerd's port-forward dials the loopback of the pod's namespace.
     let forward = |port| cri.port_forward(&two.id, port).unwrap();
@@ -131,7 +140,7 @@ fn pods_outlive_containerd() {
     // It ends while nobody listens.
     assert_eq!(exec(&cri, "(sleep 3; touch /dev/shm/go) >/dev/null 2>&1 & true").0, 0);
     containerd.kill();
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    assert_eq!(Shim::of_pod(&host, &ends).wait("").unwrap(), 6);
     let id = pod.id.clone();
     let again = Containerd::with_cri_again(&host);
     let cri = Cri::connect(&again);
@@ -182,14 +191,11 @@ fn a_port_of_the_host_leads_to_the_pod() {
     pod.start("server", &["sh", "-c", "httpd -p 8080 -h /etc; echo serves; sleep 1000"], |_| {}).unwrap();
     pod.await_log("server", "serves");
     for address in ["127.0.0.1:18080", "10.88.0.1:18080"] {
-        let mut stream = std::net::TcpStream::connect(address).unwrap();
-        std::io::Write::write_all(&mut stream, b"GET /passwd HTTP/1.0\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+        let answer = get(address);
         assert!(answer.contains("root:x:0"), "{address}: {answer}");
     }
     pod.remove().unwrap();
-    assert!(std::net::TcpStream::connect("127.0.0.1:18080").is_err(), "the port is closed with its pod");
+    assert!(TcpStream::connect("127.0.0.1:18080").is_err(), "the port is closed with its pod");
     drop(containerd);
     host.audit();
 }

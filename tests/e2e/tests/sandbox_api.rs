@@ -40,6 +40,14 @@ fn pod(host: &Host) -> msg::PodSandboxConfig {
     }
 }
 
+/// A pod that runs.
+fn booted(host: &Host, netns: &Netns) -> PodShim {
+    let shim = PodShim::start(host, "p");
+    shim.create(&netns.path(), POD_CONFIG, &pod(host)).unwrap();
+    shim.boot().unwrap();
+    shim
+}
+
 /// A container's specification as containerd's CRI writes it beside the Sandbox API.
 fn container(root: &str, script: &str) -> serde_json::Value {
     serde_json::json!({
@@ -90,6 +98,7 @@ fn a_pod_lives_by_the_sandbox_api() {
     assert_eq!(text, "by-the-api\nby-the-api\nnameserver 10.9.8.7\n1\n");
     let output = shim.run("two", container(&root, "cat /dev/shm/x; exec sleep 1000")).unwrap();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    // A file that grows is no event.
     while std::fs::read_to_string(&output).unwrap() != "shared\n" {
         assert!(std::time::Instant::now() < deadline, "no output");
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -115,9 +124,7 @@ fn a_pod_lives_by_the_sandbox_api() {
 fn a_pod_whose_monitor_is_killed_has_ended() {
     let host = Host::new();
     let netns = Netns::new(&host);
-    let shim = PodShim::start(&host, "p");
-    shim.create(&netns.path(), POD_CONFIG, &pod(&host)).unwrap();
-    shim.boot().unwrap();
+    let shim = booted(&host, &netns);
     shim.run("one", container(&busybox_root(&host), "exec sleep 1000")).unwrap();
     host.kill("qemu-system");
     assert_eq!(shim.wait().unwrap(), 137);
@@ -148,9 +155,7 @@ fn a_pod_that_can_not_boot_says_why_and_leaves_nothing() {
 fn a_clock_that_was_set_in_the_guest_follows_the_hosts_again() {
     let host = Host::new().set("guest.clock_seconds", "1");
     let netns = Netns::new(&host);
-    let shim = PodShim::start(&host, "p");
-    shim.create(&netns.path(), POD_CONFIG, &pod(&host)).unwrap();
-    shim.boot().unwrap();
+    let shim = booted(&host, &netns);
     let script =
         "date -s 2001-01-01 >/dev/null && date +%Y; until [ $(date +%Y) -gt 2020 ]; do sleep 0.2; done; echo followed";
     let mut config = container(&busybox_root(&host), script);

@@ -8,7 +8,9 @@ mod v2;
 use std::path::Path;
 use std::time::SystemTime;
 
-use coracle_protocol::agent::StatsContainerResponse;
+use coracle_protocol::agent::{
+    BlkioStats, CgroupStats, CpuUsage, MemoryData, MemoryStats, PidsStats, StatsContainerResponse, ThrottlingData,
+};
 use coracle_protocol::protobuf::Message;
 use coracle_protocol::protobuf::well_known_types::any::Any;
 use coracle_protocol::protobuf::well_known_types::timestamp::Timestamp;
@@ -47,6 +49,32 @@ pub(crate) fn pack(stats: &StatsContainerResponse) -> Result<Any, containerd_shi
     Ok(Any { type_url: name.into(), value, ..Default::default() })
 }
 
+/// The parts of the agent's figures that both forms read; what was not sent is zero.
+struct Figures {
+    usage: CpuUsage,
+    throttling: ThrottlingData,
+    memory: MemoryStats,
+    used: MemoryData,
+    pids: PidsStats,
+    io: BlkioStats,
+}
+
+impl From<&StatsContainerResponse> for Figures {
+    fn from(stats: &StatsContainerResponse) -> Self {
+        let cgroup = stats.cgroup_stats.clone().unwrap_or_default();
+        let cpu = cgroup.cpu_stats.unwrap_or_default();
+        let memory = cgroup.memory_stats.unwrap_or_default();
+        Self {
+            usage: cpu.cpu_usage.unwrap_or_default(),
+            throttling: cpu.throttling_data.unwrap_or_default(),
+            used: memory.usage.clone().unwrap_or_default(),
+            memory,
+            pids: cgroup.pids_stats.unwrap_or_default(),
+            io: cgroup.blkio_stats.unwrap_or_default(),
+        }
+    }
+}
+
 /// What a pod's containers have used together. A limit is the sum of theirs; without one for each there is none.
 pub(crate) fn sum(all: &[StatsContainerResponse]) -> StatsContainerResponse {
     let mut total = StatsContainerResponse::new();
@@ -67,7 +95,7 @@ pub(crate) fn sum(all: &[StatsContainerResponse]) -> StatsContainerResponse {
     total
 }
 
-fn add_cpu(into: &mut coracle_protocol::agent::CgroupStats, from: &coracle_protocol::agent::CgroupStats) {
+fn add_cpu(into: &mut CgroupStats, from: &CgroupStats) {
     let more = from.cpu_stats.clone().unwrap_or_default();
     let cpu = into.cpu_stats.mut_or_insert_default();
     let (usage, used) = (cpu.cpu_usage.mut_or_insert_default(), more.cpu_usage.unwrap_or_default());
@@ -81,11 +109,7 @@ fn add_cpu(into: &mut coracle_protocol::agent::CgroupStats, from: &coracle_proto
     throttling.throttled_time += throttled.throttled_time;
 }
 
-fn add_memory(
-    into: &mut coracle_protocol::agent::CgroupStats,
-    from: &coracle_protocol::agent::CgroupStats,
-    is_first: bool,
-) {
+fn add_memory(into: &mut CgroupStats, from: &CgroupStats, is_first: bool) {
     let more = from.memory_stats.clone().unwrap_or_default();
     let memory = into.memory_stats.mut_or_insert_default();
     memory.cache += more.cache;
@@ -101,7 +125,7 @@ fn add_memory(
 
 #[cfg(test)]
 mod tests {
-    use coracle_protocol::agent::{CgroupStats, CpuStats, CpuUsage, MemoryData, MemoryStats};
+    use coracle_protocol::agent::CpuStats;
     use coracle_protocol::protobuf::MessageField;
 
     use super::*;

@@ -7,6 +7,8 @@ use containerd_shim_protos::cgroups::metrics::{
 use coracle_protocol::agent::{self, BlkioStatsEntry, StatsContainerResponse};
 use coracle_protocol::protobuf::MessageField;
 
+use super::Figures;
+
 /// The message's full name.
 pub(super) const NAME: &str = "io.containerd.cgroups.v1.Metrics";
 
@@ -14,13 +16,7 @@ pub(super) const NAME: &str = "io.containerd.cgroups.v1.Metrics";
 const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
 
 pub(super) fn convert(stats: &StatsContainerResponse) -> Metrics {
-    let cgroup = stats.cgroup_stats.clone().unwrap_or_default();
-    let cpu = cgroup.cpu_stats.clone().unwrap_or_default();
-    let usage = cpu.cpu_usage.clone().unwrap_or_default();
-    let throttling = cpu.throttling_data.clone().unwrap_or_default();
-    let memory = cgroup.memory_stats.clone().unwrap_or_default();
-    let pids = cgroup.pids_stats.clone().unwrap_or_default();
-    let io = cgroup.blkio_stats.clone().unwrap_or_default();
+    let Figures { usage, throttling, memory, used, pids, io } = stats.into();
     Metrics {
         pids: MessageField::some(PidsStat { current: pids.current, limit: pids.limit, ..Default::default() }),
         cpu: MessageField::some(CPUStat {
@@ -42,13 +38,15 @@ pub(super) fn convert(stats: &StatsContainerResponse) -> Metrics {
             oom_kill: memory.stats.get("events.oom_kill").copied().unwrap_or(0),
             ..Default::default()
         }),
-        memory: MessageField::some(memory_stat(&memory)),
+        memory: MessageField::some(memory_stat(&memory, &used)),
         blkio: MessageField::some(BlkIOStat {
             io_service_bytes_recursive: io.io_service_bytes_recursive.iter().map(io_entry).collect(),
             io_serviced_recursive: io.io_serviced_recursive.iter().map(io_entry).collect(),
             ..Default::default()
         }),
-        hugetlb: cgroup
+        hugetlb: stats
+            .cgroup_stats
+            .get_or_default()
             .hugetlb_stats
             .iter()
             .map(|(size, stats)| HugetlbStat {
@@ -64,9 +62,8 @@ pub(super) fn convert(stats: &StatsContainerResponse) -> Metrics {
     }
 }
 
-fn memory_stat(memory: &agent::MemoryStats) -> MemoryStat {
+fn memory_stat(memory: &agent::MemoryStats, used: &agent::MemoryData) -> MemoryStat {
     let get = |key: &str| memory.stats.get(key).copied().unwrap_or(0);
-    let used = memory.usage.clone().unwrap_or_default();
     let swap = memory.swap_usage.clone().unwrap_or_default();
     let limit = used.limit.min(UNLIMITED);
     MemoryStat {

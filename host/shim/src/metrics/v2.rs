@@ -8,18 +8,13 @@ use containerd_shim_protos::cgroups_v2::metrics::{
 use coracle_protocol::agent::{BlkioStatsEntry, StatsContainerResponse};
 use coracle_protocol::protobuf::MessageField;
 
+use super::Figures;
+
 /// The message's full name.
 pub(super) const NAME: &str = "io.containerd.cgroups.v2.Metrics";
 
 pub(super) fn convert(stats: &StatsContainerResponse) -> Metrics {
-    let cgroup = stats.cgroup_stats.clone().unwrap_or_default();
-    let cpu = cgroup.cpu_stats.clone().unwrap_or_default();
-    let usage = cpu.cpu_usage.clone().unwrap_or_default();
-    let throttling = cpu.throttling_data.clone().unwrap_or_default();
-    let memory = cgroup.memory_stats.clone().unwrap_or_default();
-    let used = memory.usage.clone().unwrap_or_default();
-    let pids = cgroup.pids_stats.clone().unwrap_or_default();
-    let io = cgroup.blkio_stats.clone().unwrap_or_default();
+    let Figures { usage, throttling, memory, used, pids, io } = stats.into();
     Metrics {
         pids: MessageField::some(PidsStat { current: pids.current, limit: pids.limit, ..Default::default() }),
         cpu: MessageField::some(CPUStat {
