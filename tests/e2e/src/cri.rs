@@ -219,14 +219,25 @@ impl<'a> Pod<'a> {
         text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(|line| format!("{line}\n")).collect()
     }
 
-    /// Waits until a container has logged `text`.
+    /// Waits until a container has logged `text`, and gives the log as it is then.
+    ///
+    /// containerd tells the end of a container before it has written the last of its log.
     ///
     /// # Panics
     /// Where it has not after a minute.
-    pub fn await_log(&self, name: &str, text: &str) {
+    pub fn await_log(&self, name: &str, text: &str) -> String {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while !self.log(name).contains(text) {
-            assert!(std::time::Instant::now() < deadline, "{name} has not logged {text:?}: {:?}", self.log(name));
+        loop {
+            let log = self.log(name);
+            if log.contains(text) {
+                return log;
+            }
+            let lines = log.lines().count();
+            let last: Vec<_> = log.lines().skip(lines.saturating_sub(5)).collect();
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{name} has not logged {text:?}; of {lines} the last: {last:?}"
+            );
             // A file that grows is no event: kubelet looks again, too.
             std::thread::sleep(std::time::Duration::from_millis(20));
         }

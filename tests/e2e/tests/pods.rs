@@ -29,7 +29,7 @@ fn a_pod_runs_containers_beside_one_another() {
     assert_eq!(cri.ended(&two).exit_code, 3);
     let (code, out, err) = cri.exec(&one, &["sh", "-c", "hostname; echo err >&2; exit 7"]).unwrap();
     assert_eq!((code, out.as_str(), err.as_str()), (7, "p\n", "err\n"));
-    assert_eq!(pod.log("one"), "out\np\n");
+    assert_eq!(pod.await_log("one", "p\n"), "out\np\n");
     cri.stop(&one, 1).unwrap();
     cri.remove(&one).unwrap();
     cri.remove(&two).unwrap();
@@ -45,7 +45,8 @@ fn a_pod_runs_containers_beside_one_another() {
     // Whoever gets hold of the first process of a shared namespace has got nothing.
     let none = "0000000000000000";
     let expected = format!("Uid: 65534 65534 65534 65534\nCapPrm: {none}\nCapBnd: {none}\nNoNewPrivs: 1\n");
-    assert!(pod.log("three").ends_with(&expected), "{}", pod.log("three"));
+    let log = pod.await_log("three", "NoNewPrivs: ");
+    assert!(log.ends_with(&expected), "{log}");
     pod.remove().unwrap();
     drop(containerd);
     host.audit();
@@ -215,7 +216,7 @@ fn a_client_that_never_reads_holds_nobody_up() {
         assert_eq!((code, out), (number, format!("{number}\n")));
     }
     let two = pod.start("two", &["sh", "-c", "echo two; exit 3"], |_| {}).unwrap();
-    assert_eq!((cri.ended(&two).exit_code, pod.log("two").as_str()), (3, "two\n"));
+    assert_eq!((cri.ended(&two).exit_code, pod.await_log("two", "two\n").as_str()), (3, "two\n"));
     assert!(cri.stats(&one).unwrap().cpu.usage_core_nano_seconds.value > 0);
     drop(silent);
     pod.remove().unwrap();

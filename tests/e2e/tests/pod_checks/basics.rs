@@ -176,7 +176,7 @@ pub(crate) const CHECKS: &[Check] = &[
         b.pod.await_log("once", "ready");
         b.cri.stop(&id, 3).map_err(|error| error.1)?;
         same(b.cri.status(&id).map_err(|error| error.1)?.exit_code, 137)?;
-        same(b.pod.log("once"), "ready\nterm 1\n".into())
+        same(b.pod.await_log("once", "term 1\n"), "ready\nterm 1\n".into())
     }),
     ("stop_lets_a_container_end_by_itself", |b| {
         let script = "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.2; done";
@@ -184,7 +184,8 @@ pub(crate) const CHECKS: &[Check] = &[
         b.pod.await_log("bye", "ready");
         b.cri.stop(&id, 30).map_err(|error| error.1)?;
         same(b.cri.status(&id).map_err(|error| error.1)?.exit_code, 5)?;
-        holds(&b.pod.log("bye"), "bye")
+        b.pod.await_log("bye", "bye");
+        Ok(())
     }),
     ("exec_in_a_container_that_has_ended_is_refused", |b| {
         let id = b.pod.start("gone", &["true"], |_| {}).map_err(|error| error.1)?;
@@ -257,8 +258,7 @@ pub(crate) const CHECKS: &[Check] = &[
             .pod
             .start("seccomp", &["sh", "-c", "grep Seccomp: /proc/self/status; sleep 1000"], change)
             .map_err(text)?;
-        b.pod.await_log("seccomp", "\n");
-        holds(&b.pod.log("seccomp"), "Seccomp:\t2")?;
+        holds(&b.pod.await_log("seccomp", "\n"), "Seccomp:\t2")?;
         let beside = b.cri.exec(&id, &["sh", "-c", "grep Seccomp: /proc/self/status"]).map_err(text)?.1;
         b.cri.stop(&id, 0).map_err(text)?;
         holds(&beside, "Seccomp:\t2")
@@ -315,7 +315,8 @@ pub(crate) const CHECKS: &[Check] = &[
         streams.write("word\n");
         streams.read_until("attached word");
         same(b.cri.ended(&id).exit_code, 0)?;
-        holds(&b.pod.log("attach"), "attached word")
+        b.pod.await_log("attach", "attached word");
+        Ok(())
     }),
     ("attach_to_a_terminal", |b| {
         let text = |error: coracle_e2e::cri::CriError| error.1;

@@ -97,7 +97,7 @@ pub(crate) const CHECKS: &[Check] = &[
         write(&folder.join("f"), "two\n")?;
         write(&folder.join("go"), "")?;
         same(b.cri.ended(&id).exit_code, 0)?;
-        same(b.pod.log("seen-change"), "one\nready\ntwo\n".into())
+        same(b.pod.await_log("seen-change", "two\n"), "one\nready\ntwo\n".into())
     }),
     ("a_folder_inside_a_volume_is_read_only_alone", |b| {
         let (folder, mount) = volume(b, "inner")?;
@@ -135,7 +135,8 @@ pub(crate) const CHECKS: &[Check] = &[
     ("one_volume_in_two_containers", |b| {
         let (_, mount) = volume(b, "two")?;
         let (first, second) = (mount.clone(), mount);
-        let script = "until [ -e /data/question ]; do sleep 0.05; done; echo answer >/data/answer";
+        let script =
+            "until [ -e /data/question ]; do sleep 0.05; done; echo answer >/data/new; mv /data/new /data/answer";
         let one = b
             .pod
             .start("two-one", &["sh", "-c", script], |config| config.mounts.push(first))

@@ -151,27 +151,24 @@ pub(crate) const CHECKS: &[Check] = &[
         let request = msg::ContainerId { container_id: id.clone(), ..Default::default() };
         b.cri.call::<msg::Empty>("ReopenContainerLog", &request).map_err(text)?;
         same(b.cri.exec(&id, &["touch", "/tmp/go"]).map_err(text)?.0, 0)?;
-        b.pod.await_log("rotate", "two");
+        let log = b.pod.await_log("rotate", "two");
         b.cri.stop(&id, 0).map_err(text)?;
-        same(b.pod.log("rotate"), "two\n".into())
+        same(log, "two\n".into())
     }),
     ("a_line_without_its_end_is_logged_as_a_part", |b| {
-        same(b.run("part", "printf unfinished", |_| {})?.0, 0)?;
+        let id = b.pod.start("part", &["printf", "unfinished"], |_| {}).map_err(text)?;
+        same(b.cri.ended(&id).exit_code, 0)?;
+        b.pod.await_log("part", "unfinished");
         let log = std::fs::read_to_string(b.folder.join("part.log")).map_err(|error| error.to_string())?;
         holds(&log, "unfinished")
     }),
     ("ten_thousand_lines_are_logged_in_order", |b| {
-        // containerd may write what it has read a moment after it has told the end.
-        same(b.run("lines-10k", "seq 10000", |_| {})?.0, 0)?;
-        b.pod.await_log("lines-10k", "\n10000\n");
-        let output = b.pod.log("lines-10k");
+        let output = b.printed("lines-10k", "seq 10000", |_| {})?;
         let expected: String = (1..=10_000).map(|number| format!("{number}\n")).collect();
         same(output == expected, true)
     }),
     ("what_is_logged_at_the_end_is_not_lost", |b| {
-        same(b.run("last-words", "head -c 300000 /dev/zero | tr '\\0' w; echo; echo last", |_| {})?.0, 0)?;
-        b.pod.await_log("last-words", "last\n");
-        let output = b.pod.log("last-words");
+        let output = b.printed("last-words", "head -c 300000 /dev/zero | tr '\\0' w; echo; echo last", |_| {})?;
         holds(&output, "last\n")?;
         same(output.matches('w').count(), 300_000)
     }),

@@ -23,6 +23,9 @@ struct Bench<'a> {
     folder: PathBuf,
 }
 
+/// What each script of [`Bench::run`] says at its end: then its log is whole.
+const LAST_WORD: &str = "that-is-all-of-the-log";
+
 type Check = (&'static str, fn(&Bench<'_>) -> Result<(), String>);
 
 /// Equal, or the words of a failed check.
@@ -51,10 +54,21 @@ impl Bench<'_> {
         change: impl FnOnce(&mut msg::ContainerConfig),
     ) -> Result<(i32, String), String> {
         let text = |error: coracle_e2e::cri::CriError| error.1;
-        let id = self.pod.start(name, &["sh", "-c", script], change).map_err(text)?;
+        let script = format!("trap 'echo {LAST_WORD}' EXIT\n{script}");
+        let id = self.pod.start(name, &["sh", "-c", &script], change).map_err(text)?;
         let code = self.cri.ended(&id).exit_code;
+        // containerd tells the end before the log is whole, and gives the rest up where the container is removed meanwhile.
+        // A killed script has no last word.
+        if code < 128 {
+            self.pod.await_log(name, LAST_WORD);
+        }
         self.cri.remove(&id).map_err(text)?;
-        Ok((code, self.pod.log(name)))
+        let log = self.pod.log(name);
+        let mut output = log.split(LAST_WORD).next().unwrap_or_default().to_owned();
+        if !output.is_empty() && !output.ends_with('\n') {
+            output.push('\n');
+        }
+        Ok((code, output))
     }
 
     /// What a script prints in a fresh container.
