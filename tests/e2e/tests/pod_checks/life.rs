@@ -156,7 +156,7 @@ pub(crate) const CHECKS: &[Check] = &[
         same(log, "two\n".into())
     }),
     ("a_line_without_its_end_is_logged_as_a_part", |b| {
-        let id = b.pod.start("part", &["printf", "unfinished"], |_| {}).map_err(text)?;
+        let id = b.pod.start("part", &["sh", "-c", "printf unfinished"], |_| {}).map_err(text)?;
         same(b.cri.ended(&id).exit_code, 0)?;
         b.pod.await_log("part", "unfinished");
         let log = std::fs::read_to_string(b.folder.join("part.log")).map_err(|error| error.to_string())?;

@@ -54,7 +54,9 @@ impl Bench<'_> {
         change: impl FnOnce(&mut msg::ContainerConfig),
     ) -> Result<(i32, String), String> {
         let text = |error: coracle_e2e::cri::CriError| error.1;
-        let script = format!("trap 'echo {LAST_WORD}' EXIT\n{script}");
+        // With quotes inside, so that who prints the script's text does not say the word.
+        let (first, rest) = LAST_WORD.split_at(4);
+        let script = format!("trap 'echo {first}\"\"{rest}' EXIT\n{script}");
         let id = self.pod.start(name, &["sh", "-c", &script], change).map_err(text)?;
         let code = self.cri.ended(&id).exit_code;
         // containerd tells the end before the log is whole, and gives the rest up where the container is removed meanwhile.
