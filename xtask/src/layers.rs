@@ -6,10 +6,13 @@ use serde_json::Value;
 use crate::steps::{command, output, top};
 
 /// Crates that a crate must not reach, directly or through others: (who, whom).
-const FORBIDDEN: [(&str, &[&str]); 11] = [
+const FORBIDDEN: [(&str, &[&str]); 14] = [
     ("coracle-machine", &["coracle-protocol", "coracle-container", "coracle-settings", "coracle-sandbox"]),
     ("coracle-virtio", &["kvm-ioctls", "tokio", "coracle-machine", "coracle-protocol"]),
-    ("coracle-driver-qemu", &["coracle-sandbox", "coracle-settings", "coracle-protocol"]),
+    ("coracle-vmm", &["tokio", "coracle-machine", "coracle-protocol", "coracle-settings", "coracle-sandbox"]),
+    ("coracle-monitor-api", &["tokio", "coracle-machine", "coracle-protocol"]),
+    ("coracle-driver-builtin", &["coracle-vmm", "coracle-virtio", "coracle-sandbox", "coracle-settings"]),
+    ("coracle-driver-qemu", &["coracle-vmm", "coracle-sandbox", "coracle-settings", "coracle-protocol"]),
     ("coracle-storage", &["coracle-sandbox", "coracle-driver-qemu"]),
     ("coracle-network", &["coracle-sandbox", "coracle-driver-qemu", "coracle-storage", "ttrpc-codegen"]),
     ("coracle-sandbox", &["containerd-shim-protos", "coracle-driver-qemu", "coracle-settings"]),
@@ -17,7 +20,14 @@ const FORBIDDEN: [(&str, &[&str]); 11] = [
     ("coracle-init", &["coracle-protocol", "ttrpc", "tokio"]),
     (
         "coracle-cli",
-        &["coracle-sandbox", "coracle-driver-qemu", "coracle-storage", "coracle-network", "coracle-virtio"],
+        &[
+            "coracle-sandbox",
+            "coracle-driver-qemu",
+            "coracle-vmm",
+            "coracle-storage",
+            "coracle-network",
+            "coracle-virtio",
+        ],
     ),
     ("coracle-settings", &["coracle-sandbox", "tokio"]),
     ("coracle-process", &["coracle-machine", "coracle-protocol"]),

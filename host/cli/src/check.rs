@@ -15,7 +15,11 @@ pub(crate) fn run() -> Result<u8> {
             println!("missing  {name}: {}", part["problem"].as_str().unwrap_or("unknown"));
         }
     };
-    line("qemu", &report["qemu"], "path");
+    line("monitor", &report["monitor"], "name");
+    // The built-in monitor needs no other program.
+    if report["monitor"]["name"] != "builtin" {
+        line("qemu", &report["qemu"], "path");
+    }
     line("virtiofsd", &report["virtiofsd"], "path");
     line("guest image", &report["guest"], "kernel");
     line("accelerator", &report["accelerator"], "name");

@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// Memory that the container may use: 256m, 1g.
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
-    /// The machine: qemu (a PC), or qemu-microvm.
+    /// The machine: builtin (Coracle's own monitor, which needs KVM), qemu (a PC), or qemu-microvm.
     #[arg(long, value_name = "NAME")]
     hypervisor: Option<String>,
     /// The container's name; an id is made where none is given.
@@ -69,9 +69,10 @@ const CLEANUP_PATIENCE: Duration = Duration::from_secs(30);
 fn overrides(hypervisor: Option<&str>) -> Result<String> {
     match hypervisor {
         None => Ok(String::new()),
-        Some("qemu") => Ok("machine.type = \"q35\"".into()),
-        Some("qemu-microvm") => Ok("machine.type = \"microvm\"".into()),
-        Some(other) => bail!("--hypervisor {other}: there is qemu and qemu-microvm"),
+        Some("builtin") => Ok("machine.monitor = \"builtin\"".into()),
+        Some("qemu") => Ok("machine.monitor = \"qemu\"\nmachine.type = \"q35\"".into()),
+        Some("qemu-microvm") => Ok("machine.monitor = \"qemu\"\nmachine.type = \"microvm\"".into()),
+        Some(other) => bail!("--hypervisor {other}: there is builtin, qemu and qemu-microvm"),
     }
 }
 
@@ -80,6 +81,9 @@ fn accelerator(overrides: &str) -> Result<String> {
     let report = shim::probe(overrides)?;
     if report["accelerator"]["ok"] != true {
         bail!("{}", report["accelerator"]["problem"].as_str().unwrap_or("no accelerator"));
+    }
+    if report["monitor"]["ok"] != true {
+        bail!("{}", report["monitor"]["problem"].as_str().unwrap_or("no monitor"));
     }
     let name = report["accelerator"]["name"].as_str().unwrap_or("unknown").to_owned();
     if name != "kvm" {

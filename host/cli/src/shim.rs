@@ -13,8 +13,9 @@ const NAMESPACE: &str = "coracle";
 
 const PROGRAM: &str = "containerd-shim-coracle-v2";
 
-/// Settings that count less than the administrator's: a person at a terminal may use emulation, and is warned.
-const DEFAULTS: &str = "machine.accelerator = \"any\"";
+/// Settings that count less than the administrator's: a person at a terminal may use emulation, and is warned; and gets the
+/// built-in monitor where it works.
+const DEFAULTS: &str = "machine.accelerator = \"any\"\nmachine.monitor = \"auto\"";
 
 /// The shim's program: beside this one, or in `$PATH`.
 fn program() -> PathBuf {

@@ -5,6 +5,7 @@
 //! what it can't is answered [`Error::Unsupported`], never Ok. The port knows no container, no setting and no protocol.
 
 mod address;
+pub mod console;
 pub mod contract;
 mod error;
 pub mod fake;

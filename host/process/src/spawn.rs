@@ -1,5 +1,5 @@
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -24,6 +24,8 @@ pub struct Spawn {
     pub arguments: Vec<OsString>,
     /// Descriptors that it inherits, by the number that it finds them at, 3 or more.
     pub descriptors: Vec<(RawFd, OwnedFd)>,
+    /// Whether it is the first process of a pid namespace of its own, where it sees no process of the host's.
+    pub own_pid_namespace: bool,
     /// Standard output.
     pub stdout: Output,
     /// Standard error.
@@ -38,6 +40,7 @@ impl Spawn {
             program: program.into(),
             arguments: Vec::new(),
             descriptors: Vec::new(),
+            own_pid_namespace: false,
             stdout: Output::Null,
             stderr: Output::Null,
         }
@@ -64,6 +67,13 @@ impl Spawn {
         self
     }
 
+    /// Gives it a pid namespace of its own.
+    #[must_use]
+    pub fn in_own_pid_namespace(mut self) -> Self {
+        self.own_pid_namespace = true;
+        self
+    }
+
     /// Starts it. It must be called on a thread that lives as long as the child should: the kernel kills the child when
     /// that thread ends.
     ///
@@ -83,10 +93,13 @@ impl Spawn {
         command.args(&self.arguments).stdin(Stdio::null()).stdout(stream(&self.stdout)).stderr(stream(&self.stderr));
         let descriptors: Vec<(RawFd, RawFd)> =
             self.descriptors.iter().map(|(target, fd)| (*target, fd.as_raw_fd())).collect();
-        if descriptors.len() > DESCRIPTORS_MAX || descriptors.iter().any(|(target, _)| !(3..16).contains(target)) {
+        if descriptors.len() > DESCRIPTORS_MAX
+            || descriptors.iter().any(|(target, _)| !(3..FIRST_COPY).contains(target))
+        {
             return Err(failed(std::io::Error::other("too many descriptors, or numbers out of range")));
         }
-        let parent = rustix::process::getpid();
+        // A process of another namespace has no number for its parent.
+        let parent = (!self.own_pid_namespace).then(rustix::process::getpid);
         let setup = move || prepare(parent, &descriptors);
         // SAFETY: between fork and exec the closure makes prctl, getppid, fcntl and dup2 calls only, all of them
         // async-signal-safe, and allocates nothing.
@@ -94,7 +107,12 @@ impl Spawn {
         unsafe {
             command.pre_exec(setup);
         }
-        let mut child = command.spawn().map_err(failed)?;
+        let namespace = if self.own_pid_namespace { Some(PidNamespace::enter().map_err(failed)?) } else { None };
+        let spawned = command.spawn();
+        if let Some(namespace) = namespace {
+            namespace.leave().map_err(failed)?;
+        }
+        let mut child = spawned.map_err(failed)?;
         let outputs = [
             (child.stdout.take().map(OwnedFd::from), &self.stdout),
             (child.stderr.take().map(OwnedFd::from), &self.stderr),
@@ -108,10 +126,30 @@ impl Spawn {
     }
 }
 
+/// A pid namespace into which this thread's children are born. The thread itself stays where it is.
+struct PidNamespace {
+    own: OwnedFd,
+}
+
+impl PidNamespace {
+    fn enter() -> std::io::Result<Self> {
+        let own = std::fs::File::open("/proc/thread-self/ns/pid_for_children")?.into();
+        // SAFETY: the flag is not CLONE_FILES, and changes what later children are born into, nothing of this thread's.
+        #[expect(unsafe_code, reason = "unshare of descriptors would be another matter")]
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
+        Ok(Self { own })
+    }
+
+    fn leave(self) -> std::io::Result<()> {
+        let kind = rustix::thread::LinkNameSpaceType::ProcessID;
+        Ok(rustix::thread::move_into_link_name_space(self.own.as_fd(), Some(kind))?)
+    }
+}
+
 /// In the child, before exec. The targets are taken in two steps, so that no copy is overwritten before it is in place.
-fn prepare(parent: rustix::process::Pid, descriptors: &[(RawFd, RawFd)]) -> std::io::Result<()> {
+fn prepare(parent: Option<rustix::process::Pid>, descriptors: &[(RawFd, RawFd)]) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    if rustix::process::getppid() != Some(parent) {
+    if parent.is_some() && rustix::process::getppid() != parent {
         // The parent died before the line above.
         return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
     }
@@ -121,7 +159,7 @@ fn prepare(parent: rustix::process::Pid, descriptors: &[(RawFd, RawFd)]) -> std:
     for (copy, (_, source)) in copies.iter_mut().zip(descriptors) {
         // SAFETY: the call takes no pointers; a bad descriptor is answered with EBADF.
         #[expect(unsafe_code, reason = "the safe wrappers own the copy, which here is only a number")]
-        let result = unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, 16) };
+        let result = unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, FIRST_COPY) };
         if result < 0 {
             return Err(std::io::Error::last_os_error());
         }
@@ -133,8 +171,9 @@ fn prepare(parent: rustix::process::Pid, descriptors: &[(RawFd, RawFd)]) -> std:
     Ok(())
 }
 
-/// The most descriptors that a child inherits; they are numbered from 3 to 15.
-const DESCRIPTORS_MAX: usize = 8;
+/// The most descriptors that a child inherits, and the number after their numbers, which begin at 3.
+const DESCRIPTORS_MAX: usize = 64;
+const FIRST_COPY: RawFd = 67;
 
 fn duplicate(from: RawFd, to: RawFd, flags: libc::c_int) -> std::io::Result<()> {
     // SAFETY: dup3 takes no pointers; the target numbers are unused in the freshly forked child.

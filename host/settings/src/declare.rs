@@ -15,6 +15,17 @@ pub enum Accelerator {
     Emulation,
 }
 
+/// The machine monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Monitor {
+    /// QEMU.
+    Qemu,
+    /// The built-in one, which needs KVM.
+    Builtin,
+    /// The built-in one where KVM works, else QEMU.
+    Auto,
+}
+
 /// The machine type of QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MachineType {
@@ -115,6 +126,7 @@ macro_rules! words {
 }
 
 words!(Accelerator, "one of \"kvm\", \"any\", \"emulation\"", "kvm" = Kvm, "any" = Any, "emulation" = Emulation);
+words!(Monitor, "one of \"qemu\", \"builtin\", \"auto\"", "qemu" = Qemu, "builtin" = Builtin, "auto" = Auto);
 words!(MachineType, "one of \"q35\", \"microvm\"", "q35" = Q35, "microvm" = Microvm);
 
 /// One entry of the reference.
@@ -169,6 +181,10 @@ macro_rules! settings {
 settings! {
     accelerator: Accelerator = "machine.accelerator", Accelerator::Kvm,
         "What runs the guest's instructions. \"kvm\" refuses to start where KVM does not work; \"any\" falls back to emulation, which is no security boundary.";
+    monitor: Monitor = "machine.monitor", Monitor::Qemu,
+        "The machine monitor. \"qemu\" is QEMU; \"builtin\" is Coracle's own, which needs KVM and is experimental under containerd; \"auto\" is the built-in one where KVM works, else QEMU: the default of `coracle run`.";
+    builtin_jail: bool = "builtin.jail", true,
+        "Whether the built-in monitor goes into its jail. Without it, a guest that takes the monitor over has taken over the shim's user: for measurements only.";
     machine_type: MachineType = "machine.type", MachineType::Q35,
         "QEMU's machine type.";
     machine_memory_mib: u64 = "machine.memory_mib", 256,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use coracle_driver_builtin::{Builtin, Config as BuiltinConfig};
 use coracle_driver_qemu::{Config as QemuConfig, KvmState, MachineType, Qemu, probe_kvm};
 use coracle_machine::{Accelerator, Driver, Kernel, KernelForm};
 use coracle_sandbox::{Config, Error};
@@ -26,9 +27,31 @@ pub(crate) fn accelerator(settings: &Settings) -> Result<Accelerator, Error> {
     }
 }
 
+/// The name of the monitor that runs the machine.
+pub(crate) fn monitor(settings: &Settings) -> Result<&'static str, Error> {
+    use settings::Monitor as Wanted;
+    match (settings.monitor, accelerator(settings)?) {
+        (Wanted::Builtin | Wanted::Auto, Accelerator::Kvm) => Ok(BUILTIN),
+        (Wanted::Builtin, Accelerator::Emulation) => Err(Error::Missing(format!(
+            "the built-in monitor needs KVM, and this machine would be emulated: run `coracle check`, or set \
+             `monitor = \"qemu\"` in the table [machine] of {}",
+            settings::FILE
+        ))),
+        (Wanted::Qemu, _) | (Wanted::Auto, Accelerator::Emulation) => Ok(QEMU),
+    }
+}
+
+/// Names of monitors, as users see them.
+const BUILTIN: &str = "builtin";
+const QEMU: &str = "qemu";
+
 /// The driver that the settings name.
 pub(crate) fn driver(settings: &Settings) -> Result<Arc<dyn Driver>, Error> {
     let own = std::env::current_exe().map_err(|error| Error::Failed(format!("find this program: {error}")))?;
+    if monitor(settings)? == BUILTIN {
+        let monitor = vec![own.into(), "vmm".into()];
+        return Ok(Arc::new(Builtin::new(BuiltinConfig { monitor, jail: settings.builtin_jail })));
+    }
     Ok(Arc::new(Qemu::new(QemuConfig {
         program: settings.qemu_path.clone(),
         machine_type: match settings.machine_type {

@@ -1,8 +1,8 @@
 //! `containerd-shim-coracle-v2`: containerd's runtime `io.containerd.coracle.v2`.
 //!
 //! `start` makes a daemon that serves one pod ([`daemon`]) and prints its address; `delete` cleans up after a daemon that
-//! has died. Two more words start parts of a pod: `vsock` (the server of the guest's sockets), and `probe` (what this host
-//! offers, for the command line).
+//! has died. Three more words: `vsock` (the server of the guest's sockets) and `vmm` (the built-in machine monitor) are parts
+//! of a pod; `probe` tells what this host offers, for the command line.
 
 mod args;
 mod bundle;
@@ -21,6 +21,7 @@ mod shim;
 mod start;
 mod stdio;
 mod task;
+mod vmm;
 mod vsock;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match words.first().map(String::as_str) {
         Some("vsock") => vsock::run(&words[1..]),
+        Some("vmm") => vmm::run(&words[1..]),
         Some("probe") => probe::run(),
         _ => args::Args::parse(&words).and_then(|args| match args.action {
             args::Action::Start => start::run(&args),

@@ -17,6 +17,10 @@ pub(crate) fn run() -> Result<()> {
         Ok(accelerator) => json!({ "ok": true, "name": accelerator.name() }),
         Err(error) => failure(&error),
     };
+    let monitor = match machine::monitor(&settings) {
+        Ok(name) => json!({ "ok": true, "name": name }),
+        Err(error) => failure(&error),
+    };
     let virtiofsd = match coracle_storage::find_virtiofsd(&settings.virtiofsd_path) {
         Ok(found) => json!({ "ok": true, "path": found.path }),
         Err(error) => failure(&error),
@@ -35,6 +39,7 @@ pub(crate) fn run() -> Result<()> {
         "version": coracle_protocol::VERSION,
         "kvm": kvm,
         "accelerator": accelerator,
+        "monitor": monitor,
         "qemu": qemu,
         "virtiofsd": virtiofsd,
         "guest": guest,

@@ -5,5 +5,21 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod block;
+pub mod chain;
+pub mod console;
+pub mod device;
+pub mod drain;
+pub mod fs;
+pub mod net;
+pub mod ring;
+pub mod rng;
+pub mod transport;
+pub mod vectored;
 pub mod vhost_user;
 pub mod vsock;
+
+#[cfg(test)]
+mod driver;
+#[cfg(test)]
+mod hostile;

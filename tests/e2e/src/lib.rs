@@ -77,7 +77,9 @@ impl Host {
         for folder in [&host.run, &host.folder] {
             std::fs::create_dir_all(folder).expect("a test's folder");
         }
-        host.set("machine.accelerator", "\"any\"").set("guest.folder", &format!("{:?}", path("CORACLE_TEST_GUEST")))
+        let monitor = std::env::var("CORACLE_TEST_MONITOR").unwrap_or_else(|_| "qemu".into());
+        let host = host.set("machine.accelerator", "\"any\"").set("machine.monitor", &format!("{monitor:?}"));
+        host.set("guest.folder", &format!("{:?}", path("CORACLE_TEST_GUEST")))
     }
 
     /// A host with a network of its own: for the rest of this test's thread, and all that it starts.

@@ -53,6 +53,25 @@ fn states_follow_one_another() {
 }
 
 #[test]
+fn killed_as_soon_as_it_has_started_it_has_ended() {
+    in_own_mounts(async {
+        let bench = Bench::real();
+        let rounds = std::env::var("CORACLE_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(20);
+        for number in 0..rounds {
+            let process = first(&format!("c{number}"));
+            let script = if number % 2 == 0 { "sleep 1000" } else { "sleep 1000 & sleep 1000" };
+            bench.create(&process.container, script, Stdio::default()).await.unwrap();
+            bench.sandbox.start(&process).await.unwrap();
+            bench.sandbox.kill(&process, 9).await.unwrap();
+            let exit = tokio::time::timeout(Duration::from_secs(20), bench.sandbox.wait(&process)).await;
+            assert_eq!(exit.unwrap_or_else(|_| panic!("round {number}: no end")).unwrap().status, 137);
+            bench.sandbox.delete(&process).await.unwrap();
+        }
+        bench.sandbox.stop().await.unwrap();
+    });
+}
+
+#[test]
 fn execs_are_processes_of_their_own() {
     in_own_mounts(async {
         let bench = Bench::real();

@@ -149,13 +149,8 @@ fn reason(status: ExitStatus, shutdown: Option<&Value>, outputs: &Outputs) -> St
     if let ExitStatus::Signal(signal) = status {
         return format!("QEMU was killed by signal {signal}");
     }
-    let lines = outputs.console.last_lines(100);
-    let found = |text: &str| lines.iter().rev().find_map(|line| line.find(text).and_then(|at| line.get(at..)));
-    if let Some(line) = found("Kernel panic") {
-        return format!("the guest's kernel panicked: {line}");
-    }
-    if let Some(line) = found("coracle-init: ") {
-        return line.replacen("coracle-init: ", "the guest has ended: ", 1);
+    if let Some(reason) = coracle_machine::console::reason(&outputs.console.last_lines(100)) {
+        return reason;
     }
     if status != ExitStatus::Code(0) {
         let last = outputs.messages.last_lines(3).join("; ");

@@ -6,6 +6,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::muxer::Muxer;
+use crate::device::Counters;
+
 use super::packet::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX};
 
 /// Why a queue can't be used any more: the guest has written nonsense into it.
@@ -25,18 +27,31 @@ pub struct Device {
     muxer: Muxer,
     /// One packet's payload on its way.
     buffer: Vec<u8>,
+    counters: Counters,
 }
 
 impl Device {
     /// A device over `muxer`.
     #[must_use]
     pub fn new(muxer: Muxer) -> Self {
-        Self { muxer, buffer: vec![0; PAYLOAD_BYTES_MAX] }
+        Self { muxer, buffer: vec![0; PAYLOAD_BYTES_MAX], counters: Counters::default() }
     }
 
     /// The connections.
     pub fn muxer(&mut self) -> &mut Muxer {
         &mut self.muxer
+    }
+
+    /// The descriptor that is readable when the host's side has something.
+    #[must_use]
+    pub fn epoll(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.muxer.epoll()
+    }
+
+    /// What has passed.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
     }
 
     /// The guest's context identifier, which the device's configuration space holds.
@@ -56,8 +71,18 @@ impl Device {
             let Some(chain) = queue.iter(memory)?.next() else { break };
             let head = chain.head_index();
             match chain.reader(memory) {
-                Ok(mut reader) => self.take_packet(&mut reader),
-                Err(error) => log::warn!("vsock: a packet that can't be read is dropped: {error}"),
+                Ok(mut reader) => {
+                    if self.take_packet(&mut reader) {
+                        self.counters.operations_out += 1;
+                        self.counters.bytes_out += reader.bytes_read() as u64;
+                    } else {
+                        self.counters.errors += 1;
+                    }
+                }
+                Err(error) => {
+                    log::warn!("vsock: a packet that can't be read is dropped: {error}");
+                    self.counters.errors += 1;
+                }
             }
             queue.add_used(memory, head, 0)?;
             used = true;
@@ -65,23 +90,25 @@ impl Device {
         Ok(used && queue.needs_notification(memory)?)
     }
 
-    fn take_packet(&mut self, reader: &mut impl Read) {
+    /// True where it was one.
+    fn take_packet(&mut self, reader: &mut impl Read) -> bool {
         let mut bytes = [0; HEADER_BYTES];
         if reader.read_exact(&mut bytes).is_err() {
             log::warn!("vsock: a packet without a whole header is dropped");
-            return;
+            return false;
         }
         let header = Header::decode(&bytes);
         let length = header.len as usize;
         let Some(payload) = self.buffer.get_mut(..length) else {
             log::warn!("vsock: a packet of {length} bytes is dropped");
-            return;
+            return false;
         };
         if reader.read_exact(payload).is_err() {
             log::warn!("vsock: a packet that is shorter than it says is dropped");
-            return;
+            return false;
         }
         self.muxer.receive(&header, payload);
+        true
     }
 
     /// Fills the guest's rx queue. True where the guest wants to be told of used buffers.
@@ -107,6 +134,8 @@ impl Device {
                     if let Err(error) = result {
                         log::warn!("vsock: the guest's buffers take less than they have: {error}");
                     }
+                    self.counters.operations_in += 1;
+                    self.counters.bytes_in += writer.bytes_written() as u64;
                     writer.bytes_written()
                 }
                 Ok(_) => 0,

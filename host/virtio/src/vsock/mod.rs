@@ -14,3 +14,6 @@ pub mod connection;
 pub mod device;
 pub mod muxer;
 pub mod packet;
+mod virtio;
+
+pub use virtio::Vsock;

@@ -167,6 +167,14 @@ impl Muxer {
         Some(ports)
     }
 
+    /// Ends all connections without a word: the guest's driver has begun anew and knows of none.
+    pub fn forget_all(&mut self) {
+        self.connections.clear();
+        self.by_ports.clear();
+        self.answers.clear();
+        self.ready.clear();
+    }
+
     /// Ends a connection and tells the guest.
     fn reset(&mut self, key: u64) {
         let known = self.connections.get(&key).is_some_and(|(_, connection)| connection.state != State::Naming);

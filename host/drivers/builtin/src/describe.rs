@@ -1,0 +1,105 @@
+//! From the port's specification to the monitor's description, with the descriptors that it names.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use coracle_machine::{Device, Error, KernelForm, MachineSpec, MemoryKind, Result};
+use coracle_monitor_api as api;
+
+/// The guest's context identifier: there is one guest behind each monitor's sockets.
+pub(crate) const GUEST_CID: u32 = 3;
+/// The socket on which host programs reach the guest, in the jail's root.
+pub(crate) const PROGRAMS_SOCKET: &str = "s";
+
+/// Descriptors for the monitor, by the numbers at which it finds them.
+#[derive(Debug, Default)]
+pub(crate) struct Descriptors(pub(crate) Vec<(i32, OwnedFd)>);
+
+impl Descriptors {
+    fn add(&mut self, fd: impl Into<OwnedFd>) -> i32 {
+        let next = self.0.last().map_or(api::CONTROL_FD, |(number, _)| *number) + 1;
+        self.0.push((next, fd.into()));
+        next
+    }
+}
+
+/// Describes the machine. `programs` listens in `root`, which becomes the monitor's root, for the user `user`.
+pub(crate) fn describe(
+    spec: &MachineSpec,
+    programs: UnixListener,
+    jail: api::Jail,
+) -> Result<(api::Machine, Descriptors)> {
+    if spec.firmware.is_some() {
+        return Err(Error::Unsupported("firmware".into()));
+    }
+    let mut fds = Descriptors::default();
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    let kvm =
+        kvm.map_err(|error| Error::Missing(format!("/dev/kvm can't be opened ({error}): run `coracle check`")))?;
+    let kvm_fd = fds.add(kvm);
+    let image = "run `coracle image build` or set `guest.folder`";
+    let kernel_fd = fds.add(readable("the guest's kernel", &spec.kernel.path, image)?);
+    let initrd_fd = fds.add(readable("the guest's initrd", &spec.initrd, image)?);
+    let kernel = match spec.kernel.form {
+        KernelForm::PvhElf => api::KernelForm::PvhElf,
+        KernelForm::BzImage => api::KernelForm::BzImage,
+        other => return Err(Error::Unsupported(format!("a kernel of the form {other:?}"))),
+    };
+    // A name inside the jail, whose root is the folder that the socket is in.
+    let path = if jail.enabled { format!("/{PROGRAMS_SOCKET}") } else { format!("{}/{PROGRAMS_SOCKET}", jail.root) };
+    let mut vsock = Some((programs, path));
+    let mut devices = Vec::with_capacity(spec.devices.len());
+    for device in &spec.devices {
+        devices.push(match device {
+            Device::Rng => api::Device::Rng,
+            Device::Vsock => {
+                let (programs, path) =
+                    vsock.take().ok_or_else(|| Error::Invalid("a machine has one vsock device".into()))?;
+                api::Device::Vsock { cid: u64::from(GUEST_CID), programs_fd: fds.add(programs), path }
+            }
+            Device::SharedFs { tag, socket, queue_size } => {
+                let server = UnixStream::connect(socket).map_err(|error| {
+                    Error::Missing(format!("the socket {} can't be connected to: {error}", socket.display()))
+                })?;
+                api::Device::Fs { tag: tag.clone(), server_fd: fds.add(server), queue_size: *queue_size }
+            }
+            Device::Net { mac, tap } => {
+                let tap = tap.try_clone().map_err(Error::system("hand a tap to the monitor"))?;
+                api::Device::Net { mac: *mac, tap_fds: vec![fds.add(tap)] }
+            }
+            other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
+        });
+    }
+    let machine = api::Machine {
+        kvm_fd,
+        kernel_fd,
+        kernel,
+        initrd_fd,
+        command_line: command_line(spec),
+        cpus: spec.cpus.boot,
+        memory_mib: spec.memory.size_mib,
+        shared: spec.memory.kind == MemoryKind::Shared,
+        huge_pages: false,
+        console: spec.console,
+        devices,
+        jail,
+    };
+    Ok((machine, fds))
+}
+
+/// The kernel's command line: the specification's, and what this machine adds.
+fn command_line(spec: &MachineSpec) -> String {
+    // By ACPI's register, so that a restart is told from a processor that crashes.
+    let mut line = format!("{} reboot=a", spec.command_line);
+    if spec.console {
+        line.push_str(" console=ttyS0");
+    }
+    line
+}
+
+fn readable(what: &str, path: &Path, mend: &str) -> Result<File> {
+    File::open(path)
+        .map_err(|error| Error::Missing(format!("{what} {} can't be read ({error}): {mend}", path.display())))
+}

@@ -1,0 +1,58 @@
+//! The driver for the built-in monitor: a child process that runs one machine under KVM.
+//!
+//! The driver opens whatever the machine needs of the host, and hands the monitor descriptors and a description
+//! (`coracle-monitor-api`). The monitor is told what to do over a socket pair; its end is the machine's.
+
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+mod boot;
+mod control;
+mod describe;
+mod machine;
+
+use std::ffi::OsString;
+
+use coracle_machine::{Capabilities, DeviceKind, Driver, Machine, MachineSpec, Result};
+use futures::future::BoxFuture;
+
+/// What the driver needs to know of its host.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The monitor's program and its first arguments.
+    pub monitor: Vec<OsString>,
+    /// Whether the monitor goes into its jail. Without it is for measurements only.
+    pub jail: bool,
+}
+
+/// The driver.
+#[derive(Debug)]
+pub struct Builtin {
+    config: Config,
+}
+
+impl Builtin {
+    /// A driver that works as `config` says.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self { config }
+    }
+}
+
+impl Driver for Builtin {
+    fn capabilities(&self, _: &MachineSpec) -> Capabilities {
+        Capabilities {
+            coldplug: vec![DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::SharedFs, DeviceKind::Net],
+            hotplug: Vec::new(),
+            resize: false,
+            pause: true,
+            snapshot: false,
+        }
+    }
+
+    fn boot(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Box<dyn Machine>>> {
+        Box::pin(async move {
+            let machine = boot::boot(&self.config, spec).await?;
+            Ok(Box::new(machine) as Box<dyn Machine>)
+        })
+    }
+}

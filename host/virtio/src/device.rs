@@ -1,0 +1,155 @@
+//! What a device is to whoever runs it: a transport that shows it to the guest, and a loop that tells it of events.
+//!
+//! A device never waits. The loop calls it when a queue's doorbell was rung or one of its descriptors has something, and it
+//! does a bounded piece of work each time, so that no device can hold up another.
+
+use std::os::fd::BorrowedFd;
+
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use crate::ring::Ring;
+
+/// The guest's memory as devices see it: it may grow.
+pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// `VIRTIO_F_VERSION_1`.
+pub const VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_RING_F_EVENT_IDX`.
+pub const EVENT_IDX: u64 = 1 << 29;
+/// `VIRTIO_RING_F_INDIRECT_DESC`.
+pub const INDIRECT_DESC: u64 = 1 << 28;
+
+/// Why a device works no more until the guest resets it (`DEVICE_NEEDS_RESET`, virtio 1.3, section 2.1): the guest has
+/// written nonsense, or what is behind the device has failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Broken(pub String);
+
+impl Broken {
+    /// With a text that says what broke.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<virtio_queue::Error> for Broken {
+    fn from(error: virtio_queue::Error) -> Self {
+        Self(format!("the guest's queue is not usable: {error}"))
+    }
+}
+
+/// What a turn of work has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Turn {
+    /// Nothing: the next event will tell.
+    Done,
+    /// More than one turn may do. The loop comes back without another event.
+    More,
+}
+
+/// A descriptor that a device wants watched.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// What [`Device::on_source`] is told.
+    pub token: u16,
+    /// The descriptor.
+    pub fd: BorrowedFd<'a>,
+    /// Whether only changes wake (edge-triggered): for a descriptor that stays readable while the guest has no buffers.
+    pub edge: bool,
+}
+
+/// What a device gets when the guest's driver is ready.
+#[derive(Debug)]
+pub struct Activation {
+    /// The features that the driver has taken.
+    pub features: u64,
+    /// The guest's memory.
+    pub memory: Memory,
+    /// The queues by their index; `None` for one that the driver has not enabled.
+    pub rings: Vec<Option<Ring>>,
+}
+
+/// What has passed through a device since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Requests or packets from the guest.
+    pub operations_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+    /// Answers or packets to the guest.
+    pub operations_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+    /// What was refused or dropped.
+    pub errors: u64,
+}
+
+/// A device.
+pub trait Device: Send {
+    /// Its name in figures and messages.
+    fn name(&self) -> &'static str;
+
+    /// Its number (virtio 1.3, section 5).
+    fn id(&self) -> u16;
+
+    /// Its own features; those of the transport and the rings are added.
+    fn features(&self) -> u64;
+
+    /// The features of the rings that whoever serves them can deal with.
+    fn ring_features(&self) -> u64 {
+        EVENT_IDX | INDIRECT_DESC
+    }
+
+    /// The most entries of each queue, powers of two.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Its configuration space.
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+
+    /// The guest writes to the configuration space. Most devices have nothing there to write.
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        let _ = (offset, data);
+    }
+
+    /// The driver is ready.
+    ///
+    /// # Errors
+    /// [`Broken`] where it asks for what can't be.
+    fn activate(&mut self, activation: Activation) -> Result<(), Broken>;
+
+    /// What is to be watched beside the queues' doorbells, once it is active.
+    fn sources(&self) -> Vec<Source<'_>> {
+        Vec::new()
+    }
+
+    /// Whether another process hears the doorbells and serves the queues.
+    fn served_elsewhere(&self) -> bool {
+        false
+    }
+
+    /// The doorbell of a queue was rung.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    fn on_queue(&mut self, queue: u16) -> Result<Turn, Broken>;
+
+    /// A source has something.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    fn on_source(&mut self, token: u16) -> Result<Turn, Broken> {
+        let _ = token;
+        Ok(Turn::Done)
+    }
+
+    /// Back to the state before activation. Nothing of the guest's memory may be touched after this.
+    fn reset(&mut self);
+
+    /// What has passed.
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+}

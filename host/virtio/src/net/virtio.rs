@@ -1,0 +1,229 @@
+//! The network device.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::receive::Receiver;
+use super::tap::{Ask, Request, Tap, ask_kernel};
+use super::{HEADER_BYTES, control, transmit};
+use crate::device::{Activation, Broken, Counters, Device, Source, Turn};
+use crate::ring::Ring;
+
+/// The most pairs of queues.
+pub const PAIRS_MAX: usize = 64;
+
+/// Entries of a receive or transmit queue.
+const QUEUE_SIZE: u16 = 256;
+/// Entries of the control queue.
+const CONTROL_SIZE: u16 = 64;
+
+/// Features (section 5.1.3).
+mod feature {
+    pub(super) const CSUM: u64 = 1 << 0;
+    pub(super) const GUEST_CSUM: u64 = 1 << 1;
+    pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const GUEST_TSO4: u64 = 1 << 7;
+    pub(super) const GUEST_TSO6: u64 = 1 << 8;
+    pub(super) const HOST_TSO4: u64 = 1 << 11;
+    pub(super) const HOST_TSO6: u64 = 1 << 12;
+    pub(super) const MRG_RXBUF: u64 = 1 << 15;
+    pub(super) const STATUS: u64 = 1 << 16;
+    pub(super) const CTRL_VQ: u64 = 1 << 17;
+    pub(super) const MQ: u64 = 1 << 22;
+}
+use feature::{CSUM, CTRL_VQ, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6, MAC, MQ, MRG_RXBUF, STATUS};
+
+/// What there is of each tap.
+#[derive(Debug)]
+struct Pair {
+    tap: Tap,
+    rx: Receiver,
+    tx: Option<Ring>,
+}
+
+/// See the module above.
+#[derive(Debug)]
+pub struct Net {
+    pairs: Vec<Pair>,
+    /// How many of the pairs the driver uses.
+    active: usize,
+    /// Where the control queue is, which depends on what the driver has taken.
+    control: Option<(u16, Ring)>,
+    sizes: Vec<u16>,
+    config: [u8; 10],
+    counters: Counters,
+}
+
+impl Net {
+    /// A device over `taps`, each a queue of the same link with `IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` where there is more
+    /// than one. They are made nonblocking. The guest gets one pair of queues a tap, and `mac` as its address.
+    ///
+    /// # Errors
+    /// No taps, more than [`PAIRS_MAX`], or one whose flags can't be changed.
+    pub fn new(taps: Vec<OwnedFd>, mac: [u8; 6]) -> io::Result<Self> {
+        Self::with(taps, mac, ask_kernel)
+    }
+
+    pub(super) fn with(taps: Vec<OwnedFd>, mac: [u8; 6], ask: Ask) -> io::Result<Self> {
+        let count = taps.len();
+        if !(1..=PAIRS_MAX).contains(&count) {
+            let text = format!("a network device has 1 to {PAIRS_MAX} taps, not {count}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let pairs = taps
+            .into_iter()
+            .map(|fd| Ok(Pair { tap: Tap::new(fd, ask)?, rx: Receiver::new(), tx: None }))
+            .collect::<io::Result<Vec<_>>>()?;
+        let mut sizes = vec![QUEUE_SIZE; 2 * count];
+        if count > 1 {
+            sizes.push(CONTROL_SIZE);
+        }
+        // The address, the status (`VIRTIO_NET_S_LINK_UP`), and the number of pairs (section 5.1.4).
+        let [a, b, c, d, e, f] = mac;
+        let [low, high] = u16::try_from(count).unwrap_or(1).to_le_bytes();
+        let config = [a, b, c, d, e, f, 1, 0, low, high];
+        Ok(Self { pairs, active: 0, control: None, sizes, config, counters: Counters::default() })
+    }
+
+    /// Lets the driver use so many pairs. False, and the number is as it was, where it can't.
+    fn set_pairs(pairs: &mut [Pair], active: &mut usize, wanted: usize) -> bool {
+        // The driver has pairs to use from the first on, of those that it has set up.
+        let usable = pairs.iter().take_while(|pair| pair.tx.is_some()).count();
+        if !(1..=usable).contains(&wanted) {
+            return false;
+        }
+        for (index, pair) in pairs.iter_mut().enumerate() {
+            // A queue of the link that nobody reads would hold the frames that the host's kernel puts into it.
+            if let Err(error) = pair.tap.attach(index < wanted) {
+                log::warn!("net: a tap does not change its queues: {error}");
+                return false;
+            }
+            if index < wanted && index >= *active {
+                pair.rx.wake();
+            }
+        }
+        *active = wanted;
+        true
+    }
+
+    fn on_control(&mut self) -> Result<Turn, Broken> {
+        let Some((_, ring)) = &mut self.control else { return Ok(Turn::Done) };
+        let (pairs, active) = (&mut self.pairs, &mut self.active);
+        let mut turn =
+            control::pump(ring, &mut self.counters, |wanted| Self::set_pairs(pairs, active, usize::from(wanted)))?;
+        // What came to a queue before it was watched woke nobody.
+        for pair in self.pairs.iter_mut().take(self.active) {
+            if pair.rx.pump(&pair.tap, &mut self.counters)? == Turn::More {
+                turn = Turn::More;
+            }
+        }
+        Ok(turn)
+    }
+}
+
+/// What the tap may leave to its reader (linux/if_tun.h), which the driver has taken.
+fn offload(features: u64) -> libc::c_uint {
+    if features & GUEST_CSUM == 0 {
+        // There is no segmentation without checksums (section 5.1.3.1).
+        return 0;
+    }
+    let tso4 = if features & GUEST_TSO4 != 0 { libc::TUN_F_TSO4 } else { 0 };
+    let tso6 = if features & GUEST_TSO6 != 0 { libc::TUN_F_TSO6 } else { 0 };
+    libc::TUN_F_CSUM | tso4 | tso6
+}
+
+impl Device for Net {
+    fn name(&self) -> &'static str {
+        "net"
+    }
+
+    fn id(&self) -> u16 {
+        1
+    }
+
+    fn features(&self) -> u64 {
+        let one = CSUM | GUEST_CSUM | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MRG_RXBUF | STATUS;
+        one | if self.pairs.len() > 1 { CTRL_VQ | MQ } else { 0 }
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.sizes
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), Broken> {
+        self.reset();
+        let Activation { features, mut rings, .. } = activation;
+        let multiple = features & MQ != 0;
+        if multiple && features & CTRL_VQ == 0 {
+            return Err(Broken::new("the driver wants several queues without the one that says how many"));
+        }
+        // It comes behind the queues of all pairs, or of the only one (section 5.1.2).
+        let control = if multiple { 2 * self.pairs.len() } else { 2 };
+        let mut ring = |index: usize| rings.get_mut(index).and_then(Option::take);
+        if features & CTRL_VQ != 0 {
+            let ring = ring(control).ok_or_else(|| Broken::new("the driver runs without its control queue"))?;
+            self.control = Some((u16::try_from(control).unwrap_or(u16::MAX), ring));
+        }
+        let used = if multiple { self.pairs.len() } else { 1 };
+        for (index, pair) in self.pairs.iter_mut().enumerate().take(used) {
+            match (ring(2 * index), ring(2 * index + 1)) {
+                (Some(rx), Some(tx)) => {
+                    pair.rx.start(rx, features & MRG_RXBUF != 0);
+                    pair.tx = Some(tx);
+                }
+                // A driver need not set up pairs that it does not use.
+                (None, None) if index > 0 => {}
+                _ => return Err(Broken::new("the driver runs without a receive or transmit queue")),
+            }
+        }
+        // A driver starts with one pair (section 5.1.5).
+        if !Self::set_pairs(&mut self.pairs, &mut self.active, 1) {
+            return Err(Broken::new("the taps can't be brought to one queue"));
+        }
+        let asked = self.pairs.first().map_or(Ok(()), |pair| {
+            pair.tap.ask(Request::HeaderBytes(libc::c_int::try_from(HEADER_BYTES).unwrap_or(0)))?;
+            pair.tap.ask(Request::Offload(offload(features)))
+        });
+        asked.map_err(|error| Broken(format!("the tap does not do what the driver wants: {error}")))
+    }
+
+    fn sources(&self) -> Vec<Source<'_>> {
+        (0..).zip(&self.pairs).map(|(token, pair)| Source { token, fd: pair.tap.fd(), edge: true }).collect()
+    }
+
+    fn on_queue(&mut self, queue: u16) -> Result<Turn, Broken> {
+        if self.control.as_ref().is_some_and(|(index, _)| *index == queue) {
+            return self.on_control();
+        }
+        let index = usize::from(queue / 2);
+        let Some(pair) = self.pairs.get_mut(index).filter(|_| index < self.active) else { return Ok(Turn::Done) };
+        if queue.is_multiple_of(2) {
+            return pair.rx.pump(&pair.tap, &mut self.counters);
+        }
+        let Some(tx) = &mut pair.tx else { return Ok(Turn::Done) };
+        transmit::pump(tx, &pair.tap, &mut self.counters)
+    }
+
+    fn on_source(&mut self, token: u16) -> Result<Turn, Broken> {
+        let index = usize::from(token);
+        let Some(pair) = self.pairs.get_mut(index).filter(|_| index < self.active) else { return Ok(Turn::Done) };
+        pair.rx.wake();
+        pair.rx.pump(&pair.tap, &mut self.counters)
+    }
+
+    fn reset(&mut self) {
+        (self.active, self.control) = (0, None);
+        for pair in &mut self.pairs {
+            pair.rx.stop();
+            pair.tx = None;
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+}

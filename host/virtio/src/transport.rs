@@ -1,0 +1,356 @@
+//! The registers by which a driver sets a device up: the common configuration of virtio over PCI (virtio 1.3, section
+//! 4.1.4.3). It knows no bus: whoever owns the bus passes accesses on by their offset.
+//!
+//! The guest may write anything in any order and width. What is not a register in its own width reads as zero and takes no
+//! write; what comes out of order is ignored, as a driver that breaks the rules of section 3.1.1 has no claim to more.
+
+use std::sync::Arc;
+
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::device::{Activation, Broken, Device, EVENT_IDX, INDIRECT_DESC, Memory, VERSION_1};
+use crate::ring::{Interrupts, NO_VECTOR, Ring};
+
+/// Bytes of the common configuration.
+pub const COMMON_BYTES: u64 = 64;
+
+/// Device status bits (virtio 1.3, section 2.1).
+pub mod status {
+    /// `ACKNOWLEDGE`.
+    pub const ACKNOWLEDGE: u8 = 1;
+    /// `DRIVER`.
+    pub const DRIVER: u8 = 2;
+    /// `DRIVER_OK`.
+    pub const DRIVER_OK: u8 = 4;
+    /// `FEATURES_OK`.
+    pub const FEATURES_OK: u8 = 8;
+    /// `DEVICE_NEEDS_RESET`.
+    pub const NEEDS_RESET: u8 = 64;
+    /// `FAILED`.
+    pub const FAILED: u8 = 128;
+}
+
+/// What whoever owns the device must do after a write.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// The device became active: watch its doorbells and sources.
+    Activated,
+    /// The device was reset: watch nothing of it any more. It is told already.
+    Reset,
+    /// It broke while it was activated.
+    Broke,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct QueueRegisters {
+    size: u16,
+    ready: bool,
+    descriptors: u64,
+    driver: u64,
+    device: u64,
+}
+
+/// See the module.
+pub struct Transport {
+    device: Box<dyn Device>,
+    memory: Memory,
+    interrupts: Arc<Interrupts>,
+    doorbells: Vec<EventFd>,
+    queues: Vec<QueueRegisters>,
+    status: u8,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u16,
+    generation: u8,
+    active: bool,
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Transport").field("device", &self.device.name()).field("status", &self.status).finish()
+    }
+}
+
+impl Transport {
+    /// Registers for `device`, whose doorbells are there already, one a queue.
+    #[must_use]
+    pub fn new(device: Box<dyn Device>, memory: Memory, interrupts: Arc<Interrupts>, doorbells: Vec<EventFd>) -> Self {
+        let queues = device.queue_sizes().iter().map(|size| QueueRegisters::new(*size)).collect();
+        Self {
+            device,
+            memory,
+            interrupts,
+            doorbells,
+            queues,
+            status: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+            generation: 0,
+            active: false,
+        }
+    }
+
+    /// The device.
+    pub fn device(&mut self) -> &mut dyn Device {
+        self.device.as_mut()
+    }
+
+    /// The device, to look at.
+    #[must_use]
+    pub fn device_ref(&self) -> &dyn Device {
+        self.device.as_ref()
+    }
+
+    /// Whether the device runs.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.active
+    }
+
+    /// The doorbells.
+    #[must_use]
+    pub fn doorbells(&self) -> &[EventFd] {
+        &self.doorbells
+    }
+
+    /// The features that the driver is offered.
+    #[must_use]
+    pub fn offered(&self) -> u64 {
+        self.device.features() | VERSION_1 | self.device.ring_features() & (EVENT_IDX | INDIRECT_DESC)
+    }
+
+    /// Reads the common configuration.
+    pub fn read_common(&self, offset: u64, data: &mut [u8]) {
+        let queue = self.queues.get(usize::from(self.queue_select));
+        let half = |features: u64, select: u32| match select {
+            0 => features & 0xffff_ffff,
+            1 => features >> 32,
+            _ => 0,
+        };
+        let value = match (offset, data.len()) {
+            (0, 4) => u64::from(self.device_features_select),
+            (4, 4) => half(self.offered(), self.device_features_select),
+            (8, 4) => u64::from(self.driver_features_select),
+            (12, 4) => half(self.driver_features, self.driver_features_select),
+            (16, 2) => u64::from(self.interrupts.get(None)),
+            (18, 2) => self.queues.len() as u64,
+            (20, 1) => u64::from(self.status),
+            (21, 1) => u64::from(self.generation),
+            (22, 2) => u64::from(self.queue_select),
+            (24, 2) => queue.map_or(0, |queue| u64::from(queue.size)),
+            (26, 2) => u64::from(queue.map_or(NO_VECTOR, |_| self.interrupts.get(Some(self.queue_select)))),
+            (28, 2) => queue.map_or(0, |queue| u64::from(queue.ready)),
+            (30, 2) => u64::from(self.queue_select),
+            (32..56, 4 | 8) => queue.map_or(0, |queue| queue.address(offset, data.len())),
+            _ => 0,
+        };
+        for (place, byte) in data.iter_mut().zip(value.to_le_bytes()) {
+            *place = byte;
+        }
+    }
+
+    /// Writes the common configuration.
+    pub fn write_common(&mut self, offset: u64, data: &[u8]) -> Effect {
+        let mut bytes = [0; 8];
+        for (place, byte) in bytes.iter_mut().zip(data) {
+            *place = *byte;
+        }
+        let value = u64::from_le_bytes(bytes);
+        let (low32, low16) = ((value & 0xffff_ffff) as u32, (value & 0xffff) as u16);
+        let selected = self.queue_select;
+        match (offset, data.len()) {
+            (0, 4) => self.device_features_select = low32,
+            (8, 4) => self.driver_features_select = low32,
+            (12, 4) => self.take_features(low32),
+            (16, 2) => self.interrupts.set(None, low16),
+            (20, 1) => return self.set_status((value & 0xff) as u8),
+            (22, 2) => self.queue_select = low16,
+            (24, 2) => self.configure(|queue, max| {
+                if low16 <= max && low16.is_power_of_two() {
+                    queue.size = low16;
+                }
+            }),
+            (26, 2) => self.interrupts.set(Some(selected), low16),
+            // Disabled again by a reset only (section 4.1.4.3.2).
+            (28, 2) => self.configure(|queue, _| queue.ready |= low16 == 1),
+            (32..56, 4 | 8) => self.configure(|queue, _| queue.set_address(offset, data.len(), value)),
+            _ => {}
+        }
+        Effect::None
+    }
+
+    /// Reads the device's own configuration. Past its end it is zero.
+    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let from = usize::try_from(offset).ok().and_then(|offset| self.device.config().get(offset..));
+        let mut bytes = from.unwrap_or_default().iter();
+        for place in data {
+            *place = bytes.next().copied().unwrap_or(0);
+        }
+    }
+
+    /// Writes the device's own configuration.
+    pub fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if let Ok(offset) = usize::try_from(offset)
+            && self.status & status::DRIVER != 0
+        {
+            self.device.write_config(offset, data);
+        }
+    }
+
+    /// The device has changed its configuration: the driver is told.
+    pub fn config_changed(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        self.interrupts.signal(None);
+    }
+
+    /// The device works no more: the driver is told, and must reset it.
+    pub fn needs_reset(&mut self, broken: &Broken) {
+        log::warn!("{}: {broken}", self.device.name());
+        self.status |= status::NEEDS_RESET;
+        self.active = false;
+        self.device.reset();
+        if self.status & status::DRIVER_OK != 0 {
+            self.config_changed();
+        }
+    }
+
+    fn take_features(&mut self, half: u32) {
+        if self.status & (status::FEATURES_OK | status::DRIVER_OK) != 0 {
+            return;
+        }
+        let half = u64::from(half);
+        match self.driver_features_select {
+            0 => self.driver_features = self.driver_features & !0xffff_ffff | half,
+            1 => self.driver_features = self.driver_features & 0xffff_ffff | half << 32,
+            _ => {}
+        }
+    }
+
+    /// Changes the selected queue's registers, while the driver may: before `DRIVER_OK` and before it is enabled.
+    fn configure(&mut self, change: impl FnOnce(&mut QueueRegisters, u16)) {
+        if self.status & status::DRIVER_OK != 0 {
+            return;
+        }
+        let index = usize::from(self.queue_select);
+        let max = self.device.queue_sizes().get(index).copied().unwrap_or(0);
+        if let Some(queue) = self.queues.get_mut(index).filter(|queue| !queue.ready) {
+            change(queue, max);
+        }
+    }
+
+    fn set_status(&mut self, new: u8) -> Effect {
+        if new == 0 {
+            self.reset();
+            return Effect::Reset;
+        }
+        // A driver takes no bit back but by a reset, and can't set the device's own.
+        let mut added = new & !self.status & !status::NEEDS_RESET;
+        let known = self.driver_features & !self.offered() == 0 && self.driver_features & VERSION_1 != 0;
+        if added & status::FEATURES_OK != 0 && !known {
+            added &= !status::FEATURES_OK;
+        }
+        let ready = added & status::DRIVER_OK != 0;
+        if ready && (self.status | added) & status::FEATURES_OK == 0 || self.status & status::NEEDS_RESET != 0 {
+            return Effect::None;
+        }
+        self.status |= added;
+        if !ready {
+            return Effect::None;
+        }
+        match self.activate() {
+            Ok(()) => {
+                self.active = true;
+                Effect::Activated
+            }
+            Err(broken) => {
+                self.needs_reset(&broken);
+                Effect::Broke
+            }
+        }
+    }
+
+    fn activate(&mut self) -> Result<(), Broken> {
+        let mut rings = Vec::with_capacity(self.queues.len());
+        let sizes: Vec<u16> = self.device.queue_sizes().to_vec();
+        for (((registers, doorbell), max), index) in self.queues.iter().zip(&self.doorbells).zip(sizes).zip(0..) {
+            if !registers.ready {
+                rings.push(None);
+                continue;
+            }
+            let mut queue: Queue = QueueT::new(max)?;
+            queue.set_size(registers.size);
+            registers.apply(&mut queue)?;
+            queue.set_event_idx(self.driver_features & EVENT_IDX != 0);
+            queue.set_ready(true);
+            let doorbell = doorbell.try_clone().map_err(|error| Broken(format!("no doorbell: {error}")))?;
+            rings.push(Some(Ring::new(index, queue, self.memory.clone(), Arc::clone(&self.interrupts), doorbell)?));
+        }
+        let activation = Activation { features: self.driver_features, memory: self.memory.clone(), rings };
+        self.device.activate(activation)
+    }
+
+    /// Back to the state after power-on.
+    pub fn reset(&mut self) {
+        self.device.reset();
+        self.active = false;
+        self.status = 0;
+        self.driver_features = 0;
+        (self.device_features_select, self.driver_features_select, self.queue_select) = (0, 0, 0);
+        for (queue, size) in self.queues.iter_mut().zip(self.device.queue_sizes()) {
+            *queue = QueueRegisters::new(*size);
+        }
+        self.interrupts.set(None, NO_VECTOR);
+        for index in 0..self.queues.len() {
+            self.interrupts.set(u16::try_from(index).ok(), NO_VECTOR);
+        }
+    }
+}
+
+impl QueueRegisters {
+    fn new(size: u16) -> Self {
+        Self { size, ready: false, descriptors: 0, driver: 0, device: 0 }
+    }
+
+    /// The address register at `offset`, whole or one half of it, and where its bits begin.
+    fn field(&mut self, offset: u64) -> Option<(&mut u64, u32)> {
+        let shift = if offset.is_multiple_of(8) { 0 } else { 32 };
+        match offset & !7 {
+            _ if !offset.is_multiple_of(4) => None,
+            32 => Some((&mut self.descriptors, shift)),
+            40 => Some((&mut self.driver, shift)),
+            48 => Some((&mut self.device, shift)),
+            _ => None,
+        }
+    }
+
+    fn address(mut self, offset: u64, width: usize) -> u64 {
+        match self.field(offset) {
+            Some((field, 0)) if width == 8 => *field,
+            Some((field, shift)) if width == 4 => *field >> shift & 0xffff_ffff,
+            _ => 0,
+        }
+    }
+
+    fn set_address(&mut self, offset: u64, width: usize, value: u64) {
+        match self.field(offset) {
+            Some((field, 0)) if width == 8 => *field = value,
+            Some((field, shift)) if width == 4 => *field = *field & !(0xffff_ffff << shift) | value << shift,
+            _ => {}
+        }
+    }
+
+    fn apply(&self, queue: &mut Queue) -> Result<(), Broken> {
+        let address = vm_memory::GuestAddress;
+        queue.try_set_desc_table_address(address(self.descriptors))?;
+        queue.try_set_avail_ring_address(address(self.driver))?;
+        queue.try_set_used_ring_address(address(self.device))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,118 @@
+//! The socket device for a monitor in the same process.
+
+use super::device::Device as Packets;
+use super::muxer::Muxer;
+use crate::device::{Activation, Broken, Counters, Device, Source, Turn};
+use crate::ring::Ring;
+
+const RX: usize = 0;
+const TX: usize = 1;
+/// The queues: rx, tx, events.
+const SIZES: [u16; 3] = [256, 256, 16];
+const MUXER: u16 = 0;
+/// The most rounds of one turn.
+const ROUNDS_MAX: usize = 16;
+
+/// The socket device.
+pub struct Vsock {
+    packets: Packets,
+    config: [u8; 8],
+    rings: Vec<Option<Ring>>,
+}
+
+impl Vsock {
+    /// A device over `muxer`.
+    #[must_use]
+    pub fn new(muxer: Muxer) -> Self {
+        let config = muxer.guest_cid().to_le_bytes();
+        Self { packets: Packets::new(muxer), config, rings: Vec::new() }
+    }
+
+    fn pump(&mut self) -> Result<Turn, Broken> {
+        let [Some(rx), Some(tx), ..] = self.rings.as_mut_slice() else { return Ok(Turn::Done) };
+        self.packets.muxer().handle_events();
+        for _ in 0..ROUNDS_MAX {
+            // Whether the guest has added something between our last look and its being told to knock.
+            let mut again = false;
+            tx.hush()?;
+            let memory = tx.memory();
+            if self.packets.process_tx(tx.queue(), &memory)? {
+                tx.interrupt_now();
+            }
+            again |= tx.listen()? && self.packets.muxer().accepts();
+            let stalled = !self.packets.muxer().accepts();
+            if self.packets.process_rx(rx.queue(), &memory)? {
+                rx.interrupt_now();
+            }
+            again |= stalled && self.packets.muxer().accepts();
+            if self.packets.muxer().has_pending() {
+                // Out of buffers: knock when there are new ones.
+                again |= rx.listen()?;
+            }
+            if !again {
+                return Ok(Turn::Done);
+            }
+        }
+        Ok(Turn::More)
+    }
+}
+
+impl From<super::device::QueueError> for Broken {
+    fn from(error: super::device::QueueError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl Device for Vsock {
+    fn name(&self) -> &'static str {
+        "vsock"
+    }
+
+    fn id(&self) -> u16 {
+        19
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &SIZES
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), Broken> {
+        if !matches!(activation.rings.as_slice(), [Some(_), Some(_), ..]) {
+            return Err(Broken::new("the driver runs without its rx or tx queue"));
+        }
+        self.rings = activation.rings;
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<Source<'_>> {
+        vec![Source { token: MUXER, fd: self.packets.epoll(), edge: false }]
+    }
+
+    fn on_queue(&mut self, queue: u16) -> Result<Turn, Broken> {
+        match usize::from(queue) {
+            RX | TX => self.pump(),
+            _ => Ok(Turn::Done),
+        }
+    }
+
+    fn on_source(&mut self, _: u16) -> Result<Turn, Broken> {
+        self.pump()
+    }
+
+    fn reset(&mut self) {
+        self.rings.clear();
+        self.packets.muxer().forget_all();
+    }
+
+    fn counters(&self) -> Counters {
+        self.packets.counters()
+    }
+}

@@ -1,0 +1,10 @@
+//! x86-64.
+
+mod acpi;
+pub(crate) mod boot;
+mod cpuid;
+pub(crate) mod layout;
+mod processor;
+
+pub(crate) use acpi::{OFF, write_tables};
+pub(crate) use processor::{Processors, create_interrupt_controller};

@@ -1,0 +1,92 @@
+//! From the driver's description to devices.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::Path;
+
+use coracle_monitor_api as api;
+use coracle_virtio::block::{Block, BlockConfig};
+use coracle_virtio::console::Console;
+use coracle_virtio::device::{Broken, Device};
+use coracle_virtio::fs::Fs;
+use coracle_virtio::net::Net;
+use coracle_virtio::rng::Rng;
+use coracle_virtio::vsock::Vsock;
+use coracle_virtio::vsock::muxer::Muxer;
+
+use crate::Error;
+
+/// The descriptors that the monitor has inherited; each is taken once.
+pub(crate) struct Inherited(Vec<i32>);
+
+impl Inherited {
+    pub(crate) fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Takes the descriptor of this number.
+    pub(crate) fn take(&mut self, number: i32) -> Result<OwnedFd, Error> {
+        if number <= api::CONTROL_FD || self.0.contains(&number) {
+            return Err(Error::Invalid(format!("the descriptor {number} is named twice, or is not the machine's")));
+        }
+        // SAFETY: asking for flags takes no pointer; a number that is not open is answered EBADF.
+        #[expect(unsafe_code, reason = "fcntl on a number")]
+        let open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+        if !open {
+            return Err(Error::Invalid(format!("the descriptor {number} is not open")));
+        }
+        self.0.push(number);
+        // SAFETY: it is open, above the numbers that this process uses itself, and handed out here once.
+        #[expect(unsafe_code, reason = "an inherited descriptor has no safe constructor")]
+        let fd = unsafe { OwnedFd::from_raw_fd(number) };
+        Ok(fd)
+    }
+}
+
+/// A device, and whether it may wait for a disk: then it gets a loop of its own.
+pub(crate) struct Made {
+    pub(crate) device: Box<dyn Device>,
+    pub(crate) waits: bool,
+}
+
+/// Makes a device.
+pub(crate) fn make(device: &api::Device, inherited: &mut Inherited, shared: bool) -> Result<Made, Error> {
+    let quick = |device: Box<dyn Device>| Made { device, waits: false };
+    Ok(match device {
+        api::Device::Rng => quick(Box::new(Rng::new())),
+        api::Device::Console { output_fd } => {
+            let console = Console::new(inherited.take(*output_fd)?).map_err(failed("console"))?;
+            quick(Box::new(console))
+        }
+        api::Device::Vsock { cid, programs_fd, path } => {
+            let programs = inherited.take(*programs_fd)?.into();
+            let muxer = Muxer::with_listener(*cid, Path::new(path), programs).map_err(failed("vsock"))?;
+            quick(Box::new(Vsock::new(muxer)))
+        }
+        api::Device::Fs { tag, server_fd, queue_size } => {
+            if !shared {
+                return Err(Error::Invalid("a shared file system needs memory that its server may map".into()));
+            }
+            let server = inherited.take(*server_fd)?.into();
+            let fs = Fs::new(tag, server, *queue_size).map_err(|source| Error::Device { device: "fs", source })?;
+            quick(Box::new(fs))
+        }
+        api::Device::Net { mac, tap_fds } => {
+            let taps: Result<Vec<_>, _> = tap_fds.iter().map(|number| inherited.take(*number)).collect();
+            quick(Box::new(Net::new(taps?, *mac).map_err(failed("net"))?))
+        }
+        api::Device::Block { file_fd, read_only, direct, serial, queues } => {
+            let config = BlockConfig {
+                file: inherited.take(*file_fd)?,
+                read_only: *read_only,
+                direct: *direct,
+                serial: serial.clone(),
+                queues: *queues,
+            };
+            Made { device: Box::new(Block::new(config).map_err(failed("block"))?), waits: true }
+        }
+    })
+}
+
+fn failed<E: std::fmt::Display>(device: &'static str) -> impl FnOnce(E) -> Error {
+    move |error| Error::Device { device, source: Broken(error.to_string()) }
+}

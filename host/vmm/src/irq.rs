@@ -1,0 +1,129 @@
+//! Message-signalled interrupts: each vector of a device has a number in KVM's routing table and an eventfd that KVM
+//! watches. A masked vector's eventfd is not watched; what it gets meanwhile is delivered when it is unmasked.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
+};
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::Error;
+use crate::arch::layout::IO_APIC_PINS;
+
+/// More than KVM routes in all kernels that we know (`KVM_MAX_IRQ_ROUTES` is 4096).
+const MESSAGES_MAX: usize = 2048;
+
+/// What a message-signalled interrupt writes, and where (PCI 3.0, section 6.8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Message {
+    pub(crate) address: u64,
+    pub(crate) data: u32,
+}
+
+/// The machine's interrupts.
+pub(crate) struct Interrupts {
+    vm: Arc<VmFd>,
+    /// Messages by number, those that are routed. Devices of several threads change it: each under its own lock, and all
+    /// of them must give KVM one table.
+    routes: Mutex<Vec<Option<Message>>>,
+}
+
+impl Interrupts {
+    pub(crate) fn new(vm: Arc<VmFd>) -> Self {
+        Self { vm, routes: Mutex::new(Vec::new()) }
+    }
+
+    fn routes(&self) -> MutexGuard<'_, Vec<Option<Message>>> {
+        // The table is whole between any two statements.
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A vector of a device, masked.
+    pub(crate) fn vector(self: &Arc<Self>) -> Result<Vector, Error> {
+        let mut routes = self.routes();
+        if routes.len() >= MESSAGES_MAX {
+            return Err(Error::Invalid("the machine's devices have too many interrupts".into()));
+        }
+        let number = u32::try_from(routes.len()).unwrap_or(0) + IO_APIC_PINS;
+        routes.push(None);
+        drop(routes);
+        let event = EventFd::new(EFD_NONBLOCK).map_err(Error::system("make an eventfd"))?;
+        Ok(Vector { interrupts: Arc::clone(self), number, event, message: None })
+    }
+
+    /// An interrupt of the I/O APIC's pin, signalled by the eventfd.
+    pub(crate) fn pin(&self, pin: u32) -> Result<EventFd, Error> {
+        let event = EventFd::new(EFD_NONBLOCK).map_err(Error::system("make an eventfd"))?;
+        self.vm.register_irqfd(&event, pin).map_err(Error::kvm("watch an interrupt"))?;
+        Ok(event)
+    }
+
+    fn route(&self, number: u32, message: Message) -> io::Result<()> {
+        let mut routes = self.routes();
+        let index = usize::try_from(number.saturating_sub(IO_APIC_PINS)).unwrap_or(usize::MAX);
+        match routes.get_mut(index) {
+            Some(place) if *place == Some(message) => return Ok(()),
+            Some(place) => *place = Some(message),
+            None => return Ok(()),
+        }
+        let mut entries: Vec<_> = (0..IO_APIC_PINS).map(pin_entry).collect();
+        for (number, message) in (IO_APIC_PINS..).zip(routes.iter()) {
+            entries.extend(message.map(|message| message_entry(number, message)));
+        }
+        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| io::Error::other("too many interrupts"))?;
+        self.vm.set_gsi_routing(&table).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    }
+}
+
+fn pin_entry(pin: u32) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+    entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
+    entry.u.irqchip.pin = pin;
+    entry
+}
+
+fn message_entry(number: u32, message: Message) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry { gsi: number, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    let (low, high) = (message.address & 0xffff_ffff, message.address >> 32);
+    entry.u.msi.address_lo = u32::try_from(low).unwrap_or(0);
+    entry.u.msi.address_hi = u32::try_from(high).unwrap_or(0);
+    entry.u.msi.data = message.data;
+    entry
+}
+
+/// One vector of a device.
+pub(crate) struct Vector {
+    interrupts: Arc<Interrupts>,
+    number: u32,
+    event: EventFd,
+    /// Where it is delivered; `None` while it is masked.
+    message: Option<Message>,
+}
+
+impl Vector {
+    /// The descriptor by which it is signalled.
+    pub(crate) fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// Delivers it as `message`, or masks it.
+    pub(crate) fn set(&mut self, message: Option<Message>) -> io::Result<()> {
+        if self.message == message {
+            return Ok(());
+        }
+        if let Some(message) = message {
+            self.interrupts.route(self.number, message)?;
+        }
+        let errno = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
+        match (self.message.is_some(), message.is_some()) {
+            (false, true) => self.interrupts.vm.register_irqfd(&self.event, self.number).map_err(errno)?,
+            (true, false) => self.interrupts.vm.unregister_irqfd(&self.event, self.number).map_err(errno)?,
+            _ => {}
+        }
+        self.message = message;
+        Ok(())
+    }
+}

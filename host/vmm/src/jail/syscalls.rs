@@ -1,0 +1,195 @@
+//! The system calls of each kind of thread (seccomp). Any other one ends the monitor.
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+use crate::Error;
+
+/// A kind of thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Control and the devices that never wait.
+    Main,
+    /// A disk's loop.
+    Disk,
+    /// A processor.
+    Processor,
+}
+
+/// What any thread of this program may do: memory of its own, locks, its end.
+const ALL: &[libc::c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_close,
+    libc::SYS_epoll_ctl,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_madvise,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_read,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_yield,
+    libc::SYS_sigaltstack,
+    libc::SYS_write,
+];
+
+/// Beside [`ALL`].
+fn own(kind: Kind) -> &'static [libc::c_long] {
+    match kind {
+        Kind::Main => &[
+            libc::SYS_accept4,
+            libc::SYS_connect,
+            libc::SYS_epoll_pwait,
+            libc::SYS_epoll_wait,
+            libc::SYS_fstat,
+            libc::SYS_getrandom,
+            libc::SYS_getsockopt,
+            libc::SYS_newfstatat,
+            libc::SYS_poll,
+            libc::SYS_ppoll,
+            libc::SYS_readv,
+            libc::SYS_recvfrom,
+            libc::SYS_recvmsg,
+            libc::SYS_sendmsg,
+            libc::SYS_sendto,
+            libc::SYS_shutdown,
+            libc::SYS_statx,
+            libc::SYS_tgkill,
+            libc::SYS_writev,
+        ],
+        Kind::Disk => &[
+            libc::SYS_epoll_pwait,
+            libc::SYS_epoll_wait,
+            libc::SYS_fallocate,
+            libc::SYS_fdatasync,
+            libc::SYS_fstat,
+            libc::SYS_lseek,
+            libc::SYS_pread64,
+            libc::SYS_preadv,
+            libc::SYS_preadv2,
+            libc::SYS_pwrite64,
+            libc::SYS_pwritev,
+            libc::SYS_pwritev2,
+        ],
+        // A driver that sets a device up, or resets it: the file server is spoken to by messages.
+        Kind::Processor => &[
+            libc::SYS_poll,
+            libc::SYS_ppoll,
+            libc::SYS_recvfrom,
+            libc::SYS_recvmsg,
+            libc::SYS_sendmsg,
+            libc::SYS_sendto,
+        ],
+    }
+}
+
+/// The requests of ioctl.
+fn requests(kind: Kind) -> &'static [u32] {
+    /// linux/kvm.h.
+    const KVM_RUN: u32 = 0xae80;
+    const KVM_IRQFD: u32 = 0x4020_ae76;
+    const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+    const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+    /// linux/if_tun.h.
+    const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+    const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
+    /// linux/fs.h.
+    const BLKDISCARD: u32 = 0x1277;
+    const BLKZEROOUT: u32 = 0x127f;
+    const FIONBIO: u32 = 0x5421;
+    match kind {
+        Kind::Main => &[FIONBIO],
+        Kind::Disk => &[BLKDISCARD, BLKZEROOUT],
+        Kind::Processor => &[KVM_RUN, KVM_IRQFD, KVM_IOEVENTFD, KVM_SET_GSI_ROUTING, TUNSETOFFLOAD, TUNSETVNETHDRSZ],
+    }
+}
+
+/// Leaves the calling thread the system calls of its kind.
+pub(crate) fn confine(kind: Kind) -> Result<(), Error> {
+    let failed = |error: seccompiler::Error| Error::Invalid(format!("the jail's list of system calls: {error}"));
+    seccompiler::apply_filter(&program(kind)?).map_err(failed)
+}
+
+fn program(kind: Kind) -> Result<BpfProgram, Error> {
+    let failed = |error: seccompiler::BackendError| Error::Invalid(format!("the jail's list of system calls: {error}"));
+    let is = |argument: u8, value: u32| {
+        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value));
+        SeccompRule::new(vec![condition?])
+    };
+    let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
+        ALL.iter().chain(own(kind)).map(|number| (*number, Vec::new())).collect();
+    let requests: Result<Vec<_>, _> = requests(kind).iter().map(|request| is(1, *request)).collect();
+    let commands = [libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+    let commands: Result<Vec<_>, _> = commands.iter().map(|command| is(1, command.unsigned_abs())).collect();
+    rules.insert(libc::SYS_fcntl, commands.map_err(failed)?);
+    rules.insert(libc::SYS_ioctl, requests.map_err(failed)?);
+    if kind == Kind::Main {
+        // To the host's programs, which listen in the jail's root.
+        let unix = u32::try_from(libc::AF_UNIX).unwrap_or(u32::MAX);
+        rules.insert(libc::SYS_socket, vec![is(0, unix).map_err(failed)?]);
+    }
+    let machine = TargetArch::try_from(std::env::consts::ARCH).map_err(failed)?;
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, machine);
+    filter.and_then(BpfProgram::try_from).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `work` in a child that is confined as `kind`, and gives how it ended: `None` by itself, else the signal.
+    fn confined(kind: Kind, work: fn()) -> Option<i32> {
+        // SAFETY: the child makes system calls only, and ends without going back.
+        #[expect(unsafe_code, reason = "fork")]
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            confine(kind).unwrap();
+            work();
+            // SAFETY: it ends the child at once.
+            #[expect(unsafe_code, reason = "_exit")]
+            unsafe {
+                libc::_exit(0)
+            };
+        }
+        let mut status = 0;
+        // SAFETY: the pointer is to a live variable; the child is ours.
+        #[expect(unsafe_code, reason = "waitpid")]
+        let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!(waited, child);
+        libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status))
+    }
+
+    fn call(number: libc::c_long, arguments: [libc::c_long; 3]) {
+        let [one, two, three] = arguments;
+        // SAFETY: the calls of these tests take no pointers but null.
+        #[expect(unsafe_code, reason = "the test makes a system call by its number")]
+        unsafe {
+            libc::syscall(number, one, two, three);
+        }
+    }
+
+    #[test]
+    fn what_is_not_on_the_list_ends_the_monitor() {
+        for kind in [Kind::Main, Kind::Disk, Kind::Processor] {
+            assert_eq!(confined(kind, || call(libc::SYS_getpid, [0; 3])), None, "{kind:?}");
+            assert_eq!(confined(kind, || call(libc::SYS_execve, [0; 3])), Some(libc::SIGSYS), "{kind:?}");
+            assert_eq!(confined(kind, || call(libc::SYS_openat, [0; 3])), Some(libc::SIGSYS), "{kind:?}");
+            assert_eq!(confined(kind, || call(libc::SYS_ioctl, [0, 0x5413, 0])), Some(libc::SIGSYS), "{kind:?}");
+            assert_eq!(confined(kind, || call(libc::SYS_clone3, [0; 3])), Some(libc::SIGSYS), "{kind:?}");
+        }
+        assert_eq!(confined(Kind::Main, || call(libc::SYS_socket, [1, 1, 0])), None);
+        assert_eq!(confined(Kind::Main, || call(libc::SYS_socket, [2, 1, 0])), Some(libc::SIGSYS));
+        assert_eq!(confined(Kind::Processor, || call(libc::SYS_socket, [1, 1, 0])), Some(libc::SIGSYS));
+        assert_eq!(confined(Kind::Processor, || call(libc::SYS_ioctl, [-1, 0xae80, 0])), None);
+    }
+}

@@ -1,0 +1,245 @@
+//! Processors: a thread each, which enters the guest and answers what KVM leaves to the monitor.
+
+use std::collections::BTreeMap;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use coracle_monitor_api::Ended;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::Error;
+use crate::events::Watch;
+use crate::pci::{Bus, Outcome};
+use crate::ports::Ports;
+
+/// What all processors share.
+pub(crate) struct Shared {
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) ports: Ports,
+    /// The loop of each device, by its slot.
+    pub(crate) loops: Vec<Watch>,
+    gate: Gate,
+    /// Tells the monitor's main thread of the end.
+    pub(crate) ended: Box<dyn Fn(Ended) + Send + Sync>,
+}
+
+impl Shared {
+    pub(crate) fn new(bus: Arc<Bus>, ports: Ports, loops: Vec<Watch>, ended: Box<dyn Fn(Ended) + Send + Sync>) -> Self {
+        Self { bus, ports, loops, gate: Gate::default(), ended }
+    }
+}
+
+/// Whether processors may run, and how many have stopped. The main thread sets the one and waits for the other.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    paused: bool,
+    stopped: usize,
+}
+
+impl Gate {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// On a processor's thread: waits while the machine is paused.
+    fn pass(&self) {
+        let mut state = self.state();
+        if !state.paused {
+            return;
+        }
+        state.stopped += 1;
+        self.changed.notify_all();
+        while state.paused {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.stopped -= 1;
+    }
+
+    /// On a processor's thread: it enters the guest no more.
+    fn leave(&self) {
+        self.state().stopped += 1;
+        self.changed.notify_all();
+    }
+}
+
+/// Exits by their reason. Written by one thread, read by another.
+#[derive(Default)]
+struct Exits([AtomicU64; REASONS.len()]);
+
+/// The reasons that are counted, in the order of [`reason`].
+const REASONS: [&str; 7] = ["port_in", "port_out", "mmio_read", "mmio_write", "interrupted", "halted", "other"];
+
+/// One processor.
+pub(crate) struct Processor {
+    thread: JoinHandle<()>,
+    exits: Arc<Exits>,
+    /// Where KVM looks before it enters the guest; valid as long as the thread runs.
+    immediate_exit: Arc<AtomicPtr<u8>>,
+}
+
+/// The signal that interrupts a processor. Its handler does nothing.
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+/// Makes the signal interrupt calls. Once a process.
+pub(crate) fn prepare() -> Result<(), Error> {
+    // SAFETY: all zeroes is a valid sigaction: no flags, an empty mask; the handler is set below.
+    #[expect(unsafe_code, reason = "the structure has no constructor")]
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // SAFETY: the structure is whole, and the handler does nothing at all, which is async-signal-safe.
+    #[expect(unsafe_code, reason = "sigaction")]
+    let result = unsafe { libc::sigaction(kick_signal(), &raw const action, std::ptr::null_mut()) };
+    if result < 0 { Err(Error::system("handle a signal")(std::io::Error::last_os_error())) } else { Ok(()) }
+}
+
+/// Starts a processor. `confine` is called on its thread before it first enters the guest.
+pub(crate) fn start(
+    number: usize,
+    mut processor: VcpuFd,
+    shared: Arc<Shared>,
+    confine: impl FnOnce() -> Result<(), Error> + Send + 'static,
+) -> Result<Processor, Error> {
+    let exits = Arc::new(Exits::default());
+    let counted = Arc::clone(&exits);
+    let run = processor.get_kvm_run();
+    let immediate_exit = Arc::new(AtomicPtr::new(&raw mut run.immediate_exit));
+    let flag = Arc::clone(&immediate_exit);
+    let thread = std::thread::Builder::new()
+        .name(format!("vcpu{number}"))
+        .stack_size(256 << 10)
+        .spawn(move || {
+            if let Err(error) = confine() {
+                return (shared.ended)(Ended::Failed(error.to_string()));
+            }
+            let ended = run_guest(&mut processor, &shared, &counted);
+            // The processor's page is gone after this: nobody may write to it.
+            flag.store(std::ptr::null_mut(), Ordering::Release);
+            std::mem::forget(processor);
+            shared.gate.leave();
+            (shared.ended)(ended);
+        })
+        .map_err(Error::system("start a processor's thread"))?;
+    Ok(Processor { thread, exits, immediate_exit })
+}
+
+fn run_guest(processor: &mut VcpuFd, shared: &Shared, exits: &Exits) -> Ended {
+    loop {
+        shared.gate.pass();
+        let exit = processor.run();
+        let reason = match &exit {
+            Ok(VcpuExit::IoIn(..)) => 0,
+            Ok(VcpuExit::IoOut(..)) => 1,
+            Ok(VcpuExit::MmioRead(..)) => 2,
+            Ok(VcpuExit::MmioWrite(..)) => 3,
+            Err(_) => 4,
+            Ok(VcpuExit::Hlt) => 5,
+            Ok(_) => 6,
+        };
+        if let Some(count) = exits.0.get(reason) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        match exit {
+            Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(port, data),
+            Ok(VcpuExit::IoOut(port, data)) => {
+                if let Some(ended) = shared.ports.write(port, data) {
+                    return ended;
+                }
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => shared.bus.read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => write(shared, address, data),
+            Ok(VcpuExit::Shutdown) => return Ended::Crashed("a triple fault".into()),
+            Ok(VcpuExit::SystemEvent(kind, _)) => return Ended::Crashed(format!("system event {kind}")),
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                return Ended::Crashed(format!("the processor refuses to enter the guest (reason {reason:#x})"));
+            }
+            Ok(VcpuExit::InternalError) => return Ended::Crashed("KVM can't emulate an instruction".into()),
+            Ok(VcpuExit::Intr | VcpuExit::Hlt) => {}
+            Ok(other) => return Ended::Crashed(format!("KVM left the guest for {other:?}")),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => processor.set_kvm_immediate_exit(0),
+            Err(error) => {
+                let error = std::io::Error::from_raw_os_error(error.errno());
+                return Ended::Crashed(format!("KVM can't go on: {error}"));
+            }
+        }
+    }
+}
+
+fn write(shared: &Shared, address: u64, data: &[u8]) {
+    let Some((slot, outcome)) = shared.bus.write(address, data) else { return };
+    if outcome == Outcome::None {
+        return;
+    }
+    let place = shared.bus.slots().get(slot);
+    if let (Some(place), Some(watch), Ok(number)) = (place, shared.loops.get(slot), u16::try_from(slot)) {
+        watch.follow(number, &mut place.function(), &outcome);
+    }
+}
+
+impl Processor {
+    /// Makes it leave the guest, if it is there, and look at the gate.
+    fn kick(&self) {
+        let flag = self.immediate_exit.load(Ordering::Acquire);
+        if flag.is_null() {
+            return;
+        }
+        // SAFETY: the pointer is to a byte of the processor's shared page, which stays mapped: the thread sets the pointer to
+        // null before it leaves, and never unmaps the page. KVM and the thread read the byte at any time, so it is
+        // written atomically.
+        #[expect(unsafe_code, reason = "the byte is shared with the kernel")]
+        unsafe { AtomicU8::from_ptr(flag) }.store(1, Ordering::Release);
+        // SAFETY: the thread was not joined, so its handle is valid; the signal's handler does nothing.
+        #[expect(unsafe_code, reason = "pthread_kill")]
+        let _ = unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
+    }
+
+    /// The processor time of its thread, in nanoseconds.
+    pub(crate) fn cpu_nanoseconds(&self) -> u64 {
+        let mut clock = 0;
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the thread was not joined; both pointers are to live variables of the types that the calls write.
+        #[expect(unsafe_code, reason = "the clock of another thread")]
+        let known = unsafe {
+            libc::pthread_getcpuclockid(self.thread.as_pthread_t(), &raw mut clock) == 0
+                && libc::clock_gettime(clock, &raw mut time) == 0
+        };
+        let (seconds, rest) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
+        if known { seconds * 1_000_000_000 + rest } else { 0 }
+    }
+
+    /// Adds its exits to the counts.
+    pub(crate) fn count_exits(&self, counts: &mut BTreeMap<String, u64>) {
+        for (reason, count) in REASONS.iter().zip(&self.exits.0) {
+            *counts.entry((*reason).to_owned()).or_default() += count.load(Ordering::Relaxed);
+        }
+    }
+}
+
+/// Stops all processors; returns when none is in the guest.
+pub(crate) fn pause(processors: &[Processor], shared: &Shared) {
+    let mut state = shared.gate.state();
+    state.paused = true;
+    for processor in processors {
+        processor.kick();
+    }
+    while state.stopped < processors.len() {
+        state = shared.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+/// Lets all processors go on.
+pub(crate) fn resume(shared: &Shared) {
+    shared.gate.state().paused = false;
+    shared.gate.changed.notify_all();
+}
