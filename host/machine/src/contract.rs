@@ -166,7 +166,7 @@ mod tests {
                 initrd: kernel.clone(),
                 command_line: String::new(),
                 cpus: Cpus { boot: 1, max: 1 },
-                memory: Memory { size_mib: 128, kind: MemoryKind::Shared },
+                memory: Memory { size_mib: 128, kind: MemoryKind::Shared, huge_pages: false },
                 devices: vec![Device::Vsock],
                 console: true,
             }

@@ -74,7 +74,7 @@ impl Driver for FakeDriver {
             let address = AgentAddress::Sockets(sockets.clone());
             let hello = address.listen(HELLO_PORT)?;
             let (sender, end) = watch::channel(None);
-            let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot };
+            let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot, ..Stats::default() };
             let guest = (self.program)(FakeGuest { sockets: sockets.clone(), spec });
             let (stop, mut stopped) = watch::channel(false);
             let task = tokio::spawn(async move {
@@ -145,7 +145,7 @@ impl Machine for FakeMachine {
         Box::pin(async move {
             match &*self.end.borrow() {
                 Some(end) => Err(Error::Ended(end.reason.clone())),
-                None => Ok(self.stats),
+                None => Ok(self.stats.clone()),
             }
         })
     }

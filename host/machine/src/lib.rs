@@ -81,10 +81,13 @@ pub struct End {
 }
 
 /// What a machine has used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stats {
     /// Memory that the guest has, in bytes.
     pub memory_bytes: u64,
     /// Processors that the guest has.
     pub cpus: u32,
+    /// Figures that the monitor counts itself, by name: `exits_mmio_read`, `vsock_bytes_in`, `cpu0_nanoseconds`. Counts since
+    /// its start. Empty where it counts none.
+    pub monitor: std::collections::BTreeMap<String, u64>,
 }

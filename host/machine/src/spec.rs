@@ -80,6 +80,8 @@ pub struct Memory {
     pub size_mib: u64,
     /// Its kind.
     pub kind: MemoryKind,
+    /// Whether it is made of the host's huge pages of 2 MiB, which the administrator must have reserved.
+    pub huge_pages: bool,
 }
 
 /// Who can map a machine's memory.
@@ -107,6 +109,17 @@ pub enum Device {
         socket: PathBuf,
         /// Entries of the request queue.
         queue_size: u16,
+    },
+    /// A disk: a file or block device of the host's with the disk's bytes.
+    Block {
+        /// The file.
+        path: PathBuf,
+        /// Whether the guest may not write.
+        read_only: bool,
+        /// Whether the host's page cache is passed by.
+        direct: bool,
+        /// A name that the guest can read, at most 20 bytes.
+        serial: String,
     },
     /// A network link whose other end is a tap of the host.
     Net {
@@ -161,6 +174,8 @@ pub enum DeviceKind {
     Rng,
     /// See [`Device::SharedFs`].
     SharedFs,
+    /// See [`Device::Block`].
+    Block,
     /// See [`Device::Net`].
     Net,
 }
@@ -173,6 +188,7 @@ impl Device {
             Self::Vsock => DeviceKind::Vsock,
             Self::Rng => DeviceKind::Rng,
             Self::SharedFs { .. } => DeviceKind::SharedFs,
+            Self::Block { .. } => DeviceKind::Block,
             Self::Net { .. } => DeviceKind::Net,
         }
     }

@@ -149,7 +149,11 @@ fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpe
         initrd: config.initrd.clone(),
         command_line: config.command_line.clone(),
         cpus: Cpus { boot: cpus, max: cpus },
-        memory: Memory { size_mib: config.memory_mib + setup.memory_mib.unwrap_or(0), kind: MemoryKind::Shared },
+        memory: Memory {
+            size_mib: config.memory_mib + setup.memory_mib.unwrap_or(0),
+            kind: MemoryKind::Shared,
+            huge_pages: config.huge_pages,
+        },
         devices,
         console: true,
     }

@@ -68,6 +68,8 @@ pub struct Config {
     pub command_line: String,
     /// Memory of the machine before containers' limits are added.
     pub memory_mib: u64,
+    /// Whether the machine's memory is made of the host's huge pages.
+    pub huge_pages: bool,
     /// Processors where containers ask for none.
     pub vcpus: u32,
     /// Where virtiofsd is looked for. None: the machine's file system is in place already (a fake).

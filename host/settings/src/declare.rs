@@ -189,6 +189,8 @@ settings! {
         "QEMU's machine type.";
     machine_memory_mib: u64 = "machine.memory_mib", 256,
         "Memory of a pod's machine in MiB, before the memory limits of its containers are added.";
+    machine_huge_pages: bool = "machine.huge_pages", false,
+        "Whether a machine's memory is made of huge pages of 2 MiB. They must be reserved on the host (vm.nr_hugepages) and are taken whole; a machine for which there are too few fails to start or is killed.";
     machine_vcpus: u32 = "machine.vcpus", 1,
         "Processors of a pod's machine where its containers ask for none.";
     guest_folder: PathBuf = "guest.folder", "/var/lib/coracle/guest".into(),

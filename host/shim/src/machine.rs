@@ -86,6 +86,7 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         initrd: guest.join(coracle_guest_image::INITRD),
         command_line: coracle_guest_image::command_line(),
         memory_mib: settings.machine_memory_mib,
+        huge_pages: settings.machine_huge_pages,
         vcpus: settings.machine_vcpus,
         virtiofsd: Some(settings.virtiofsd_path.clone()),
         labels: settings.guest_labels,

@@ -112,6 +112,11 @@ impl Ring {
     /// # Errors
     /// [`Broken`] where the ring's indices are nonsense.
     pub fn pop(&mut self) -> Result<Option<Chain>, Broken> {
+        let index = self.queue.avail_idx(&*self.memory.memory(), Ordering::Acquire)?;
+        if index.0 == self.queue.next_avail() {
+            return Ok(None);
+        }
+        // Only now the memory for the chain: what the guest has made available may lie in what it has just been given.
         // Not `pop_descriptor_chain`, which hides a ring that is nonsense: the guest could keep a device turning.
         Ok(self.queue.iter(self.memory.memory().into_inner())?.next())
     }

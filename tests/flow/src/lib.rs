@@ -61,6 +61,7 @@ fn config(folder: &Path) -> Config {
         initrd: kernel,
         command_line: String::new(),
         memory_mib: 64,
+        huge_pages: false,
         vcpus: 1,
         virtiofsd: None,
         labels: false,

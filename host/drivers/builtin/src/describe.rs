@@ -65,6 +65,12 @@ pub(crate) fn describe(
                 })?;
                 api::Device::Fs { tag: tag.clone(), server_fd: fds.add(server), queue_size: *queue_size }
             }
+            Device::Block { path, read_only, direct, serial } => {
+                let file_fd = fds.add(open_disk(path, *read_only, *direct)?);
+                let queues = u16::try_from(spec.cpus.boot).unwrap_or(1);
+                let serial = serial.clone();
+                api::Device::Block { file_fd, read_only: *read_only, direct: *direct, serial, queues }
+            }
             Device::Net { mac, tap } => {
                 let tap = tap.try_clone().map_err(Error::system("hand a tap to the monitor"))?;
                 api::Device::Net { mac: *mac, tap_fds: vec![fds.add(tap)] }
@@ -81,7 +87,7 @@ pub(crate) fn describe(
         cpus: spec.cpus.boot,
         memory_mib: spec.memory.size_mib,
         shared: spec.memory.kind == MemoryKind::Shared,
-        huge_pages: false,
+        huge_pages: spec.memory.huge_pages,
         console: spec.console,
         devices,
         jail,
@@ -97,6 +103,16 @@ fn command_line(spec: &MachineSpec) -> String {
         line.push_str(" console=ttyS0");
     }
     line
+}
+
+fn open_disk(path: &Path, read_only: bool, direct: bool) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options.read(true).write(!read_only);
+    if direct {
+        options.custom_flags(libc::O_DIRECT);
+    }
+    options.open(path).map_err(|error| Error::Missing(format!("the disk {} can't be opened: {error}", path.display())))
 }
 
 fn readable(what: &str, path: &Path, mend: &str) -> Result<File> {

@@ -41,7 +41,13 @@ impl Builtin {
 impl Driver for Builtin {
     fn capabilities(&self, _: &MachineSpec) -> Capabilities {
         Capabilities {
-            coldplug: vec![DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::SharedFs, DeviceKind::Net],
+            coldplug: vec![
+                DeviceKind::Vsock,
+                DeviceKind::Rng,
+                DeviceKind::SharedFs,
+                DeviceKind::Block,
+                DeviceKind::Net,
+            ],
             hotplug: Vec::new(),
             resize: false,
             pause: true,

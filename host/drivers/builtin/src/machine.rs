@@ -1,11 +1,12 @@
 //! A running monitor.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coracle_machine::{
     Accelerator, AgentAddress, Device, End, Error, GuestListener, GuestStream, Machine, MachineSpec, Result, Stats,
 };
-use coracle_monitor_api::{Ended, Request};
+use coracle_monitor_api::{self as api, Answer, Ended, Request};
 use coracle_process::{Child, ExitStatus, Ring};
 use futures::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
@@ -67,17 +68,17 @@ impl BuiltinMachine {
             drop(parts);
             sender.send_replace(Some(End { reason }));
         });
-        let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot };
+        let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot, ..Stats::default() };
         Self { address, hello, control, stats, console, end, stop }
     }
 
-    async fn ask(&self, request: Request) -> Result<()> {
+    async fn ask(&self, request: Request) -> Result<Answer> {
         let ended = || self.end.borrow().as_ref().map(|end| Error::Ended(end.reason.clone()));
         if let Some(error) = ended() {
             return Err(error);
         }
         match self.control.ask(&request).await {
-            Ok(_) => Ok(()),
+            Ok(answer) => Ok(answer),
             Err(Failure::Refused(fault)) => Err(Error::Monitor(fault.text)),
             Err(Failure::Closed) => Err(Error::Ended(self.wait().await.reason)),
         }
@@ -127,6 +128,30 @@ fn reason(status: ExitStatus, told: Option<&Ended>, console: &Ring, messages: &R
     }
 }
 
+/// The monitor's counts by name.
+fn figures(stats: &api::Stats) -> BTreeMap<String, u64> {
+    let mut figures = BTreeMap::new();
+    figures.extend(stats.exits.iter().map(|(reason, count)| (format!("exits_{reason}"), *count)));
+    let times = stats.cpu_nanoseconds.iter().enumerate();
+    figures.extend(times.map(|(number, time)| (format!("cpu{number}_nanoseconds"), *time)));
+    for device in &stats.devices {
+        let counts = [
+            ("operations_out", device.operations_out),
+            ("bytes_out", device.bytes_out),
+            ("operations_in", device.operations_in),
+            ("bytes_in", device.bytes_in),
+            ("errors", device.errors),
+        ];
+        for (name, count) in counts {
+            // Devices of one kind are counted together.
+            *figures.entry(format!("{}_{name}", device.name)).or_default() += count;
+        }
+    }
+    figures.insert("memory_resident_bytes".into(), stats.memory_resident_bytes);
+    figures.insert("start_microseconds".into(), stats.start_microseconds);
+    figures
+}
+
 fn unsupported<T: Send + 'static>(what: &str) -> BoxFuture<'static, Result<T>> {
     let error = Error::Unsupported(what.to_owned());
     Box::pin(async move { Err(error) })
@@ -154,19 +179,20 @@ impl Machine for BuiltinMachine {
     }
 
     fn pause(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.ask(Request::Pause))
+        Box::pin(async move { self.ask(Request::Pause).await.map(drop) })
     }
 
     fn resume(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.ask(Request::Resume))
+        Box::pin(async move { self.ask(Request::Resume).await.map(drop) })
     }
 
     fn stats(&self) -> BoxFuture<'_, Result<Stats>> {
-        let answer = match &*self.end.borrow() {
-            Some(end) => Err(Error::Ended(end.reason.clone())),
-            None => Ok(self.stats),
-        };
-        Box::pin(async move { answer })
+        Box::pin(async move {
+            match self.ask(Request::Stats).await? {
+                Answer::Stats(found) => Ok(Stats { monitor: figures(&found), ..self.stats.clone() }),
+                Answer::Done => Err(Error::Monitor("the monitor has not answered what it was asked".into())),
+            }
+        })
     }
 
     fn wait(&self) -> BoxFuture<'static, End> {

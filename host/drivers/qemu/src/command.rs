@@ -69,7 +69,8 @@ pub(crate) fn arguments(
     add(&["-accel", accelerator, "-cpu", processor]);
     add(&["-smp", &format!("{},maxcpus={}", spec.cpus.boot, spec.cpus.max)]);
     add(&["-m", &format!("{memory}M")]);
-    add(&["-object", &format!("memory-backend-memfd,id=ram,size={memory}M,share={share}")]);
+    let pages = if spec.memory.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
+    add(&["-object", &format!("memory-backend-memfd,id=ram,size={memory}M,share={share}{pages}")]);
     add(&["-chardev", &format!("socket,id=qmp,fd={QMP_FD}"), "-mon", "chardev=qmp,mode=control"]);
     if spec.console {
         add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
@@ -176,7 +177,7 @@ mod tests {
             initrd: "/k/initrd.img".into(),
             command_line: "quiet".into(),
             cpus: Cpus { boot: 1, max: 1 },
-            memory: Memory { size_mib: 256, kind: MemoryKind::Shared },
+            memory: Memory { size_mib: 256, kind: MemoryKind::Shared, huge_pages: false },
             devices: vec![Device::Vsock, Device::Rng, Device::SharedFs { tag: "t".into(), socket, queue_size: 128 }],
             console: true,
         }

@@ -76,7 +76,7 @@ impl QemuMachine {
             drop(parts);
             sender.send_replace(Some(End { reason }));
         });
-        let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot };
+        let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot, ..Stats::default() };
         Self { accelerator, address, hello, control, stats, console, end, stop }
     }
 
@@ -197,7 +197,7 @@ impl Machine for QemuMachine {
     fn stats(&self) -> BoxFuture<'_, Result<Stats>> {
         let answer = match &*self.end.borrow() {
             Some(end) => Err(Error::Ended(end.reason.clone())),
-            None => Ok(self.stats),
+            None => Ok(self.stats.clone()),
         };
         Box::pin(async move { answer })
     }

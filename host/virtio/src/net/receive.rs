@@ -1,5 +1,7 @@
 //! From a tap to the guest.
 
+use std::sync::Arc;
+
 use rustix::io::Errno;
 
 use super::tap::Tap;
@@ -39,6 +41,8 @@ enum Delivery {
     Starved,
     /// The guest will not have room for it.
     Dropped,
+    /// The guest has got more memory meanwhile, and a buffer may lie there.
+    Outdated,
 }
 
 impl Receiver {
@@ -102,6 +106,7 @@ impl Receiver {
                     break;
                 }
                 Delivery::Dropped => counters.errors += 1,
+                Delivery::Outdated => continue,
             }
             self.length = 0;
         }
@@ -137,7 +142,14 @@ fn deliver(ring: &mut Ring, packet: &mut [u8], mergeable: bool, looked: &mut usi
             }
             break Delivery::Starved;
         };
-        let buffers = walk(&chain, &memory).map_err(|error| Broken(format!("a receive buffer: {error}")))?;
+        let buffers = match walk(&chain, &memory) {
+            Ok(buffers) => buffers,
+            Err(_) if !Arc::ptr_eq(&memory, &ring.memory()) => {
+                ring.unpop();
+                break Delivery::Outdated;
+            }
+            Err(error) => return Err(Broken(format!("a receive buffer: {error}"))),
+        };
         if !buffers.readable.is_empty() {
             return Err(Broken::new("a receive buffer may not be written"));
         }

@@ -1,8 +1,11 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestRegionMmap};
 
 use super::tap::Request;
 use super::virtio::Net;
@@ -209,6 +212,22 @@ fn the_tap_is_read_again_only_when_it_tells() {
     assert_eq!(bench.queues[0].used(), []);
     assert_eq!(bench.net.on_source(0).unwrap(), Turn::Done);
     assert_eq!(bench.queues[0].used().len(), 1);
+}
+
+#[test]
+fn buffers_may_lie_in_memory_that_was_added() {
+    let mut bench = bench(1, MRG_RXBUF);
+    let region = GuestRegionMmap::from_range(GuestAddress(END), 0x1_0000, None).unwrap();
+    let more = bench.memory.memory().insert_region(Arc::new(region)).unwrap();
+    bench.memory.lock().unwrap().replace(more);
+    bench.queues[0].chain(&[(END - 100, 1000, true)]);
+    bench.arrive(0, &packet(600));
+    assert_eq!(bench.net.on_source(0).unwrap(), Turn::Done);
+    assert_eq!(bench.queues[0].used(), [(0, 612)]);
+    assert_eq!(peek(&bench.memory, END - 88, 600), packet(600)[12..]);
+    bench.queues[1].chain(&[(END - 100, 612, false)]);
+    assert_eq!(bench.net.on_queue(TX).unwrap(), Turn::Done);
+    assert_eq!(bench.departed(0).unwrap()[12..], packet(600)[12..]);
 }
 
 #[test]

@@ -102,14 +102,16 @@ fn requests(kind: Kind) -> &'static [u32] {
     /// linux/if_tun.h.
     const TUNSETOFFLOAD: u32 = 0x4004_54d0;
     const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
+    const TUNSETQUEUE: u32 = 0x4004_54d9;
     /// linux/fs.h.
     const BLKDISCARD: u32 = 0x1277;
-    const BLKZEROOUT: u32 = 0x127f;
     const FIONBIO: u32 = 0x5421;
     match kind {
-        Kind::Main => &[FIONBIO],
-        Kind::Disk => &[BLKDISCARD, BLKZEROOUT],
-        Kind::Processor => &[KVM_RUN, KVM_IRQFD, KVM_IOEVENTFD, KVM_SET_GSI_ROUTING, TUNSETOFFLOAD, TUNSETVNETHDRSZ],
+        Kind::Main => &[FIONBIO, TUNSETQUEUE],
+        Kind::Disk => &[BLKDISCARD],
+        Kind::Processor => {
+            &[KVM_RUN, KVM_IRQFD, KVM_IOEVENTFD, KVM_SET_GSI_ROUTING, TUNSETOFFLOAD, TUNSETVNETHDRSZ, TUNSETQUEUE]
+        }
     }
 }
 

@@ -1,0 +1,144 @@
+//! A guest for tests: a distribution's kernel, and an init that is a script.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use coracle_driver_builtin::{Builtin, Config};
+use coracle_machine::{
+    Architecture, Cpus, Device, Driver, Kernel, KernelForm, Machine, MachineSpec, Memory, MemoryKind, Platform,
+};
+use cpio::newc;
+
+/// How long a guest may take to say or do something; it runs nested under emulation.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the tests are given by `cargo xtask test --lane builtin`.
+pub(crate) struct Given {
+    guest: PathBuf,
+    shim: PathBuf,
+    /// A folder with a kernel package's files.
+    package: PathBuf,
+}
+
+/// `None`, with a printed reason, where this is not the lane of the built-in monitor.
+pub(crate) fn given() -> Option<Given> {
+    let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let given = || {
+        path("CORACLE_TEST_KVM")?;
+        let guest = path("CORACLE_TEST_GUEST")?;
+        Some(Given { guest, shim: path("CORACLE_TEST_SHIM")?, package: path("CORACLE_TEST_KERNEL_PACKAGE")? })
+    };
+    let found = given();
+    if found.is_none() {
+        println!(
+            "left out: CORACLE_TEST_KVM, _GUEST, _SHIM and _KERNEL_PACKAGE are not all set; \
+             `cargo xtask test --lane builtin` sets them"
+        );
+    }
+    found
+}
+
+impl Given {
+    /// The driver; `jail` as in its configuration.
+    pub(crate) fn driver(&self, jail: bool) -> Builtin {
+        Builtin::new(Config { monitor: vec![self.shim.clone().into(), "vmm".into()], jail })
+    }
+
+    /// The compressed kernel, as the package has it.
+    pub(crate) fn bzimage(&self) -> PathBuf {
+        let boot = std::fs::read_dir(self.package.join("boot")).unwrap().flatten().map(|entry| entry.path());
+        boot.into_iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with("vmlinuz-")).unwrap()
+    }
+
+    /// A module of the kernel's.
+    fn module(&self, name: &str) -> Option<Vec<u8>> {
+        fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+            for entry in std::fs::read_dir(folder).ok()?.flatten() {
+                let path = entry.path();
+                if path.is_dir() && !path.is_symlink() {
+                    if let Some(found) = find(&path, name) {
+                        return Some(found);
+                    }
+                } else if path.file_name().is_some_and(|file| file == name) {
+                    return Some(path);
+                }
+            }
+            None
+        }
+        find(&self.package, &format!("{name}.ko")).map(|path| std::fs::read(path).unwrap())
+    }
+
+    /// A machine in `folder` whose init runs `script`, with /proc and /sys mounted and these modules loaded.
+    pub(crate) fn spec(&self, folder: &Path, modules: &[&str], script: &str) -> MachineSpec {
+        let initrd = folder.join("initrd");
+        std::fs::write(&initrd, self.initrd(modules, script)).unwrap();
+        let own = folder.join("machine");
+        std::fs::create_dir_all(&own).unwrap();
+        MachineSpec {
+            name: "test".into(),
+            folder: own,
+            architecture: Architecture::X86_64,
+            platform: Platform::Plain,
+            firmware: None,
+            kernel: Kernel { path: self.guest.join("vmlinux"), form: KernelForm::PvhElf },
+            initrd,
+            command_line: "panic=-1 quiet loglevel=4 cryptomgr.notests".into(),
+            cpus: Cpus { boot: 1, max: 1 },
+            memory: Memory { size_mib: 256, kind: MemoryKind::Private, huge_pages: false },
+            devices: vec![Device::Rng],
+            console: true,
+        }
+    }
+
+    fn initrd(&self, modules: &[&str], script: &str) -> Vec<u8> {
+        let mut files: Vec<(String, u32, Vec<u8>)> = Vec::new();
+        for folder in ["bin", "dev", "proc", "sys", "modules"] {
+            files.push((folder.into(), 0o040_755, Vec::new()));
+        }
+        files.push(("bin/busybox".into(), 0o100_755, std::fs::read("/bin/busybox").unwrap()));
+        let mut load = String::new();
+        for name in modules {
+            // What a kernel has built in is no file.
+            if let Some(module) = self.module(name) {
+                files.push((format!("modules/{name}.ko"), 0o100_644, module));
+                load.push_str(&format!("insmod /modules/{name}.ko\n"));
+            }
+        }
+        let init = format!(
+            "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\nmount -t proc p /proc\n\
+             mount -t sysfs s /sys\nmount -t devtmpfs d /dev\n{load}{script}\n"
+        );
+        files.push(("init".into(), 0o100_755, init.into_bytes()));
+        let mut archive = Vec::new();
+        for (inode, (name, mode, content)) in (1..).zip(&files) {
+            let builder = newc::Builder::new(name).ino(inode).mode(*mode).nlink(1);
+            let mut writer = builder.write(&mut archive, u32::try_from(content.len()).unwrap());
+            writer.write_all(content).unwrap();
+            writer.finish().unwrap();
+        }
+        newc::trailer(&mut archive).unwrap();
+        archive
+    }
+
+    /// Runs a machine to its end: why it has ended, and its console.
+    pub(crate) async fn run(&self, spec: MachineSpec) -> (String, Vec<String>) {
+        let machine = self.driver(true).boot(spec).await.expect("boot");
+        let end = tokio::time::timeout(PATIENCE, machine.wait()).await;
+        let console = machine.console(200);
+        (end.unwrap_or_else(|_| panic!("no end within {PATIENCE:?}: {console:?}")).reason, console)
+    }
+}
+
+/// Waits until the guest has written `text` to its console.
+pub(crate) async fn says(machine: &dyn Machine, text: &str) {
+    let wait = async {
+        while !machine.console(200).iter().any(|line| line.contains(text)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let said = tokio::time::timeout(PATIENCE, wait).await;
+    assert!(said.is_ok(), "the guest has not said {text:?}: {:?}", machine.console(50));
+}
