@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::build::{self, Built};
+use crate::builtin::Lane;
 use crate::demo::{Process, processes};
 use crate::image;
 use crate::pods;
@@ -113,6 +114,9 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
     let instructions = step("instructions to ready", || instructions(bench, guest, run_folder))?;
     let ratio = step(&format!("{} pairs with runc", args.pairs), || ratio(bench, args.pairs))?;
     let pods = step("pods through containerd", || pods::measure(&bench.built, args.pairs))?;
+    let lane =
+        Lane { built: &bench.built, guest: guest.to_owned(), other: None, usual: None, image: bench.image.clone() };
+    let monitor = step("the built-in monitor", || lane.measure())?;
     Ok(json!({
         "environment": environment(bench)?,
         "sizes_bytes": sizes,
@@ -121,6 +125,7 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
         "guest_instructions_to_ready": instructions,
         "run_true_against_runc": ratio,
         "pods": pods,
+        "monitor": monitor,
     }))
 }
 
@@ -344,4 +349,15 @@ fn print_report(report: &Value) {
     show("further idle container, KiB on the host", &pods["further_idle_container"]["host_kib_each"]);
     show("further idle container, KiB in the guest", &pods["further_idle_container"]["guest_kib_each"]);
     show("1 GiB of output, MiB/s", &pods["stream"]["mib_per_second"]);
+    let monitor = &report["monitor"];
+    show(
+        "guest clock at init against QEMU microvm (at most 0.7)",
+        &monitor["boot_to_init_us"]["ratio_to_qemu_microvm"],
+    );
+    show("the same, jailed against not", &monitor["boot_to_init_us"]["ratio_jailed_to_unjailed"]);
+    show("idle monitor, KiB without guest memory", &monitor["idle"]["memory_kib"]);
+    show("idle monitor, threads (at most 4)", &monitor["idle"]["threads"]);
+    show("idle monitor, wake-ups in 10 s", &monitor["idle"]["wakeups_in_10_s_by_thread"]);
+    show("KVM calls before the first entry", &monitor["kvm_calls_to_first_entry"]);
+    show("from start to agent ready", &monitor["agent_ready"]);
 }

@@ -33,7 +33,7 @@ impl Built {
     }
 
     pub(crate) fn guest_probe(&self) -> PathBuf {
-        self.guest_folder().join("guest-probe")
+        self.guest_folder().join("stripped/guest-probe")
     }
 
     fn guest_folder(&self) -> PathBuf {
@@ -106,6 +106,7 @@ pub(crate) fn all() -> Result<Built> {
     let agent = built.guest_folder().join("coracle-agent");
     check_agent(&agent)?;
     strip(&agent, &built.agent())?;
+    strip(&built.guest_folder().join("guest-probe"), &built.guest_probe())?;
     Ok(built)
 }
 

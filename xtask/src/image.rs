@@ -54,7 +54,8 @@ const COMMANDS: [&str; 44] = [
     "httpd",
 ];
 
-fn busybox() -> Result<Vec<u8>> {
+/// The program, static.
+pub(crate) fn busybox() -> Result<Vec<u8>> {
     let path = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
     std::fs::read(path.context("busybox is missing: install busybox-static")?).context("read busybox")
 }

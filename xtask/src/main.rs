@@ -2,9 +2,11 @@
 
 mod bench;
 mod build;
+mod builtin;
 mod containerd;
 mod demo;
 mod image;
+mod lab;
 mod layers;
 mod lint;
 mod pods;
@@ -45,11 +47,12 @@ enum Task {
     Churn(pods::Args),
     /// Measure sizes, memory, calls, instructions and times.
     Bench(bench::Args),
+    Lab(lab::Args),
 }
 
 fn main() -> ExitCode {
     match run(Cli::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
@@ -57,8 +60,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> Result<()> {
-    match task {
+fn run(task: Task) -> Result<ExitCode> {
+    let done = match task {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => tests::run(&args),
         Task::Lint => lint::run(),
@@ -67,5 +70,7 @@ fn run(task: Task) -> Result<()> {
         Task::Suite(args) => suite::run(&args),
         Task::Churn(args) => pods::run(&args),
         Task::Bench(args) => bench::run(&args),
-    }
+        Task::Lab(args) => return Ok(lab::run(&args)),
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

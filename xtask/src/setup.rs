@@ -17,12 +17,16 @@ const fn need(files: &'static [&'static str], package: &'static str) -> Need {
     Need { files, package }
 }
 
+/// Where virtiofsd is, if it is anywhere.
+pub(crate) const VIRTIOFSD: [&str; 3] =
+    ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd"];
+
 /// What building and running takes.
 const RUN: [Need; 5] = [
     need(&["/usr/bin/gcc"], "gcc"),
     need(&["/usr/lib/x86_64-linux-gnu/libc.a", "/usr/lib/aarch64-linux-gnu/libc.a"], "libc6-dev"),
     need(&["/usr/bin/qemu-system-x86_64"], "qemu-system-x86"),
-    need(&["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd"], "virtiofsd"),
+    need(&VIRTIOFSD, "virtiofsd"),
     need(&["/bin/busybox", "/usr/bin/busybox"], "busybox-static"),
 ];
 
@@ -80,7 +84,7 @@ fn has_package(name: &str) -> bool {
         let output = command("apt-cache", &["show", name]).output();
         output.is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
     };
-    known() || (apt(&["update", "-q"]).is_ok() && known())
+    known() || (update_lists().is_ok() && known())
 }
 
 fn install(packages: &[&str]) -> Result<()> {
@@ -90,8 +94,13 @@ fn install(packages: &[&str]) -> Result<()> {
         return Ok(());
     }
     // The lists may be missing or old.
-    apt(&["update", "-q"])?;
+    update_lists()?;
     apt(&arguments)
+}
+
+/// Fetches the lists of what there is to install.
+pub(crate) fn update_lists() -> Result<()> {
+    apt(&["update", "-q"])
 }
 
 /// apt-get as root.

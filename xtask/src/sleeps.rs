@@ -26,7 +26,7 @@ fn find() -> Result<Vec<(String, usize)>> {
     let mut files = command("git", &["ls-files", "--cached", "--others", "--exclude-standard"]);
     files.args(wings);
     let list = output(files)?;
-    let sources = list.lines().filter(|path| path.contains("/src/"));
+    let sources = list.lines().filter(|path| path.contains("/src/") && !path.ends_with("tests.rs"));
     let counted = sources.filter_map(|path| Some((path, std::fs::read_to_string(top().join(path)).ok()?)));
     Ok(counted.map(|(path, text)| (path.to_owned(), places(&text))).filter(|(_, count)| *count > 0).collect())
 }

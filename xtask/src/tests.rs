@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use crate::build::{self, Built};
+use crate::builtin::Lane;
 use crate::image;
 use crate::setup::{self, Level};
 use crate::steps::{self, command, step};
@@ -12,17 +13,23 @@ use crate::steps::{self, command, step};
 /// Run every test lane that this machine can run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only these lanes: unit, flow, contract, e2e.
+    /// Only these lanes: unit, flow, contract, e2e, builtin.
     #[arg(long, value_delimiter = ',')]
     lane: Vec<String>,
+    /// Of the lane builtin all tests, not only those that run each time: in the lab this takes hours.
+    #[arg(long)]
+    all: bool,
     /// Only tests whose names hold this.
     filter: Option<String>,
 }
 
-const LANES: [&str; 4] = ["unit", "flow", "contract", "e2e"];
+const LANES: [&str; 5] = ["unit", "flow", "contract", "e2e", "builtin"];
 
 /// The second kernel on which the guest is tested, where apt has it.
 const OTHER_KERNEL: &str = "linux-image-6.12-cloud-amd64";
+
+/// The kernel that a distribution's users have.
+const USUAL_KERNEL: &str = "linux-image-amd64";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     for lane in &args.lane {
@@ -41,12 +48,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             steps::run(command("cargo", &arguments))
         })?;
     }
-    if !["flow", "contract", "e2e"].iter().any(|lane| wanted(lane)) {
+    if !["flow", "contract", "e2e", "builtin"].iter().any(|lane| wanted(lane)) {
         return Ok(());
     }
     let built = build::all()?;
     if !setup::is_root() {
-        println!("lanes left out: flow, contract, e2e (they need root: run this by sudo)");
+        println!("lanes left out: flow, contract, e2e, builtin (they need root: run this by sudo)");
         return Ok(());
     }
     if wanted("flow") {
@@ -57,9 +64,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         })?;
     }
     machine_lanes(&built, wanted("contract"), wanted("e2e"), &filter)?;
-    println!(
-        "lanes left out: monitor (the built-in monitor is not there yet); containerd 1.7 and 2.x (run by name, see docs)"
-    );
+    if wanted("builtin") {
+        let lane = Lane {
+            built: &built,
+            guest: built.guest("linux-image-cloud-amd64")?,
+            other: other_guest(&built, OTHER_KERNEL).ok(),
+            usual: other_guest(&built, USUAL_KERNEL).ok(),
+            image: test_image(&built)?,
+        };
+        lane.run(args.all, &filter)?;
+    }
+    println!("left out: containerd 1.7 and 2.x, all tests on the built-in monitor (run by name, see docs)");
     Ok(())
 }
 
@@ -79,9 +94,8 @@ fn machine_lanes(built: &Built, contract: bool, e2e: bool, filter: &[&str]) -> R
         })?;
     }
     if e2e {
-        let folder = built.work().join("test-image");
-        image::make(&folder, &[("guest-probe", built.guest_probe())])?;
-        let other = other_guest(built);
+        let folder = test_image(built)?;
+        let other = other_guest(built, OTHER_KERNEL);
         step("lane e2e (QEMU)", || {
             let mut e2e = command(
                 "cargo",
@@ -102,9 +116,16 @@ fn machine_lanes(built: &Built, contract: bool, e2e: bool, filter: &[&str]) -> R
     Ok(())
 }
 
-fn other_guest(built: &Built) -> Result<std::path::PathBuf> {
+/// The image that containers of tests are made of.
+fn test_image(built: &Built) -> Result<std::path::PathBuf> {
+    let folder = built.work().join("test-image");
+    image::make(&folder, &[("guest-probe", built.guest_probe())])?;
+    Ok(folder)
+}
+
+fn other_guest(built: &Built, kernel: &str) -> Result<std::path::PathBuf> {
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("no apt-get");
     }
-    built.guest(OTHER_KERNEL)
+    built.guest(kernel)
 }

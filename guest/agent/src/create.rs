@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::connections::Ports;
 use crate::hooks::Point;
+use crate::mounts::Mounts;
 use crate::process::{Process, Streams};
 use crate::state::{Agent, Container, Made};
 use crate::thread::on_thread;
@@ -60,8 +61,9 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     })
     .await?;
     let pid = prepared.pid;
-    let process = match Process::watch(prepared, ours) {
-        Ok(process) => process,
+    let watched = Mounts::of(pid).and_then(|mounts| Ok((mounts, Process::watch(prepared, ours)?)));
+    let (mounts, process) = match watched {
+        Ok(watched) => watched,
         Err(error) => {
             let _ = cgroup.kill();
             return Err(error);
@@ -71,7 +73,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
         let _ = cgroup.kill();
         process.wait().await;
         // The hook's error is the one to tell.
-        let _ = on_thread(move || cgroup.remove()).await;
+        let _ = on_thread(move || cgroup.remove().map(|()| mounts.let_go())).await;
         return Err(error);
     }
     if let Some(named) = named {
@@ -82,7 +84,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     }
     let oom_watch = oom::watch(&cgroup, id.clone(), agent.oom_sender.clone());
     agent.insert(Container::new(
-        Made { id, cgroup, pid, root, termination_log, seccomp, personality },
+        Made { id, cgroup, pid, root, termination_log, seccomp, personality, mounts },
         process,
         oom_watch,
     ));

@@ -18,6 +18,7 @@ pub mod guest;
 mod hooks;
 mod hotplug;
 mod iptables;
+mod mounts;
 mod netlink;
 mod network;
 mod oom;

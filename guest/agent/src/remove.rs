@@ -1,6 +1,6 @@
 //! RemoveContainer: kills what still runs, then leaves nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use coracle_protocol::agent::RemoveContainerRequest;
@@ -33,12 +33,20 @@ pub(crate) async fn remove(agent: &Arc<Agent>, request: RemoveContainerRequest) 
     Ok(Empty::new())
 }
 
-/// Ends the container's processes and removes its cgroup.
+/// Ends the container's processes, removes its cgroup, and lets go of its mounts.
 pub(crate) async fn destroy(container: &Arc<Container>) -> Result<()> {
     let cgroup = container.cgroup.clone();
     cgroup.kill()?;
     for process in container.processes() {
         process.wait().await;
     }
-    on_thread(move || cgroup.remove()).await
+    let mounts = container.mounts.lock().unwrap_or_else(PoisonError::into_inner).take();
+    on_thread(move || {
+        let removed = cgroup.remove();
+        if let Some(mounts) = mounts {
+            mounts.let_go();
+        }
+        removed
+    })
+    .await
 }

@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 
 use crate::connections::Connections;
 use crate::hooks::{self, Point};
+use crate::mounts::Mounts;
 use crate::process::Process;
 use crate::thread::on_thread;
 use crate::{Config, Error, Result};
@@ -59,6 +60,8 @@ pub(crate) struct Container {
     pub(crate) seccomp: Option<LinuxSeccomp>,
     pub(crate) personality: Option<LinuxPersonality>,
     pub(crate) init: Arc<Process>,
+    /// Taken once, by the removal.
+    pub(crate) mounts: Mutex<Option<Mounts>>,
     /// Nothing wakes a watch on a cgroup that is gone: it ends with the container.
     oom_watch: Option<AbortHandle>,
     // As above: a look-up, never held across an await.
@@ -74,6 +77,7 @@ pub(crate) struct Made {
     pub(crate) termination_log: Option<PathBuf>,
     pub(crate) seccomp: Option<LinuxSeccomp>,
     pub(crate) personality: Option<LinuxPersonality>,
+    pub(crate) mounts: Mounts,
 }
 
 impl Drop for Container {
@@ -179,7 +183,7 @@ impl Agent {
 
 impl Container {
     pub(crate) fn new(made: Made, init: Arc<Process>, oom_watch: Option<AbortHandle>) -> Self {
-        let Made { id, cgroup, pid, root, termination_log, seccomp, personality } = made;
+        let Made { id, cgroup, pid, root, termination_log, seccomp, personality, mounts } = made;
         Self {
             id,
             cgroup,
@@ -188,6 +192,7 @@ impl Container {
             termination_log,
             seccomp,
             personality,
+            mounts: Mutex::new(Some(mounts)),
             init,
             oom_watch,
             execs: Mutex::new(HashMap::new()),

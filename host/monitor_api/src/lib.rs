@@ -156,6 +156,8 @@ pub enum Device {
         mac: [u8; 6],
         /// The tap's descriptors, one a pair of queues.
         tap_fds: Vec<i32>,
+        /// `/dev/vhost-net`, opened once a tap, where the host's kernel serves the queues; none where the monitor does.
+        vhost_fds: Vec<i32>,
     },
     /// A disk.
     Block {

@@ -1,4 +1,4 @@
-//! `vmm`: the built-in machine monitor, a process of its own. It finds its control socket at descriptor 3.
+//! `vmm FOLDER`: the built-in machine monitor of the pod whose machine has that folder, a process of its own. It finds its control socket at descriptor 3.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 
@@ -24,9 +24,8 @@ impl log::Log for Messages {
 }
 
 pub(crate) fn run(words: &[String]) -> Result<()> {
-    if !words.is_empty() {
-        bail!("usage: vmm, with a control socket at descriptor 3");
-    }
+    // The folder tells whoever lists processes which pod this is. It is not opened.
+    let [_folder] = words else { bail!("usage: vmm FOLDER, with a control socket at descriptor 3") };
     let number = coracle_monitor_api::CONTROL_FD;
     rustix::io::ioctl_fionbio(std::io::stderr(), true).context("prepare standard error")?;
     log::set_logger(&Messages).context("start the log")?;

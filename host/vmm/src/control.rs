@@ -71,6 +71,8 @@ pub fn run(control: UnixStream) -> Result<(), Error> {
             false
         }
     })?;
+    // Its processors and disks may still be at work on its memory, which goes with the process.
+    std::mem::forget(machine);
     failed.map_or(Ok(()), Err)
 }
 

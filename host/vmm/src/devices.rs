@@ -1,5 +1,6 @@
 //! From the driver's description to devices.
 
+use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use coracle_virtio::block::{Block, BlockConfig};
 use coracle_virtio::console::Console;
 use coracle_virtio::device::{Broken, Device};
 use coracle_virtio::fs::Fs;
-use coracle_virtio::net::Net;
+use coracle_virtio::net::{Net, Vhost, VhostNet};
 use coracle_virtio::rng::Rng;
 use coracle_virtio::vsock::Vsock;
 use coracle_virtio::vsock::muxer::Muxer;
@@ -70,9 +71,10 @@ pub(crate) fn make(device: &api::Device, inherited: &mut Inherited, shared: bool
             let fs = Fs::new(tag, server, *queue_size).map_err(|source| Error::Device { device: "fs", source })?;
             quick(Box::new(fs))
         }
-        api::Device::Net { mac, tap_fds } => {
-            let taps: Result<Vec<_>, _> = tap_fds.iter().map(|number| inherited.take(*number)).collect();
-            quick(Box::new(Net::new(taps?, *mac).map_err(failed("net"))?))
+        api::Device::Net { mac, tap_fds, vhost_fds } => {
+            let mut take = |numbers: &[i32]| numbers.iter().map(|number| inherited.take(*number)).collect();
+            let (taps, vhosts): (Result<Vec<_>, _>, Result<Vec<_>, _>) = (take(tap_fds), take(vhost_fds));
+            quick(net(taps?, vhosts?, *mac).map_err(failed("net"))?)
         }
         api::Device::Block { file_fd, read_only, direct, serial, queues } => {
             let config = BlockConfig {
@@ -87,6 +89,47 @@ pub(crate) fn make(device: &api::Device, inherited: &mut Inherited, shared: bool
     })
 }
 
+/// A network device: served by the kernel where it was opened for that, by this process where it was not.
+fn net(mut taps: Vec<OwnedFd>, mut vhosts: Vec<OwnedFd>, mac: [u8; 6]) -> io::Result<Box<dyn Device>> {
+    // Several pairs of queues have one more, for control, which is nothing to the kernel: all of them are served here.
+    if let ([_], [_]) = (taps.as_slice(), vhosts.as_slice())
+        && let Some(vhost) = vhosts.pop()
+    {
+        match Vhost::new(vhost) {
+            Ok(vhost) => {
+                if let Some(tap) = taps.pop() {
+                    return Ok(Box::new(VhostNet::new(vhost, tap, mac)?));
+                }
+            }
+            Err(error) => log::warn!("net: the kernel does not serve it: {error}"),
+        }
+    }
+    Ok(Box::new(Net::new(taps, mac)?))
+}
+
 fn failed<E: std::fmt::Display>(device: &'static str) -> impl FnOnce(E) -> Error {
     move |error| Error::Device { device, source: Broken(error.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    /// Descriptors which the kernel serves no network by.
+    fn sockets(count: usize) -> Vec<OwnedFd> {
+        let socket = |_| socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::empty(), None).unwrap().0;
+        (0..count).map(socket).collect()
+    }
+
+    #[test]
+    fn a_network_device_does_without_the_kernel() {
+        for (taps, vhosts) in [(1, 0), (1, 1), (1, 2), (2, 1), (2, 2)] {
+            let device = net(sockets(taps), sockets(vhosts), [2, 0, 0, 0, 0, 1]).unwrap();
+            assert!(!device.served_elsewhere(), "{taps} taps, {vhosts} for the kernel");
+        }
+        assert!(net(sockets(0), sockets(0), [0; 6]).is_err());
+        assert!(net(sockets(0), sockets(1), [0; 6]).is_err());
+    }
 }

@@ -86,7 +86,7 @@ pub(crate) struct Processor {
 }
 
 /// The signal that interrupts a processor. Its handler does nothing.
-fn kick_signal() -> libc::c_int {
+pub(crate) fn kick_signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 

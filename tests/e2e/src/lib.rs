@@ -57,6 +57,16 @@ fn links() -> Vec<String> {
     links
 }
 
+/// What the command lines of machine monitors hold: QEMU, or the built-in one where `CORACLE_TEST_MONITOR` says so.
+#[must_use]
+pub fn monitor() -> &'static str {
+    if MONITOR_NAME.as_str() == "qemu" { "qemu-system" } else { "-v2 vmm " }
+}
+
+/// The monitor under test, as the setting names it.
+static MONITOR_NAME: std::sync::LazyLock<String> =
+    std::sync::LazyLock::new(|| std::env::var("CORACLE_TEST_MONITOR").unwrap_or_else(|_| "qemu".into()));
+
 impl Host {
     /// A host whose settings allow emulation and name the guest image under test.
     ///
@@ -77,8 +87,8 @@ impl Host {
         for folder in [&host.run, &host.folder] {
             std::fs::create_dir_all(folder).expect("a test's folder");
         }
-        let monitor = std::env::var("CORACLE_TEST_MONITOR").unwrap_or_else(|_| "qemu".into());
-        let host = host.set("machine.accelerator", "\"any\"").set("machine.monitor", &format!("{monitor:?}"));
+        let monitor = format!("{:?}", MONITOR_NAME.as_str());
+        let host = host.set("machine.accelerator", "\"any\"").set("machine.monitor", &monitor);
         host.set("guest.folder", &format!("{:?}", path("CORACLE_TEST_GUEST")))
     }
 
@@ -189,6 +199,13 @@ impl Host {
         let pods: Vec<_> = std::fs::read_dir(&self.run).expect("the run folder").flatten().collect();
         assert_eq!(pods.len(), 1, "one pod: {pods:?}");
         pods[0].path()
+    }
+
+    /// Where the one pod's monitor connects to when its guest dials this port of the host's.
+    #[must_use]
+    pub fn guest_socket(&self, port: u32) -> PathBuf {
+        let folder = if monitor() == "qemu-system" { "m" } else { "m/vsock" };
+        self.pod().join(folder).join(format!("vsock.sock_{port}"))
     }
 
     /// The pids of this host's processes whose command line holds `word`.

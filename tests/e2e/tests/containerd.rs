@@ -1,6 +1,6 @@
 //! Through a real containerd.
 
-use coracle_e2e::{Containerd, Host, Outcome, Running, path};
+use coracle_e2e::{Containerd, Host, Outcome, Running, monitor, path};
 
 #[test]
 fn ctr_run_prints_the_guests_kernel() {
@@ -127,7 +127,7 @@ fn the_monitor_killed_is_an_exit_event_and_delete_works() {
         ["run", "--runtime", "io.containerd.coracle.v2", "test:latest", "c", "sh", "-c", "echo up; sleep 1000"];
     let mut running = Running::start(containerd.command(&arguments));
     running.read_until("up\n");
-    host.kill("qemu-system");
+    host.kill(monitor());
     let outcome = running.finish();
     assert_eq!(outcome.code, 137, "{outcome:?}");
     let delete = containerd.ctr(&["tasks", "delete", "c"]);

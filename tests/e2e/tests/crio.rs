@@ -1,6 +1,6 @@
 //! Pods as CRI-O makes them: its annotations, and no publisher of events.
 
-use coracle_e2e::{Host, Shim, busybox_root};
+use coracle_e2e::{Host, Shim, busybox_root, monitor};
 
 fn config(root: &str, kind: &str, script: &str) -> serde_json::Value {
     serde_json::json!({
@@ -26,7 +26,7 @@ fn a_pod_of_cri_o_has_its_containers_in_one_machine() {
     let pod = start("p", "sandbox", "never run");
     let one = start("one", "container", "exec sleep 1000");
     let two = start("two", "container", "test $(hostname) = by-cri-o && exit 5");
-    assert_eq!(host.processes("qemu-system").len(), 1, "one machine");
+    assert_eq!(host.processes(monitor()).len(), 1, "one machine");
     assert_eq!(host.processes(" serve").len(), 1, "one shim");
     assert_eq!(two.wait("").unwrap(), 5);
     assert_eq!(two.delete().unwrap(), 5);

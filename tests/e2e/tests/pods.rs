@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use coracle_e2e::cri::msg;
-use coracle_e2e::{Containerd, Cri, Host, Pod, Shim};
+use coracle_e2e::{Containerd, Cri, Host, Pod, Shim, monitor};
 use protobuf::MessageField;
 
 /// What a server of the pod's answers to this host.
@@ -107,7 +107,7 @@ fn all_of_a_pod_is_in_its_control_group() {
     .unwrap();
     let expected = format!("{parent}/{}", pod.id);
     pod.start("one", &["sleep", "1000"], |_| {}).unwrap();
-    for word in [" serve", "qemu-system", "virtiofsd"] {
+    for word in [" serve", monitor(), "virtiofsd"] {
         let pids = host.processes(word);
         assert!(!pids.is_empty(), "{word}");
         for pid in pids {
@@ -170,10 +170,81 @@ fn a_pod_whose_monitor_is_killed_can_be_stopped_and_removed() {
     let cri = Cri::connect(&containerd);
     let pod = Pod::run(&cri, "coracle", "p", |_| {}).unwrap();
     let one = pod.start("one", &["sleep", "1000"], |_| {}).unwrap();
-    host.kill("qemu-system");
+    host.kill(monitor());
     assert_eq!(cri.ended(&one).exit_code, 137);
     assert!(cri.exec(&one, &["true"]).is_err());
     pod.remove_as_kubelet_does().unwrap();
+    drop(containerd);
+    host.audit();
+}
+
+/// A program of two GiB that reads all of itself, over and over: an ELF file of one segment, the rest of which is a hole.
+fn program_that_reads_itself(path: &std::path::Path) {
+    const BASE: u64 = 0x40_0000;
+    const BYTES: u64 = 2 << 30;
+    let start = 64 + 56;
+    let mut code = vec![0x48, 0xbb];
+    code.extend(BASE.to_le_bytes());
+    // mov al, [rbx]; add rbx, 4096; mov rcx, the end; cmp rbx, rcx; jb to the first; jmp to the start.
+    code.extend([0x8a, 0x03, 0x48, 0x81, 0xc3, 0, 0x10, 0, 0, 0x48, 0xb9]);
+    code.extend((BASE + BYTES).to_le_bytes());
+    code.extend([0x48, 0x39, 0xcb, 0x72, 0xe8, 0xeb, 0xdc]);
+    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    for half in [2_u16, 62, 1, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    for number in [BASE + start, 64, 0] {
+        file.extend(number.to_le_bytes());
+    }
+    for half in [0_u16, 0, 64, 56, 1, 0, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    // Loaded, to be read and run.
+    file.extend(1_u32.to_le_bytes());
+    file.extend(5_u32.to_le_bytes());
+    for number in [0, BASE, BASE, BYTES, BYTES, 4096] {
+        file.extend(number.to_le_bytes());
+    }
+    file.extend(code);
+    std::fs::write(path, file).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_len(BYTES).unwrap();
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// The guest's kernel must not find a file in use when the last process of a container's mounts has gone.
+#[test]
+fn a_container_killed_while_its_program_is_read_has_ended() {
+    let host = Host::with_own_network();
+    let containerd = Containerd::with_cri(&host);
+    let cri = Cri::connect(&containerd);
+    let pod = Pod::run(&cri, "coracle", "p", |_| {}).unwrap();
+    let other = pod.start("other", &["sleep", "1000"], |_| {}).unwrap();
+    let folder = host.folder.join("program");
+    std::fs::create_dir(&folder).unwrap();
+    program_that_reads_itself(&folder.join("reads"));
+    let mount = msg::Mount {
+        host_path: folder.display().to_string(),
+        container_path: "/v".into(),
+        readonly: true,
+        ..Default::default()
+    };
+    let reads = pod.start("reads", &["/v/reads"], |config| config.mounts.push(mount)).unwrap();
+    let signal = |signal| {
+        for pid in host.processes("virtiofsd") {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, signal).unwrap();
+        }
+    };
+    assert_eq!(cri.status(&reads).unwrap().state, 1, "it runs");
+    signal(rustix::process::Signal::STOP);
+    let stopped = cri.stop(&reads, 0);
+    signal(rustix::process::Signal::CONT);
+    stopped.unwrap();
+    assert_eq!(cri.status(&reads).unwrap().exit_code, 137);
+    assert_eq!(cri.exec(&other, &["echo", "on"]).unwrap().1, "on\n", "the pod goes on");
+    cri.remove(&reads).unwrap();
+    pod.remove().unwrap();
     drop(containerd);
     host.audit();
 }

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use coracle_e2e::{Host, Outcome, Running, path};
+use coracle_e2e::{Host, Outcome, Running, monitor, path};
 use rustix::process::Signal;
 
 fn sha256(bytes: &[u8]) -> String {
@@ -179,7 +179,7 @@ fn interrupted_while_it_boots_nothing_stays() {
     let host = Host::new();
     let running = Running::start(host.run_command(&[], &["true"]));
     // The machine has begun when its process is there.
-    while host.processes("qemu-system").is_empty() {
+    while host.processes(monitor()).is_empty() {
         std::thread::yield_now();
     }
     running.signal(Signal::TERM);
@@ -397,8 +397,10 @@ fn one_call_writes_four_megabytes_on_the_other_kernel() {
 fn vsock_writes(host: Host) {
     host.detached("v", "sleep 1000");
     for (port, bytes) in [(5001, 64 << 10), (5002, 1 << 20), (5003, 4 << 20)] {
-        let socket = host.pod().join("m").join(format!("vsock.sock_{port}"));
+        let socket = host.guest_socket(port);
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        // The built-in monitor has a user of its own.
+        std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         let reader = std::thread::spawn(move || {
             let mut data = Vec::new();
             listener.accept().unwrap().0.read_to_end(&mut data).unwrap();

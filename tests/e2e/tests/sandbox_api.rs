@@ -4,7 +4,7 @@ use std::process::Command;
 
 use containerd_shim_protos::ttrpc::Code;
 use coracle_e2e::cri::msg;
-use coracle_e2e::{Host, POD_CONFIG, PodShim, busybox_root, read_metrics};
+use coracle_e2e::{Host, POD_CONFIG, PodShim, busybox_root, monitor, read_metrics};
 use protobuf::MessageField;
 
 /// A network namespace with nothing but loopback, as long as it lives.
@@ -126,7 +126,7 @@ fn a_pod_whose_monitor_is_killed_has_ended() {
     let netns = Netns::new(&host);
     let shim = booted(&host, &netns);
     shim.run("one", container(&busybox_root(&host), "exec sleep 1000")).unwrap();
-    host.kill("qemu-system");
+    host.kill(monitor());
     assert_eq!(shim.wait().unwrap(), 137);
     assert_eq!(shim.end_of("one", true).unwrap(), 137);
     let status = shim.status().unwrap();
@@ -139,7 +139,7 @@ fn a_pod_whose_monitor_is_killed_has_ended() {
 
 #[test]
 fn a_pod_that_can_not_boot_says_why_and_leaves_nothing() {
-    let host = Host::new().set("qemu.path", "\"/nowhere/qemu\"");
+    let host = Host::new().set("machine.monitor", "\"qemu\"").set("qemu.path", "\"/nowhere/qemu\"");
     let netns = Netns::new(&host);
     let shim = PodShim::start(&host, "p");
     shim.create(&netns.path(), POD_CONFIG, &pod(&host)).unwrap();

@@ -28,7 +28,7 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<BuiltinMa
     let Some((program, first)) = config.monitor.split_first() else {
         return Err(Error::Missing("no program is configured for the built-in monitor".into()));
     };
-    let root = Root::make(spec.folder.join("m"))?;
+    let root = Root::make(spec.folder.join("vsock"))?;
     let address = AgentAddress::Hybrid(root.path.join(PROGRAMS_SOCKET));
     let programs = UnixListener::bind(root.path.join(PROGRAMS_SOCKET)).map_err(Error::system("listen for programs"))?;
     let hello = listen(&address, root.user)?;
@@ -38,7 +38,7 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<BuiltinMa
         std::os::unix::net::UnixStream::pair().map_err(Error::system("make the monitor's control channel"))?;
     ours.set_nonblocking(true).map_err(Error::system("make the monitor's control channel"))?;
     let (console, messages) = (Ring::new(CONSOLE_BYTES), Ring::new(MESSAGES_BYTES));
-    let mut spawn = Spawn::new(program).arguments(first.iter().cloned());
+    let mut spawn = Spawn::new(program).arguments(first.iter().cloned()).argument(&spec.folder);
     spawn = spawn.descriptor(api::CONTROL_FD, OwnedFd::from(theirs));
     for (number, fd) in descriptors.0 {
         spawn = spawn.descriptor(number, fd);

@@ -11,7 +11,7 @@ use coracle_monitor_api as api;
 /// The guest's context identifier: there is one guest behind each monitor's sockets.
 pub(crate) const GUEST_CID: u32 = 3;
 /// The socket on which host programs reach the guest, in the jail's root.
-pub(crate) const PROGRAMS_SOCKET: &str = "s";
+pub(crate) const PROGRAMS_SOCKET: &str = "vsock.sock";
 
 /// Descriptors for the monitor, by the numbers at which it finds them.
 #[derive(Debug, Default)]
@@ -73,7 +73,8 @@ pub(crate) fn describe(
             }
             Device::Net { mac, tap } => {
                 let tap = tap.try_clone().map_err(Error::system("hand a tap to the monitor"))?;
-                api::Device::Net { mac: *mac, tap_fds: vec![fds.add(tap)] }
+                let (tap_fds, vhost_fds) = (vec![fds.add(tap)], open_vhost().map(|vhost| fds.add(vhost)));
+                api::Device::Net { mac: *mac, tap_fds, vhost_fds: vhost_fds.into_iter().collect() }
             }
             other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
         });
@@ -103,6 +104,13 @@ fn command_line(spec: &MachineSpec) -> String {
         line.push_str(" console=ttyS0");
     }
     line
+}
+
+/// The kernel's own server of network devices, where this host has it and lets this process use it. The monitor can do
+/// without.
+fn open_vhost() -> Option<File> {
+    let opened = File::options().read(true).write(true).open("/dev/vhost-net");
+    opened.inspect_err(|error| log::debug!("/dev/vhost-net can't be opened: {error}")).ok()
 }
 
 fn open_disk(path: &Path, read_only: bool, direct: bool) -> Result<File> {

@@ -3,20 +3,7 @@
 mod guest;
 
 use coracle_machine::Driver;
-use guest::{given, says};
-
-/// The process ids of monitors that are this process's children.
-fn monitors() -> Vec<i32> {
-    let own = std::process::id().to_string();
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok())
-        .filter(|pid| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(&own))
-        })
-        .collect()
-}
+use guest::{children, given, says};
 
 #[tokio::test]
 async fn killed_at_any_moment_it_is_told_and_leaves_nothing() {
@@ -34,7 +21,7 @@ async fn killed_at_any_moment_it_is_told_and_leaves_nothing() {
             let _ = tokio::time::timeout(moment, machine.wait()).await;
         }
         let end = machine.wait();
-        let found = monitors();
+        let found = children();
         assert_eq!(found.len(), 1, "{found:?}");
         let killed = std::time::Instant::now();
         let pid = rustix::process::Pid::from_raw(found[0]).unwrap();
@@ -45,6 +32,6 @@ async fn killed_at_any_moment_it_is_told_and_leaves_nothing() {
         println!("round {round}: told after {:?}", killed.elapsed());
         drop(machine);
         assert_eq!(std::fs::read_dir(folder.path().join("machine")).unwrap().count(), 0);
-        assert!(monitors().is_empty());
+        assert!(children().is_empty());
     }
 }

@@ -44,6 +44,23 @@ async fn a_compressed_kernel_boots_too() {
 }
 
 #[tokio::test]
+async fn the_agent_greets_on_every_kernel() {
+    let Some(given) = given() else { return };
+    let guests = std::env::var_os("CORACLE_TEST_GUESTS").expect("CORACLE_TEST_GUESTS");
+    for guest in std::env::split_paths(&guests) {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = std::fs::read_to_string(guest.join("manifest.json")).unwrap();
+        let kernel = manifest.lines().find(|line| line.contains("kernel_release")).unwrap().trim().to_owned();
+        let driver = given.driver(true);
+        let machine = driver.boot(given.image_of(&guest, folder.path())).await.expect("boot");
+        let greeted = tokio::time::timeout(guest::PATIENCE, machine.guest_connection()).await;
+        greeted.unwrap_or_else(|_| panic!("{kernel}: {:?}", machine.console(30))).unwrap();
+        machine.stop().await.unwrap();
+        println!("greeted: {kernel}");
+    }
+}
+
+#[tokio::test]
 async fn processors_and_memory_are_those_that_were_asked_for() {
     let Some(given) = given() else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -13,18 +13,18 @@ use super::virtio::Net;
 use crate::device::{Device, Memory, Turn};
 use crate::driver::{DATA, Driver, activation, memory, peek, poke};
 
-const GUEST_CSUM: u64 = 1 << 1;
-const GUEST_TSO4: u64 = 1 << 7;
+pub(super) const GUEST_CSUM: u64 = 1 << 1;
+pub(super) const GUEST_TSO4: u64 = 1 << 7;
 const MRG_RXBUF: u64 = 1 << 15;
 const CTRL_VQ: u64 = 1 << 17;
 const MQ: u64 = 1 << 22;
 /// A type of frame for local experiments, which the kernel sends none of.
-const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
-const IPV4: [u8; 2] = [8, 0];
+pub(super) const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
+pub(super) const IPV4: [u8; 2] = [8, 0];
 const PACKET_VNET_HDR: libc::c_int = 15;
 
 /// Runs a test in a network of its own, where that can be had.
-fn alone(work: impl FnOnce() + Send) {
+pub(super) fn alone(work: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // SAFETY: it changes the network of this thread only, which holds no sockets yet.
@@ -61,7 +61,7 @@ fn ioctl(fd: &OwnedFd, number: libc::Ioctl, request: &mut libc::ifreq) {
     assert!(result >= 0, "{}", io::Error::last_os_error());
 }
 
-fn taps(count: usize) -> Vec<OwnedFd> {
+pub(super) fn taps(count: usize) -> Vec<OwnedFd> {
     let multiple = if count > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
     let open = || {
         let tap = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
@@ -76,7 +76,7 @@ fn taps(count: usize) -> Vec<OwnedFd> {
 
 /// The host's end of the link: a socket of all its frames, with headers before them if so asked. The link is up then.
 #[expect(unsafe_code, reason = "sockets of a family that no safe wrapper has")]
-fn host(with_header: bool) -> OwnedFd {
+pub(super) fn host(with_header: bool) -> OwnedFd {
     let protocol = (libc::ETH_P_ALL as u16).to_be();
     // SAFETY: the descriptor is new, and nobody else's.
     let socket = unsafe {
@@ -124,12 +124,12 @@ fn bench(count: usize, features: u64, with_header: bool) -> Bench {
     Bench { net, memory, queues, host: host(with_header) }
 }
 
-fn frame(kind: [u8; 2], rest: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: [u8; 2], rest: &[u8]) -> Vec<u8> {
     [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2], &kind[..], rest].concat()
 }
 
 /// A segment of TCP from that port, and before it the header of the device which says that it is to be cut into many.
-fn segment(port: u16, bytes: usize) -> (Vec<u8>, Vec<u8>) {
+pub(super) fn segment(port: u16, bytes: usize) -> (Vec<u8>, Vec<u8>) {
     let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1];
     ip[2..4].copy_from_slice(&(40 + bytes as u16).to_be_bytes());
     let mut tcp = vec![0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0x20, 0, 0, 0, 0, 0];

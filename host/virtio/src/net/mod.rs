@@ -2,6 +2,7 @@
 //!
 //! The tap speaks the device's own header (`IFF_VNET_HDR`), so checksums and segmentation pass through as the guest and the
 //! host's kernel have them, and this device never looks into a frame.
+//! [`Net`] serves the queues itself; for [`VhostNet`] the host's kernel does it (vhost-net).
 
 mod control;
 #[cfg(test)]
@@ -11,8 +12,12 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod vhost;
+#[cfg(test)]
+mod vhost_tests;
 mod virtio;
 
+pub use vhost::{Vhost, VhostNet};
 pub use virtio::{Net, PAIRS_MAX};
 
 /// Bytes of the header before each frame, which a device of virtio 1 always has (section 5.1.6): struct `virtio_net_hdr_v1`.

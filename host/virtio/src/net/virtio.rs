@@ -13,7 +13,7 @@ use crate::ring::Ring;
 pub const PAIRS_MAX: usize = 64;
 
 /// Entries of a receive or transmit queue.
-const QUEUE_SIZE: u16 = 256;
+pub(super) const QUEUE_SIZE: u16 = 256;
 /// Entries of the control queue.
 const CONTROL_SIZE: u16 = 64;
 
@@ -26,12 +26,17 @@ mod feature {
     pub(super) const GUEST_TSO6: u64 = 1 << 8;
     pub(super) const HOST_TSO4: u64 = 1 << 11;
     pub(super) const HOST_TSO6: u64 = 1 << 12;
-    pub(super) const MRG_RXBUF: u64 = 1 << 15;
+    pub(in crate::net) const MRG_RXBUF: u64 = 1 << 15;
     pub(super) const STATUS: u64 = 1 << 16;
     pub(super) const CTRL_VQ: u64 = 1 << 17;
     pub(super) const MQ: u64 = 1 << 22;
 }
-use feature::{CSUM, CTRL_VQ, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6, MAC, MQ, MRG_RXBUF, STATUS};
+pub(super) use feature::MRG_RXBUF;
+use feature::{CSUM, CTRL_VQ, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6, MAC, MQ, STATUS};
+
+/// What a device of one pair offers: all of it passes between the guest and the tap, but for the buffers that may be merged.
+pub(super) const OFFERED: u64 =
+    CSUM | GUEST_CSUM | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MRG_RXBUF | STATUS;
 
 /// What there is of each tap.
 #[derive(Debug)]
@@ -64,6 +69,15 @@ impl Net {
         Self::with(taps, mac, ask_kernel)
     }
 
+    /// A device over what keeps frames apart as taps do, such as sockets of the type `SEQPACKET`, but is no tap: whoever is at
+    /// the other ends knows by himself what the driver has taken. For fuzzing and measuring.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn over_sockets(sockets: Vec<OwnedFd>, mac: [u8; 6]) -> io::Result<Self> {
+        Self::with(sockets, mac, |_, _| Ok(()))
+    }
+
     pub(super) fn with(taps: Vec<OwnedFd>, mac: [u8; 6], ask: Ask) -> io::Result<Self> {
         let count = taps.len();
         if !(1..=PAIRS_MAX).contains(&count) {
@@ -78,10 +92,7 @@ impl Net {
         if count > 1 {
             sizes.push(CONTROL_SIZE);
         }
-        // The address, the status (`VIRTIO_NET_S_LINK_UP`), and the number of pairs (section 5.1.4).
-        let [a, b, c, d, e, f] = mac;
-        let [low, high] = u16::try_from(count).unwrap_or(1).to_le_bytes();
-        let config = [a, b, c, d, e, f, 1, 0, low, high];
+        let config = configuration(mac, u16::try_from(count).unwrap_or(1));
         Ok(Self { pairs, active: 0, control: None, sizes, config, counters: Counters::default() })
     }
 
@@ -121,6 +132,13 @@ impl Net {
     }
 }
 
+/// The configuration space: the address, the status (`VIRTIO_NET_S_LINK_UP`), and the number of pairs (section 5.1.4).
+pub(super) fn configuration(mac: [u8; 6], pairs: u16) -> [u8; 10] {
+    let [a, b, c, d, e, f] = mac;
+    let [low, high] = pairs.to_le_bytes();
+    [a, b, c, d, e, f, 1, 0, low, high]
+}
+
 /// What the tap may leave to its reader (linux/if_tun.h), which the driver has taken.
 fn offload(features: u64) -> libc::c_uint {
     if features & GUEST_CSUM == 0 {
@@ -130,6 +148,13 @@ fn offload(features: u64) -> libc::c_uint {
     let tso4 = if features & GUEST_TSO4 != 0 { libc::TUN_F_TSO4 } else { 0 };
     let tso6 = if features & GUEST_TSO6 != 0 { libc::TUN_F_TSO6 } else { 0 };
     libc::TUN_F_CSUM | tso4 | tso6
+}
+
+/// Has the tap give and take what the driver has agreed to.
+pub(super) fn prepare(tap: &Tap, features: u64) -> Result<(), Broken> {
+    let header = libc::c_int::try_from(HEADER_BYTES).unwrap_or(0);
+    let asked = tap.ask(Request::HeaderBytes(header)).and_then(|()| tap.ask(Request::Offload(offload(features))));
+    asked.map_err(|error| Broken(format!("the tap does not do what the driver wants: {error}")))
 }
 
 impl Device for Net {
@@ -142,8 +167,7 @@ impl Device for Net {
     }
 
     fn features(&self) -> u64 {
-        let one = CSUM | GUEST_CSUM | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MRG_RXBUF | STATUS;
-        one | if self.pairs.len() > 1 { CTRL_VQ | MQ } else { 0 }
+        OFFERED | if self.pairs.len() > 1 { CTRL_VQ | MQ } else { 0 }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -184,11 +208,7 @@ impl Device for Net {
         if !Self::set_pairs(&mut self.pairs, &mut self.active, 1) {
             return Err(Broken::new("the taps can't be brought to one queue"));
         }
-        let asked = self.pairs.first().map_or(Ok(()), |pair| {
-            pair.tap.ask(Request::HeaderBytes(libc::c_int::try_from(HEADER_BYTES).unwrap_or(0)))?;
-            pair.tap.ask(Request::Offload(offload(features)))
-        });
-        asked.map_err(|error| Broken(format!("the tap does not do what the driver wants: {error}")))
+        self.pairs.first().map_or(Ok(()), |pair| prepare(&pair.tap, features))
     }
 
     fn sources(&self) -> Vec<Source<'_>> {

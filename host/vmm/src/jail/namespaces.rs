@@ -29,6 +29,9 @@ pub(super) fn enter(jail: &Jail) -> Result<(), Error> {
         drop_user(jail.user)?;
     }
     drop_capabilities()?;
+    // Nobody of the same user may look into it.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(Error::system("turn off dumping"))?;
     // A change of user has taken it back.
     let signal = rustix::process::Signal::KILL;
     rustix::process::set_parent_process_death_signal(Some(signal)).map_err(Error::system("die with the driver"))

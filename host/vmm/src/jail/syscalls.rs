@@ -63,7 +63,6 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
             libc::SYS_sendto,
             libc::SYS_shutdown,
             libc::SYS_statx,
-            libc::SYS_tgkill,
             libc::SYS_writev,
         ],
         Kind::Disk => &[
@@ -103,15 +102,39 @@ fn requests(kind: Kind) -> &'static [u32] {
     const TUNSETOFFLOAD: u32 = 0x4004_54d0;
     const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
     const TUNSETQUEUE: u32 = 0x4004_54d9;
+    /// linux/vhost.h. What is asked of it once, before the guest runs, needs no place here.
+    const VHOST_SET_FEATURES: u32 = 0x4008_af00;
+    const VHOST_SET_MEM_TABLE: u32 = 0x4008_af03;
+    const VHOST_SET_VRING_NUM: u32 = 0x4008_af10;
+    const VHOST_SET_VRING_ADDR: u32 = 0x4028_af11;
+    const VHOST_SET_VRING_BASE: u32 = 0x4008_af12;
+    const VHOST_SET_VRING_KICK: u32 = 0x4008_af20;
+    const VHOST_SET_VRING_CALL: u32 = 0x4008_af21;
+    const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
     /// linux/fs.h.
     const BLKDISCARD: u32 = 0x1277;
     const FIONBIO: u32 = 0x5421;
     match kind {
-        Kind::Main => &[FIONBIO, TUNSETQUEUE],
+        // A device that breaks is taken from the kernel.
+        Kind::Main => &[FIONBIO, TUNSETQUEUE, VHOST_NET_SET_BACKEND],
         Kind::Disk => &[BLKDISCARD],
-        Kind::Processor => {
-            &[KVM_RUN, KVM_IRQFD, KVM_IOEVENTFD, KVM_SET_GSI_ROUTING, TUNSETOFFLOAD, TUNSETVNETHDRSZ, TUNSETQUEUE]
-        }
+        Kind::Processor => &[
+            KVM_RUN,
+            KVM_IRQFD,
+            KVM_IOEVENTFD,
+            KVM_SET_GSI_ROUTING,
+            TUNSETOFFLOAD,
+            TUNSETVNETHDRSZ,
+            TUNSETQUEUE,
+            VHOST_SET_FEATURES,
+            VHOST_SET_MEM_TABLE,
+            VHOST_SET_VRING_NUM,
+            VHOST_SET_VRING_ADDR,
+            VHOST_SET_VRING_BASE,
+            VHOST_SET_VRING_KICK,
+            VHOST_SET_VRING_CALL,
+            VHOST_NET_SET_BACKEND,
+        ],
     }
 }
 
@@ -130,6 +153,11 @@ fn program(kind: Kind) -> Result<BpfProgram, Error> {
     let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
         ALL.iter().chain(own(kind)).map(|number| (*number, Vec::new())).collect();
     let requests: Result<Vec<_>, _> = requests(kind).iter().map(|request| is(1, *request)).collect();
+    // Its own abort; and the main thread's kick that makes a processor leave the guest.
+    let mut signals = vec![libc::SIGABRT];
+    signals.extend((kind == Kind::Main).then(crate::vcpu::kick_signal));
+    let signals: Result<Vec<_>, _> = signals.iter().map(|signal| is(2, signal.unsigned_abs())).collect();
+    rules.insert(libc::SYS_tgkill, signals.map_err(failed)?);
     let commands = [libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
     let commands: Result<Vec<_>, _> = commands.iter().map(|command| is(1, command.unsigned_abs())).collect();
     rules.insert(libc::SYS_fcntl, commands.map_err(failed)?);
@@ -193,5 +221,11 @@ mod tests {
         assert_eq!(confined(Kind::Main, || call(libc::SYS_socket, [2, 1, 0])), Some(libc::SIGSYS));
         assert_eq!(confined(Kind::Processor, || call(libc::SYS_socket, [1, 1, 0])), Some(libc::SIGSYS));
         assert_eq!(confined(Kind::Processor, || call(libc::SYS_ioctl, [-1, 0xae80, 0])), None);
+        // The kernel's net device: set up by processors, stopped by the main thread too, made by neither.
+        for kind in [Kind::Main, Kind::Processor] {
+            assert_eq!(confined(kind, || call(libc::SYS_ioctl, [-1, 0x4008_af30, 0])), None, "{kind:?}");
+            assert_eq!(confined(kind, || call(libc::SYS_ioctl, [-1, 0xaf01, 0])), Some(libc::SIGSYS), "{kind:?}");
+        }
+        assert_eq!(confined(Kind::Main, || call(libc::SYS_ioctl, [-1, 0x4008_af03, 0])), Some(libc::SIGSYS));
     }
 }

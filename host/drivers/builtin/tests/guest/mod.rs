@@ -47,6 +47,12 @@ impl Given {
         Builtin::new(Config { monitor: vec![self.shim.clone().into(), "vmm".into()], jail })
     }
 
+    /// The driver with a monitor that another program starts and looks at, without a jail.
+    pub(crate) fn driver_behind(&self, mut words: Vec<std::ffi::OsString>) -> Builtin {
+        words.extend([self.shim.clone().into(), "vmm".into()]);
+        Builtin::new(Config { monitor: words, jail: false })
+    }
+
     /// The compressed kernel, as the package has it.
     pub(crate) fn bzimage(&self) -> PathBuf {
         let boot = std::fs::read_dir(self.package.join("boot")).unwrap().flatten().map(|entry| entry.path());
@@ -112,15 +118,21 @@ impl Given {
              mount -t sysfs s /sys\nmount -t devtmpfs d /dev\n{load}{script}\n"
         );
         files.push(("init".into(), 0o100_755, init.into_bytes()));
-        let mut archive = Vec::new();
-        for (inode, (name, mode, content)) in (1..).zip(&files) {
-            let builder = newc::Builder::new(name).ino(inode).mode(*mode).nlink(1);
-            let mut writer = builder.write(&mut archive, u32::try_from(content.len()).unwrap());
-            writer.write_all(content).unwrap();
-            writer.finish().unwrap();
-        }
-        newc::trailer(&mut archive).unwrap();
-        archive
+        archive(&files)
+    }
+
+    /// A machine in `folder` with the guest image under test.
+    pub(crate) fn image(&self, folder: &Path) -> MachineSpec {
+        self.image_of(&self.guest, folder)
+    }
+
+    /// A machine in `folder` with another guest image.
+    pub(crate) fn image_of(&self, guest: &Path, folder: &Path) -> MachineSpec {
+        let mut spec = self.spec(folder, &[], "");
+        spec.kernel.path = guest.join("vmlinux");
+        spec.initrd = guest.join("initrd.img");
+        spec.devices = vec![Device::Vsock, Device::Rng];
+        spec
     }
 
     /// Runs a machine to its end: why it has ended, and its console.
@@ -130,6 +142,37 @@ impl Given {
         let console = machine.console(200);
         (end.unwrap_or_else(|_| panic!("no end within {PATIENCE:?}: {console:?}")).reason, console)
     }
+}
+
+/// A RAM disk with these programs.
+pub(crate) fn initrd_of(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let files: Vec<_> = files.iter().map(|(name, content)| ((*name).to_owned(), 0o100_755, content.clone())).collect();
+    archive(&files)
+}
+
+fn archive(files: &[(String, u32, Vec<u8>)]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (inode, (name, mode, content)) in (1..).zip(files) {
+        let builder = newc::Builder::new(name).ino(inode).mode(*mode).nlink(1);
+        let mut writer = builder.write(&mut archive, u32::try_from(content.len()).unwrap());
+        writer.write_all(content).unwrap();
+        writer.finish().unwrap();
+    }
+    newc::trailer(&mut archive).unwrap();
+    archive
+}
+
+/// The process ids of this process's children: the monitors that it has started.
+pub(crate) fn children() -> Vec<i32> {
+    let own = std::process::id().to_string();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok())
+        .filter(|pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(&own))
+        })
+        .collect()
 }
 
 /// Waits until the guest has written `text` to its console.

@@ -1,0 +1,188 @@
+//! Figures of the built-in monitor beside QEMU's, in one run: `cargo xtask bench` runs it where KVM works, or in the lab.
+//! It prints one JSON object.
+//!
+//! The guest's init is `guest-probe`, which prints the guest's clock at its first instruction.
+
+#[path = "../tests/guest/mod.rs"]
+mod guest;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use coracle_driver_builtin::Builtin;
+use coracle_driver_qemu::{Config as QemuConfig, MachineType, Qemu};
+use coracle_machine::{Accelerator, Device, Driver, Machine, MachineSpec, MemoryKind};
+use guest::{Given, given, initrd_of, says};
+use serde_json::{Value, json};
+
+/// Boots of each kind, in turn.
+const ROUNDS: usize = 5;
+
+/// The name of the guest's memory in a process's map.
+const GUEST_MEMORY: &str = "memfd:coracle-guest";
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let Some(given) = given() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut report = BTreeMap::new();
+    report.insert("boot_to_init_us", boots(&given, folder.path()).await);
+    report.insert("idle", idle(&given, folder.path()).await);
+    report.insert("agent_ready", agent_ready(&given, folder.path()).await);
+    report.insert("kvm_calls_to_first_entry", kvm_calls(&given, folder.path()).await);
+    println!("{:#}", json!(report));
+}
+
+/// A machine that boots to `guest-probe` as quietly as can be.
+fn spec(given: &Given, folder: &Path) -> MachineSpec {
+    let mut spec = given.spec(folder, &[], "");
+    let probe = std::fs::read(std::env::var_os("CORACLE_TEST_PROBE").expect("CORACLE_TEST_PROBE")).expect("the probe");
+    // One MiB in all, as the figure's definition has it, where the program is smaller.
+    let filling = vec![0; (1_usize << 20).saturating_sub(probe.len())];
+    let files = [("init", probe), ("filling", filling)];
+    std::fs::write(&spec.initrd, initrd_of(&files)).expect("the RAM disk");
+    spec.command_line = "panic=-1 quiet loglevel=0 cryptomgr.notests".into();
+    spec.devices = vec![Device::Rng];
+    spec
+}
+
+/// The guest's clock at the first instruction of its init, by each monitor in turn.
+async fn boots(given: &Given, folder: &Path) -> Value {
+    let qemu = Qemu::new(QemuConfig {
+        program: "/usr/bin/qemu-system-x86_64".into(),
+        machine_type: MachineType::Microvm,
+        accelerator: Accelerator::Kvm,
+        vsock_server: Vec::new(),
+        kernel_vsock: true,
+        extra_arguments: Vec::new(),
+    });
+    let (jailed, free) = (given.driver(true), given.driver(false));
+    let mut series: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for _ in 0..ROUNDS {
+        let drivers: [(&str, &dyn Driver); 3] =
+            [("qemu_microvm", &qemu), ("builtin", &jailed), ("builtin_unjailed", &free)];
+        for (name, driver) in drivers {
+            let machine = driver.boot(spec(given, folder)).await.expect("boot");
+            series.entry(name).or_default().push(clock_at_init(&*machine).await);
+            machine.stop().await.expect("stop");
+        }
+    }
+    let median = |name: &str| {
+        let mut sorted = series.get(name).cloned().unwrap_or_default();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+    };
+    #[expect(clippy::cast_precision_loss, reason = "a ratio of microseconds")]
+    let ratio = |one: &str, other: &str| median(one) as f64 / median(other) as f64;
+    json!({
+        "series": series,
+        "ratio_to_qemu_microvm": ratio("builtin", "qemu_microvm"),
+        "ratio_jailed_to_unjailed": ratio("builtin", "builtin_unjailed"),
+    })
+}
+
+async fn clock_at_init(machine: &dyn Machine) -> u64 {
+    // The line to its end.
+    says(machine, " us (0)").await;
+    let console = machine.console(50);
+    let line = console.iter().find_map(|line| line.split_once("init after "));
+    line.and_then(|(_, rest)| rest.split(' ').next()?.parse().ok()).expect("a clock")
+}
+
+/// What a monitor takes whose guest does nothing.
+async fn idle(given: &Given, folder: &Path) -> Value {
+    let machine = given.driver(true).boot_owned(spec(given, folder)).await;
+    clock_at_init(&*machine).await;
+    let pid = guest::children().pop().expect("the monitor");
+    let before = (machine.stats().await.expect("stats").monitor, switches(pid));
+    // The figure is what happens in a span of time, not an event.
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    let after = (machine.stats().await.expect("stats").monitor, switches(pid));
+    let exits: u64 = after.0.iter().filter(|(name, _)| name.starts_with("exits_")).map(|(_, count)| count).sum();
+    let exits_before: u64 =
+        before.0.iter().filter(|(name, _)| name.starts_with("exits_")).map(|(_, count)| count).sum();
+    let woken: BTreeMap<_, _> =
+        after.1.iter().map(|(name, count)| (name, count - before.1.get(name).copied().unwrap_or(0))).collect();
+    let report = json!({
+        "memory_kib": memory(pid),
+        "threads": after.1.len(),
+        "wakeups_in_10_s_by_thread": woken,
+        "exits_to_the_monitor_in_10_s": exits - exits_before,
+    });
+    machine.stop().await.expect("stop");
+    report
+}
+
+/// Voluntary switches of each thread.
+fn switches(pid: i32) -> BTreeMap<String, u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
+    tasks
+        .map(|task| {
+            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let status = read("status");
+            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            (read("comm").trim().to_owned(), count.and_then(|count| count.trim().parse().ok()).unwrap_or(0))
+        })
+        .collect()
+}
+
+/// Memory without the guest's: resident, of it anonymous, and of it shared with the program's file.
+fn memory(pid: i32) -> Value {
+    let map = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
+    let (mut resident, mut anonymous, mut file) = (0, 0, 0);
+    let mut guest = false;
+    for line in map.lines() {
+        let kib = |name: &str| {
+            line.strip_prefix(name).and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
+        };
+        if line.split_whitespace().next().is_some_and(|range| range.contains('-') && !range.ends_with(':')) {
+            guest = line.contains(GUEST_MEMORY);
+        } else if guest {
+        } else if let Some(size) = kib("Rss:") {
+            resident += size;
+            file += size;
+        } else if let Some(size) = kib("Anonymous:") {
+            anonymous += size;
+            file -= size;
+        }
+    }
+    json!({ "resident": resident, "anonymous": anonymous, "of_files": file })
+}
+
+/// From the monitor's start to the agent's greeting, with the guest image under test.
+async fn agent_ready(given: &Given, folder: &Path) -> Value {
+    let mut spec = given.image(folder);
+    spec.memory.kind = MemoryKind::Shared;
+    let machine = given.driver(true).boot_owned(spec).await;
+    let greeted = tokio::time::timeout(guest::PATIENCE, machine.guest_connection()).await;
+    greeted.expect("a greeting in time").expect("a greeting");
+    let figures = machine.stats().await.expect("stats").monitor;
+    machine.stop().await.expect("stop");
+    json!(figures)
+}
+
+/// The calls of KVM until a processor first enters the guest, by strace; null where that is not installed.
+async fn kvm_calls(given: &Given, folder: &Path) -> Value {
+    let log = folder.join("strace");
+    let mut words: Vec<std::ffi::OsString> = ["strace", "-f", "-e", "trace=ioctl", "-o"].map(Into::into).into();
+    words.push(log.clone().into());
+    let driver = given.driver_behind(words);
+    // The tracer is not in the jail: what is counted is the same.
+    let Ok(machine) = driver.boot(spec(given, folder)).await else { return Value::Null };
+    clock_at_init(&*machine).await;
+    machine.stop().await.expect("stop");
+    let text = std::fs::read_to_string(&log).unwrap_or_default();
+    let calls = text.lines().filter(|line| line.contains("KVM_"));
+    json!(calls.take_while(|line| !line.contains("KVM_RUN")).count())
+}
+
+/// A driver that gives a machine without being borrowed from.
+trait Boot {
+    async fn boot_owned(self, spec: MachineSpec) -> Box<dyn Machine>;
+}
+
+impl Boot for Builtin {
+    async fn boot_owned(self, spec: MachineSpec) -> Box<dyn Machine> {
+        self.boot(spec).await.expect("boot")
+    }
+}

@@ -1,0 +1,258 @@
+//! The network device whose queues the host's kernel serves (`/dev/vhost-net`, linux/vhost.h): the monitor tells it where
+//! they are, and has no part in what passes through them. Of one pair: the kernel knows no control queue.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use vhost::vhost_kern::VhostKernBackend;
+use vhost::vhost_kern::vhost_binding::{VHOST_NET_SET_BACKEND, vhost_vring_file};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+use super::tap::{Tap, ask_kernel};
+use super::virtio::{MRG_RXBUF, OFFERED, QUEUE_SIZE, configuration, prepare};
+use crate::device::{Activation, Broken, Device, EVENT_IDX, INDIRECT_DESC, Memory, Source, Turn, VERSION_1};
+use crate::ring::Ring;
+
+/// Receive and transmit, by their index.
+const QUEUES: usize = 2;
+
+/// What the kernel and this device can both do of the device's features. All but one are a matter between the guest and the
+/// tap: only how many buffers a frame is in is the kernel's part.
+pub(super) fn offered(kernel: u64) -> u64 {
+    OFFERED & (!MRG_RXBUF | kernel)
+}
+
+/// What the kernel is told of those that the driver has taken. Never `VHOST_NET_F_VIRTIO_NET_HDR`, by which the kernel would
+/// make up headers for a tap that has none.
+pub(super) fn agreed(driver: u64, kernel: u64) -> u64 {
+    driver & kernel & (VERSION_1 | EVENT_IDX | INDIRECT_DESC | MRG_RXBUF)
+}
+
+/// The kernel's side of one pair of queues.
+pub struct Vhost {
+    fd: OwnedFd,
+    features: u64,
+    memory: Memory,
+    /// Rung by the kernel where the guest's queues make no sense to it.
+    errors: EventFd,
+    /// The interrupt of a queue that has none.
+    nobody: EventFd,
+}
+
+impl Vhost {
+    /// Over `/dev/vhost-net`, opened for this pair alone. The kernel starts a thread for it, which works on the memory of the
+    /// calling process.
+    ///
+    /// # Errors
+    /// Where it is something else, is another's already, or is too old for virtio 1.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let event = || EventFd::new(EFD_NONBLOCK);
+        let memory = Memory::new(GuestMemoryMmap::new());
+        let mut vhost = Self { fd, features: 0, memory, errors: event()?, nobody: event()? };
+        vhost.set_owner().map_err(io::Error::other)?;
+        vhost.features = vhost.get_features().map_err(io::Error::other)?;
+        if vhost.features & VERSION_1 == 0 {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "vhost-net does not know virtio 1"));
+        }
+        for index in 0..QUEUES {
+            vhost.set_vring_err(index, &vhost.errors).map_err(io::Error::other)?;
+        }
+        Ok(vhost)
+    }
+
+    /// Has the queue served, from and to this tap; with none, no more: the kernel is done with it when this returns.
+    fn serve(&self, index: usize, tap: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let index = u32::try_from(index).map_err(io::Error::other)?;
+        let request = vhost_vring_file { index, fd: tap.map_or(-1, |tap| tap.as_raw_fd()) };
+        // SAFETY: the request reads a structure of that type, which lives during the call. The kernel takes a reference of
+        // its own to the tap.
+        #[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
+        let result = unsafe { ioctl_with_ref(self, VHOST_NET_SET_BACKEND(), &request) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// The descriptor that tells of queues that make no sense.
+    fn errors(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is the eventfd's own, and open for as long as it is borrowed here.
+        #[expect(unsafe_code, reason = "the type gives its number only")]
+        let fd = unsafe { BorrowedFd::borrow_raw(self.errors.as_raw_fd()) };
+        fd
+    }
+
+    /// Tells the kernel where the guest's memory is in this process. What the guest is given later is told at the next
+    /// activation only.
+    fn share_memory(&mut self, memory: &Memory) -> Result<(), Broken> {
+        self.memory = memory.clone();
+        let now = self.memory.memory();
+        let region = |region: &vm_memory::GuestRegionMmap| VhostUserMemoryRegionInfo {
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            ..Default::default()
+        };
+        let regions: Vec<_> = now.iter().map(region).collect();
+        self.set_mem_table(&regions).map(drop).map_err(refused("take the memory"))
+    }
+
+    fn place(&self, index: usize, ring: &Ring) -> Result<(), Broken> {
+        let state = ring.registers();
+        let data = VringConfigData {
+            queue_max_size: state.max_size,
+            queue_size: state.size,
+            flags: 0,
+            desc_table_addr: state.desc_table,
+            used_ring_addr: state.used_ring,
+            avail_ring_addr: state.avail_ring,
+            log_addr: None,
+        };
+        self.set_vring_num(index, state.size).map_err(refused("size a queue"))?;
+        self.set_vring_addr(index, &data).map_err(refused("place a queue"))?;
+        self.set_vring_base(index, 0).map_err(refused("begin a queue"))?;
+        self.set_vring_call(index, ring.interrupt().unwrap_or(&self.nobody)).map_err(refused("take an interrupt"))?;
+        self.set_vring_kick(index, ring.doorbell()).map_err(refused("take a doorbell"))
+    }
+}
+
+impl std::fmt::Debug for Vhost {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Vhost").field("fd", &self.fd).finish_non_exhaustive()
+    }
+}
+
+impl AsRawFd for Vhost {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl VhostKernBackend for Vhost {
+    type AS = Memory;
+
+    fn mem(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Whether each part of the ring lies in one mapping. The kernel takes the parts by their addresses in this process, and
+    /// does not ask what is behind the guest's memory there.
+    fn is_valid(&self, ring: &VringConfigData) -> bool {
+        let memory = self.memory.memory();
+        let entries = usize::from(ring.queue_size);
+        // Virtio 1.3, section 2.7, each with the index at its end.
+        let parts = [
+            (ring.desc_table_addr, 16 * entries),
+            (ring.avail_ring_addr, 6 + 2 * entries),
+            (ring.used_ring_addr, 6 + 8 * entries),
+        ];
+        parts.iter().all(|(address, bytes)| memory.get_slice(GuestAddress(*address), *bytes).is_ok())
+    }
+}
+
+fn refused<E: std::fmt::Display>(step: &'static str) -> impl FnOnce(E) -> Broken {
+    move |error| Broken(format!("vhost-net does not {step}: {error}"))
+}
+
+/// See the module.
+///
+/// Its counters stay 0: what passes is counted by nobody but the tap's interface, which the monitor's jail has no way to.
+#[derive(Debug)]
+pub struct VhostNet {
+    vhost: Vhost,
+    tap: Tap,
+    config: [u8; 10],
+    /// Whether the kernel may have a queue.
+    running: bool,
+}
+
+impl VhostNet {
+    /// A device over a tap with `IFF_VNET_HDR`, which is made nonblocking. The guest gets `mac` as its address.
+    ///
+    /// # Errors
+    /// A tap whose flags can't be changed.
+    pub fn new(vhost: Vhost, tap: OwnedFd, mac: [u8; 6]) -> io::Result<Self> {
+        Ok(Self { vhost, tap: Tap::new(tap, ask_kernel)?, config: configuration(mac, 1), running: false })
+    }
+}
+
+impl Device for VhostNet {
+    fn name(&self) -> &'static str {
+        "net"
+    }
+
+    fn id(&self) -> u16 {
+        1
+    }
+
+    fn features(&self) -> u64 {
+        offered(self.vhost.features)
+    }
+
+    fn ring_features(&self) -> u64 {
+        self.vhost.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE; QUEUES]
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), Broken> {
+        self.reset();
+        let rings: Vec<_> = activation.rings.iter().flatten().collect();
+        if rings.len() != QUEUES {
+            return Err(Broken::new("the driver runs without a receive or transmit queue"));
+        }
+        prepare(&self.tap, activation.features)?;
+        self.vhost.share_memory(&activation.memory)?;
+        let features = agreed(activation.features, self.vhost.features);
+        self.vhost.set_features(features).map_err(refused("agree on features"))?;
+        for (index, ring) in rings.iter().enumerate() {
+            self.vhost.place(index, ring)?;
+        }
+        self.running = true;
+        for (index, ring) in rings.iter().enumerate() {
+            self.vhost.serve(index, Some(self.tap.fd())).map_err(refused("serve a queue"))?;
+            // What the driver made available before it was ready it need not ring for again.
+            ring.doorbell().write(1).map_err(refused("hear a doorbell"))?;
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<Source<'_>> {
+        vec![Source { token: 0, fd: self.vhost.errors(), edge: true }]
+    }
+
+    fn served_elsewhere(&self) -> bool {
+        true
+    }
+
+    fn on_queue(&mut self, _: u16) -> Result<Turn, Broken> {
+        Ok(Turn::Done)
+    }
+
+    fn on_source(&mut self, _: u16) -> Result<Turn, Broken> {
+        match self.vhost.errors.read() {
+            Ok(_) => Err(Broken::new("the guest's queues make no sense to vhost-net")),
+            // Of a queue that was reset meanwhile.
+            Err(_) => Ok(Turn::Done),
+        }
+    }
+
+    fn reset(&mut self) {
+        if !std::mem::take(&mut self.running) {
+            return;
+        }
+        for index in 0..QUEUES {
+            if let Err(error) = self.vhost.serve(index, None) {
+                log::warn!("net: vhost-net does not let go of queue {index}: {error}");
+            }
+        }
+        // What it has found wrong before is of no more interest.
+        let _ = self.vhost.errors.read();
+    }
+}

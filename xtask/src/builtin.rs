@@ -1,0 +1,208 @@
+//! The lane of the built-in monitor: its own tests, and the end-to-end tests with it, on this machine's KVM or in the lab.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::build::Built;
+use crate::lab;
+use crate::steps::{command, output, run, step};
+
+/// The tests that run each time: their program, and the beginnings of their names. What is not here runs by `--all`.
+const EACH_TIME: [(&str, &[&str]); 7] = [
+    ("contract", &["the_builtin_monitor_keeps_the_contract"]),
+    (
+        "machine",
+        &[
+            "the_ends_of_a_guest_are_told_apart",
+            "the_agent_greets_on_every_kernel",
+            "a_compressed_kernel_boots_too",
+            "processors_and_memory_are_those",
+            "a_disk_is_read_and_written",
+            "what_is_no_kernel_is_refused",
+        ],
+    ),
+    ("killed", &["killed_at_any_moment"]),
+    (
+        "run",
+        &[
+            "prints_and_exits_with_zero",
+            "passes_exit_codes_on",
+            "the_process_is_alone_and_holds",
+            "a_volume_shows_files_both_ways",
+            "execs_have_codes_users_and_streams",
+            "one_call_writes_four_megabytes_to_the_host",
+            "a_terminal_has_a_size",
+        ],
+    ),
+    ("failures", &["the_monitor_killed_is_an_exit", "the_guests_kernel_panicking", "virtiofsd_killed_is_an_exit"]),
+    ("containerd", &["exec_kill_pause_stats_and_update"]),
+    ("pods", &["a_pod_has_the_network_that_cni_has_made", "a_pod_whose_monitor_is_killed"]),
+];
+
+/// The time limits of the lab, in seconds: the set that runs each time, and all.
+const LIMIT: u32 = 20 * 60;
+const LIMIT_ALL: u32 = 4 * 60 * 60;
+
+/// The monitor under test, its guests and the programs that test it.
+pub(crate) struct Lane<'a> {
+    /// What was built.
+    pub(crate) built: &'a Built,
+    /// The guest image.
+    pub(crate) guest: PathBuf,
+    /// The guest image of another kernel, where there is one.
+    pub(crate) other: Option<PathBuf>,
+    /// That of a distribution's usual kernel, which is not made for clouds, where there is one.
+    pub(crate) usual: Option<PathBuf>,
+    /// The image that containers are made of.
+    pub(crate) image: PathBuf,
+}
+
+impl Lane<'_> {
+    /// Runs the set that runs each time, or all; only what holds `filter` where it has words.
+    pub(crate) fn run(&self, all: bool, filter: &[&str]) -> Result<()> {
+        let programs = step("building the tests of the built-in monitor", programs)?;
+        let package = lab::newest_kernel()?;
+        let words = if all { every(&programs) } else { each_time(&programs, filter) };
+        if words.is_empty() {
+            println!("no test of the built-in monitor holds {}", filter.join(", "));
+            return Ok(());
+        }
+        let script = script(&words, if all { filter } else { &[] });
+        let limit = if all { LIMIT_ALL } else { LIMIT };
+        let (place, mut tests) = self.where_kvm_works(&["sh", "-c", &script], limit)?;
+        self.give(&mut tests, &package);
+        step(&format!("lane builtin ({place})"), || run(tests))
+    }
+
+    /// The figures of the built-in monitor beside QEMU's.
+    pub(crate) fn measure(&self) -> Result<Value> {
+        // The program only looks on: its own speed counts for nothing.
+        let build =
+            ["bench", "--profile=dev", "--locked", "--no-run", "--message-format=json", "-p", "coracle-driver-builtin"];
+        let mut build = command("cargo", &build);
+        build.args(["--bench", "machine"]);
+        let programs = executables(build, "bench")?;
+        let (_, program) = programs.first().context("cargo has built no program that measures")?;
+        let program = program.display().to_string();
+        let (_, mut measure) = self.where_kvm_works(&[&program], LIMIT)?;
+        self.give(&mut measure, &lab::newest_kernel()?);
+        let text = output(measure)?;
+        let start = text.find('{').context("nothing was measured")?;
+        serde_json::from_str(&text[start..]).context("the figures of the built-in monitor")
+    }
+
+    /// A command on this machine's KVM, or in the lab for so many seconds; and which of the two.
+    fn where_kvm_works(&self, words: &[&str], seconds: u32) -> Result<(&'static str, Command)> {
+        if has_kvm(self.built)? {
+            let (program, arguments) = words.split_first().context("no command")?;
+            return Ok(("this machine's KVM", command(program, arguments)));
+        }
+        Ok(("the lab", lab::clone_for(words, seconds)?))
+    }
+
+    fn give(&self, tests: &mut Command, package: &std::path::Path) {
+        tests
+            .env("CORACLE_TEST_KVM", "1")
+            .env("CORACLE_TEST_MONITOR", "builtin")
+            .env("CORACLE_TEST_KERNEL_PACKAGE", package)
+            .env("CORACLE_TEST_GUEST", &self.guest)
+            .env("CORACLE_TEST_IMAGE", &self.image)
+            .env("CORACLE_TEST_SHIM", self.built.shim())
+            .env("CORACLE_TEST_BINARY", self.built.coracle())
+            .env("CORACLE_TEST_AGENT", self.built.agent())
+            .env("CORACLE_TEST_PROBE", self.built.guest_probe());
+        let guests = [Some(&self.guest), self.other.as_ref(), self.usual.as_ref()];
+        tests.env("CORACLE_TEST_GUESTS", std::env::join_paths(guests.into_iter().flatten()).unwrap_or_default());
+        if let Some(other) = &self.other {
+            tests.env("CORACLE_TEST_OTHER_GUEST", other);
+        }
+    }
+}
+
+/// Whether KVM works here, as our own shim finds it.
+fn has_kvm(built: &Built) -> Result<bool> {
+    let report = output(command(&built.shim().display().to_string(), &["probe"]))?;
+    let report: Value = serde_json::from_str(&report).context("the shim's report")?;
+    Ok(report["kvm"]["usable"] == true)
+}
+
+/// The test programs, by name.
+fn programs() -> Result<Vec<(String, PathBuf)>> {
+    let packages = ["test", "--locked", "--no-run", "--message-format=json", "-p", "coracle-driver-builtin"];
+    let mut build = command("cargo", &packages);
+    build.args(["-p", "coracle-e2e", "--tests"]);
+    executables(build, "test")
+}
+
+/// What cargo builds of targets of a kind, by name.
+fn executables(build: Command, wanted: &str) -> Result<Vec<(String, PathBuf)>> {
+    let text = output(build)?;
+    let mut programs = Vec::new();
+    for line in text.lines() {
+        let message: Value = serde_json::from_str(line).context("cargo's messages")?;
+        let mut kinds = message["target"]["kind"].as_array().into_iter().flatten();
+        let is_wanted = kinds.any(|kind| kind == wanted);
+        if let (true, Some(name), Some(path)) =
+            (is_wanted, message["target"]["name"].as_str(), message["executable"].as_str())
+        {
+            programs.push((name.to_owned(), path.into()));
+        }
+    }
+    if programs.is_empty() {
+        bail!("cargo has built no programs of the kind {wanted}");
+    }
+    Ok(programs)
+}
+
+/// The programs of [`EACH_TIME`] with those of their tests that hold one of `filter`.
+fn each_time(programs: &[(String, PathBuf)], filter: &[&str]) -> Vec<(PathBuf, Vec<String>)> {
+    let wanted = |test: &&&str| filter.is_empty() || filter.iter().any(|word| test.contains(word));
+    let of = |name: &str| programs.iter().find(|(program, _)| program == name).map(|(_, path)| path.clone());
+    let chosen = EACH_TIME.iter().filter_map(|(name, tests)| {
+        let tests: Vec<String> = tests.iter().filter(wanted).map(|test| (*test).to_owned()).collect();
+        of(name).filter(|_| !tests.is_empty()).map(|path| (path, tests))
+    });
+    chosen.collect()
+}
+
+fn every(programs: &[(String, PathBuf)]) -> Vec<(PathBuf, Vec<String>)> {
+    programs.iter().map(|(_, path)| (path.clone(), Vec::new())).collect()
+}
+
+/// A script that runs the programs one after another, and fails where one of them has.
+fn script(programs: &[(PathBuf, Vec<String>)], filter: &[&str]) -> String {
+    let mut script = String::from("failed=0\n");
+    for (path, tests) in programs {
+        let words: Vec<String> = tests.iter().cloned().chain(filter.iter().map(|word| (*word).to_owned())).collect();
+        script.push_str(&format!("'{}' --test-threads=2 {} || failed=1\n", path.display(), words.join(" ")));
+    }
+    script.push_str("exit $failed\n");
+    script
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_set_is_small_and_a_filter_makes_it_smaller() {
+        let programs: Vec<(String, PathBuf)> =
+            EACH_TIME.iter().map(|(name, _)| ((*name).to_owned(), format!("/t/{name}-1").into())).collect();
+        let all = each_time(&programs, &[]);
+        let count: usize = all.iter().map(|(_, tests)| tests.len()).sum();
+        assert!((15..=25).contains(&count), "{count}");
+        let some = each_time(&programs, &["kernel"]);
+        assert_eq!(
+            some.iter().map(|(path, _)| path.to_str().unwrap()).collect::<Vec<_>>(),
+            ["/t/machine-1", "/t/failures-1"]
+        );
+        let script = script(&some, &[]);
+        assert!(
+            script.contains("'/t/failures-1' --test-threads=2 the_guests_kernel_panicking || failed=1\n"),
+            "{script}"
+        );
+    }
+}

@@ -1,0 +1,145 @@
+//! The clone's kernel: a distribution's package, unpacked once into a folder of the cache.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup;
+use crate::steps::{self, command, output, step};
+
+/// The package whose dependency is the newest kernel for virtual machines.
+const PACKAGE: &str = "linux-image-cloud-amd64";
+
+/// An unpacked kernel package.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) folder: PathBuf,
+    /// As `uname -r` gives it.
+    pub(crate) release: String,
+    pub(crate) vmlinuz: PathBuf,
+}
+
+impl Kernel {
+    /// Finds the kernel in an unpacked package.
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
+        let boot = std::fs::read_dir(folder.join("boot")).into_iter().flatten().flatten();
+        let found = boot.map(|entry| entry.path()).find_map(|path| {
+            let release = path.file_name()?.to_str()?.strip_prefix("vmlinuz-")?.to_owned();
+            Some(Self { folder: folder.to_owned(), release, vmlinuz: path })
+        });
+        let kernel = found.context("the package holds no boot/vmlinuz-*: give one that is named linux-image-*")?;
+        if !kernel.modules().join("modules.builtin").exists() {
+            bail!(
+                "the package holds no modules of the kernel {}: give one that is named linux-image-*",
+                kernel.release
+            );
+        }
+        Ok(kernel)
+    }
+
+    /// The folder of its modules.
+    pub(crate) fn modules(&self) -> PathBuf {
+        self.folder.join("lib/modules").join(&self.release)
+    }
+}
+
+/// The kernel of a package's file.
+pub(crate) fn from_file(cache: &Path, file: &Path) -> Result<Kernel> {
+    let wanted = || format!("--kernel {}: the .deb file of a linux-image-* package is wanted", file.display());
+    let metadata = std::fs::metadata(file).with_context(wanted)?;
+    let file = file.canonicalize().with_context(wanted)?;
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    // Another file of the same name has another length or another time.
+    let name = format!("{stem}-{:x}-{:x}-{:x}", metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+    kept(cache, &name, |folder| unpack(&file, folder)).with_context(wanted)
+}
+
+/// The newest kernel that apt knows.
+pub(crate) fn newest(cache: &Path) -> Result<Kernel> {
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("this system has no apt-get: give a kernel package by --kernel DEB");
+    }
+    // apt's lists may be missing on a fresh machine.
+    let name = concrete().or_else(|_| setup::update_lists().and_then(|()| concrete()))?;
+    kept(cache, &name, |folder| {
+        step(&format!("downloading {name}"), || {
+            // They may be old, too.
+            download(&name, folder).or_else(|_| setup::update_lists().and_then(|()| download(&name, folder)))
+        })?;
+        let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let file = files.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+        let file = file.with_context(|| format!("apt-get brought no {name}"))?;
+        unpack(&file, folder)?;
+        std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
+    })
+}
+
+/// The package with files behind the one that only depends on it.
+fn concrete() -> Result<String> {
+    let text = output(command("apt-cache", &["depends", "--important", PACKAGE]))?;
+    let mut dependencies = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    let found = dependencies.find(|name| name.starts_with("linux-image-"));
+    found.map(str::to_owned).with_context(|| format!("apt knows no {PACKAGE}: give a kernel package by --kernel DEB"))
+}
+
+fn download(name: &str, folder: &Path) -> Result<()> {
+    // As root, apt would drop to a user who may not write here, and complain.
+    let mut download = command("apt-get", &["-q", "-o", "APT::Sandbox::User=root", "download", name]);
+    download.current_dir(folder).stdout(std::process::Stdio::null());
+    steps::run(download)
+}
+
+/// The kernel of that name in the cache, where `make` puts it if it is not there.
+fn kept(cache: &Path, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<Kernel> {
+    std::fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
+    // One at a time: another lab that wants the same waits, and finds it made. The lock ends with this process.
+    let lock = File::create(cache.join("lock")).context("the cache's lock")?;
+    lock.lock().context("the cache's lock")?;
+    let folder = cache.join(name);
+    if !folder.exists() {
+        let part = cache.join("part");
+        let remove = || match std::fs::remove_dir_all(&part) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        // One that was killed has left it.
+        remove().with_context(|| format!("remove {}", part.display()))?;
+        std::fs::create_dir(&part).with_context(|| format!("make {}", part.display()))?;
+        let made = make(&part).and_then(|()| {
+            index(&Kernel::open(&part)?)?;
+            std::fs::rename(&part, &folder).with_context(|| format!("make {}", folder.display()))
+        });
+        if made.is_err() {
+            let _ = remove();
+        }
+        made?;
+    }
+    Kernel::open(&folder)
+}
+
+fn unpack(file: &Path, folder: &Path) -> Result<()> {
+    let mut extract = command("dpkg-deb", &["--extract"]);
+    extract.arg(file).arg(folder);
+    step(&format!("unpacking {}", file.display()), || steps::run(extract))?;
+    // Where a package has its modules depends on the release; where depmod looks for them, too.
+    for (link, target) in [("lib/modules", "../usr/lib/modules"), ("usr/lib/modules", "../../lib/modules")] {
+        let link = folder.join(link);
+        if let (false, Some(parent)) = (link.exists(), link.parent()) {
+            let make = std::fs::create_dir_all(parent).and_then(|()| std::os::unix::fs::symlink(target, &link));
+            make.with_context(|| format!("make {}", link.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the list of dependencies, which Debian makes where a kernel is installed.
+fn index(kernel: &Kernel) -> Result<()> {
+    if kernel.modules().join("modules.dep").exists() {
+        return Ok(());
+    }
+    let mut depmod = command("/sbin/depmod", &["--basedir"]);
+    depmod.arg(&kernel.folder).arg(&kernel.release);
+    steps::run(depmod)
+}
