@@ -67,8 +67,11 @@ pub fn one(data: &[u8]) {
                     [(head, written)] => ring.push(*head, *written),
                     all => ring.push_all(all),
                 });
-                // A head that is none can't be taken either.
-                done.unwrap();
+                // A head that is none is popped, and can't be given back.
+                if done.is_err() {
+                    assert!(used.iter().any(|(head, _)| *head >= size), "a chain can't be given back: {done:?}");
+                    return;
+                }
                 if guest.is_lost() {
                     break;
                 }
@@ -83,12 +86,13 @@ pub fn one(data: &[u8]) {
             14 => {
                 let at = u64::from(input.word()) % USED;
                 let bytes: [u8; 2] = input.bytes();
-                // Not the ring's index, or what the model knows of it is wrong.
-                if !(AVAILABLE..AVAILABLE + 4 + 2 * u64::from(size)).contains(&(at + 1)) && at != AVAILABLE - 1 {
+                // Not the ring of what is available: the model looks there for what the device has taken out before.
+                let ring = AVAILABLE..AVAILABLE + 4 + 2 * u64::from(size);
+                if !ring.contains(&at) && !ring.contains(&(at + 1)) {
                     guest.write(at, &bytes);
                 }
             }
-            _ => guest.jump(0, 0),
+            _ => guest.look(),
         }
     }
     guest.look();

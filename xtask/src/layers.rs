@@ -76,6 +76,7 @@ fn wings(metadata: &Value) -> Result<Vec<String>> {
                 "boundary" => other == "boundary",
                 "host" => matches!(other, "host" | "boundary"),
                 "guest" => matches!(other, "guest" | "boundary"),
+                "fuzz" => other == "host",
                 "tests" => path.starts_with("tests/flow"),
                 _ => false,
             };

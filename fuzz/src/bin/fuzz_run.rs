@@ -11,7 +11,7 @@ use std::time::Instant;
 use coracle_fuzz::{TARGETS, Target};
 
 /// The longest input that is made.
-const BYTES_MAX: usize = 512;
+const BYTES_MAX: usize = 192;
 
 /// Numbers that look random and are the same at each run (splitmix64).
 struct Random(u64);
