@@ -9,10 +9,11 @@ use std::io::{Read, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::process::id() == 1 {
+    let words: Vec<String> = std::env::args().collect();
+    // The first process of a container is another one.
+    if std::process::id() == 1 && words.first().is_some_and(|name| name == "/init") {
         return as_init();
     }
-    let words: Vec<String> = std::env::args().collect();
     let [_, verb, first, second] = words.as_slice() else { return usage() };
     let outcome = match (verb.as_str(), first.parse::<u32>(), second.parse::<usize>()) {
         ("vsock", Ok(port), Ok(bytes)) => write_once(port, bytes).map(|taken| taken.to_string()),
