@@ -145,6 +145,12 @@ pub trait Device: Send {
         Ok(Turn::Done)
     }
 
+    /// The queue whose doorbell brings the loop back to a source that has more than one turn may do.
+    fn queue_of(&self, token: u16) -> u16 {
+        let _ = token;
+        0
+    }
+
     /// Back to the state before activation. Nothing of the guest's memory may be touched after this.
     fn reset(&mut self);
 

@@ -124,8 +124,12 @@ impl Watch {
                             return Ok(());
                         }
                     }
-                    Key::Doorbell(slot, queue) => self.serve(bus, slot, |device| device.on_queue(queue), Some(queue)),
-                    Key::Source(slot, token) => self.serve(bus, slot, |device| device.on_source(token), None),
+                    Key::Doorbell(slot, queue) => {
+                        self.serve(bus, slot, |device| Ok((device.on_queue(queue)?, queue)));
+                    }
+                    Key::Source(slot, token) => {
+                        self.serve(bus, slot, |device| Ok((device.on_source(token)?, device.queue_of(token))))
+                    }
                 }
             }
         }
@@ -135,8 +139,7 @@ impl Watch {
         &self,
         bus: &Bus,
         slot: u16,
-        work: impl FnOnce(&mut dyn coracle_virtio::device::Device) -> Result<Turn, Broken>,
-        queue: Option<u16>,
+        work: impl FnOnce(&mut dyn coracle_virtio::device::Device) -> Result<(Turn, u16), Broken>,
     ) {
         let Some(place) = bus.slots().get(usize::from(slot)) else { return };
         let mut function = place.function();
@@ -145,10 +148,10 @@ impl Watch {
             return;
         }
         match work(transport.device()) {
-            Ok(Turn::Done) => {}
-            Ok(Turn::More) => {
+            Ok((Turn::Done, _)) => {}
+            Ok((Turn::More, queue)) => {
                 // By way of the doorbell, so that the other devices have their turns in between.
-                let bell = transport.doorbells().get(usize::from(queue.unwrap_or(0)));
+                let bell = transport.doorbells().get(usize::from(queue));
                 if let Some(bell) = bell {
                     let _ = bell.write(1);
                 }

@@ -34,6 +34,9 @@ pub(crate) struct Plan<'a> {
 const WORDS_BYTES: usize = 8 << 10;
 
 /// The kernel's command line: errors on the console, a panic ends the machine, no self-tests, which take long here.
+///
+/// The kernel takes such a processor's TSCs for different, which they are not here, and would read the HPET instead: so slow that on a
+/// busy host the clone stood still in its timer interrupts.
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on tsc=reliable";
 
 /// Its programs end when this is dropped, or when this process is killed.

@@ -16,7 +16,7 @@ use guest::{Given, given, initrd_of, says};
 use serde_json::{Value, json};
 
 /// Boots of each kind, in turn.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 4;
 
 /// The name of the guest's memory in a process's map.
 const GUEST_MEMORY: &str = "memfd:coracle-guest";

@@ -235,6 +235,11 @@ impl Device for Net {
         pair.rx.pump(&pair.tap, &mut self.counters)
     }
 
+    fn queue_of(&self, token: u16) -> u16 {
+        // The receiving one of the pair.
+        token.saturating_mul(2)
+    }
+
     fn reset(&mut self) {
         (self.active, self.control) = (0, None);
         for pair in &mut self.pairs {
