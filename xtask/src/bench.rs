@@ -73,7 +73,7 @@ impl Bench {
 
     fn write_settings(&self, guest: &Path, run: &Path, more: &str) -> Result<()> {
         let text = format!(
-            "run.folder = {:?}\nguest.folder = {:?}\nmachine.accelerator = {:?}\n{more}\n",
+            "run.folder = {:?}\nguest.folder = {:?}\nmachine.monitor = \"qemu\"\nmachine.accelerator = {:?}\n{more}\n",
             run.display().to_string(),
             guest.display().to_string(),
             if more.contains("icount") { "emulation" } else { "any" }

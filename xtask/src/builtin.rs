@@ -24,7 +24,7 @@ const EACH_TIME: [(&str, &[&str]); 7] = [
             "what_is_no_kernel_is_refused",
         ],
     ),
-    ("killed", &["killed_at_any_moment"]),
+    ("killed", &["killed_at_any_moment", "what_a_machine_takes"]),
     (
         "run",
         &[

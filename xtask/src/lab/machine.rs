@@ -136,9 +136,9 @@ impl Machine {
     }
 
     fn kill(&mut self) {
-        // QEMU first: it would complain of a server that is gone.
-        for program in self.programs.iter_mut().rev() {
-            let _ = program.child.kill();
+        // All before the first wait: those that are left would complain of one that is gone.
+        self.programs.iter_mut().for_each(|program| drop(program.child.kill()));
+        for program in &mut self.programs {
             let _ = program.child.wait();
         }
     }

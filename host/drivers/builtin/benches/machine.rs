@@ -18,9 +18,6 @@ use serde_json::{Value, json};
 /// Boots of each kind, in turn.
 const ROUNDS: usize = 4;
 
-/// The name of the guest's memory in a process's map.
-const GUEST_MEMORY: &str = "memfd:coracle-guest";
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let Some(given) = given() else { return };
@@ -94,59 +91,24 @@ async fn idle(given: &Given, folder: &Path) -> Value {
     let machine = given.driver(true).boot_owned(spec(given, folder)).await;
     clock_at_init(&*machine).await;
     let pid = guest::children().pop().expect("the monitor");
-    let before = (machine.stats().await.expect("stats").monitor, switches(pid));
+    let before = (machine.stats().await.expect("stats").monitor, guest::switches(pid));
     // The figure is what happens in a span of time, not an event.
     tokio::time::sleep(std::time::Duration::from_secs(10)).await;
-    let after = (machine.stats().await.expect("stats").monitor, switches(pid));
+    let after = (machine.stats().await.expect("stats").monitor, guest::switches(pid));
     let exits: u64 = after.0.iter().filter(|(name, _)| name.starts_with("exits_")).map(|(_, count)| count).sum();
     let exits_before: u64 =
         before.0.iter().filter(|(name, _)| name.starts_with("exits_")).map(|(_, count)| count).sum();
     let woken: BTreeMap<_, _> =
         after.1.iter().map(|(name, count)| (name, count - before.1.get(name).copied().unwrap_or(0))).collect();
+    let memory = guest::memory(pid);
     let report = json!({
-        "memory_kib": memory(pid),
+        "memory_kib": { "resident": memory.resident, "anonymous": memory.anonymous, "of_files": memory.of_files },
         "threads": after.1.len(),
         "wakeups_in_10_s_by_thread": woken,
         "exits_to_the_monitor_in_10_s": exits - exits_before,
     });
     machine.stop().await.expect("stop");
     report
-}
-
-/// Voluntary switches of each thread.
-fn switches(pid: i32) -> BTreeMap<String, u64> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
-    tasks
-        .map(|task| {
-            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
-            let status = read("status");
-            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-            (read("comm").trim().to_owned(), count.and_then(|count| count.trim().parse().ok()).unwrap_or(0))
-        })
-        .collect()
-}
-
-/// Memory without the guest's: resident, of it anonymous, and of it shared with the program's file.
-fn memory(pid: i32) -> Value {
-    let map = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
-    let (mut resident, mut anonymous, mut file) = (0, 0, 0);
-    let mut guest = false;
-    for line in map.lines() {
-        let kib = |name: &str| {
-            line.strip_prefix(name).and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
-        };
-        if line.split_whitespace().next().is_some_and(|range| range.contains('-') && !range.ends_with(':')) {
-            guest = line.contains(GUEST_MEMORY);
-        } else if guest {
-        } else if let Some(size) = kib("Rss:") {
-            resident += size;
-            file += size;
-        } else if let Some(size) = kib("Anonymous:") {
-            anonymous += size;
-            file -= size;
-        }
-    }
-    json!({ "resident": resident, "anonymous": anonymous, "of_files": file })
 }
 
 /// From the monitor's start to the agent's greeting, with the guest image under test.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -173,6 +174,53 @@ pub(crate) fn children() -> Vec<i32> {
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(&own))
         })
         .collect()
+}
+
+/// The name of the guest's memory in a process's map.
+const GUEST_MEMORY: &str = "memfd:coracle-guest";
+
+/// A monitor's memory without its guest's, in KiB.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MonitorMemory {
+    pub(crate) resident: u64,
+    pub(crate) anonymous: u64,
+    pub(crate) of_files: u64,
+}
+
+/// Voluntary switches of each thread.
+pub(crate) fn switches(pid: i32) -> BTreeMap<String, u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
+    tasks
+        .map(|task| {
+            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let status = read("status");
+            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            (read("comm").trim().to_owned(), count.and_then(|count| count.trim().parse().ok()).unwrap_or(0))
+        })
+        .collect()
+}
+
+/// Memory without the guest's: resident, of it anonymous, and of it shared with the program's file.
+pub(crate) fn memory(pid: i32) -> MonitorMemory {
+    let map = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
+    let (mut resident, mut anonymous, mut file) = (0, 0, 0);
+    let mut guest = false;
+    for line in map.lines() {
+        let kib = |name: &str| {
+            line.strip_prefix(name).and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
+        };
+        if line.split_whitespace().next().is_some_and(|range| range.contains('-') && !range.ends_with(':')) {
+            guest = line.contains(GUEST_MEMORY);
+        } else if guest {
+        } else if let Some(size) = kib("Rss:") {
+            resident += size;
+            file += size;
+        } else if let Some(size) = kib("Anonymous:") {
+            anonymous += size;
+            file -= size;
+        }
+    }
+    MonitorMemory { resident, anonymous, of_files: file }
 }
 
 /// Waits until the guest has written `text` to its console.
