@@ -34,7 +34,11 @@ pub(crate) fn run() -> Result<u8> {
             "         the administrator sets `accelerator = \"any\"` in the table [machine] of /etc/coracle/config.toml"
         );
     }
-    let vsock = if report["kernel_vsock"] == true { "the kernel's" } else { "our own server" };
+    let vsock = match (&report["monitor"]["name"], &report["kernel_vsock"]) {
+        (name, _) if name == "builtin" => "the monitor's own",
+        (_, kernel) if kernel == true => "the kernel's",
+        _ => "our own server",
+    };
     println!("ok       vsock: {vsock}");
     Ok(u8::from(failed))
 }
