@@ -104,9 +104,13 @@ fn copy(memory: &GuestMemoryMmap, file: &File, what: &str, offset: u64, address:
     })
 }
 
-/// Puts the RAM disk as high as it may be, below `limit` (exclusive). Gives its address and its bytes.
+/// Puts the RAM disk as high as it may be, below `limit` (exclusive). Gives its address and its bytes; an empty one is none, at
+/// no address.
 fn load_initrd(memory: &GuestMemoryMmap, file: &File, limit: u64, above: u64) -> Result<(u64, u64), Error> {
     let bytes = file.metadata().map_err(|error| Error::Image(format!("the RAM disk can't be read: {error}")))?.len();
+    if bytes == 0 {
+        return Ok((0, 0));
+    }
     let low = memory.iter().next().map_or(0, GuestMemoryRegion::len);
     let end = low.min(limit).min(layout::LOW_RAM_END);
     let address = end.checked_sub(bytes).map(|address| address & !0xfff).filter(|address| *address >= above);

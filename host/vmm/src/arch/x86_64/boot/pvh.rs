@@ -126,13 +126,14 @@ fn find_entry(file: &File, segment: &Segment) -> Result<Option<u64>, Error> {
     Ok(None)
 }
 
-/// `hvm_start_info` version 1, one module, and the memory map.
+/// `hvm_start_info` version 1, one module where there is a RAM disk, and the memory map.
 fn write_start_info(memory: &GuestMemoryMmap, initrd: (u64, u64), rsdp: u64) -> Result<(), Error> {
     let modules = START_INFO + 0x40;
     let map_address = START_INFO + 0x80;
     let map = layout::memory_map(bytes_of(memory));
     let mut info = Vec::with_capacity(56);
-    for word in [MAGIC, 1, 0, 1] {
+    let count = u32::from(initrd.1 > 0);
+    for word in [MAGIC, 1, 0, count] {
         info.extend(word.to_le_bytes());
     }
     for address in [modules, COMMAND_LINE, rsdp, map_address] {
