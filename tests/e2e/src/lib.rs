@@ -87,8 +87,10 @@ impl Host {
         for folder in [&host.run, &host.folder] {
             std::fs::create_dir_all(folder).expect("a test's folder");
         }
-        let monitor = format!("{:?}", MONITOR_NAME.as_str());
-        let host = host.set("machine.accelerator", "\"any\"").set("machine.monitor", &monitor);
+        let name = format!("{:?}", MONITOR_NAME.as_str());
+        let host = host.set("machine.accelerator", "\"any\"").set("machine.monitor", &name);
+        // In the lab a guest runs nested in an emulated machine.
+        let host = if monitor() == "qemu-system" { host } else { host.set("guest.boot_timeout_seconds", "120") };
         host.set("guest.folder", &format!("{:?}", path("CORACLE_TEST_GUEST")))
     }
 
