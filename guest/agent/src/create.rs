@@ -73,7 +73,12 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
         let _ = cgroup.kill();
         process.wait().await;
         // The hook's error is the one to tell.
-        let _ = on_thread(move || cgroup.remove().map(|()| mounts.let_go())).await;
+        let _ = on_thread(move || {
+            let removed = cgroup.remove();
+            mounts.let_go();
+            removed
+        })
+        .await;
         return Err(error);
     }
     if let Some(named) = named {

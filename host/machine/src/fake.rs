@@ -8,8 +8,8 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use crate::{
-    Accelerator, AgentAddress, Capabilities, Device, DeviceKind, Driver, End, Error, GuestListener, GuestStream,
-    Machine, MachineSpec, Result, Stats,
+    Accelerator, AgentAddress, Capabilities, Device, DeviceKind, Driver, End, Ends, Error, GuestListener, GuestStream,
+    Machine, MachineSpec, Result, Stats, unsupported,
 };
 
 /// The guest's port number on the host, for a fake.
@@ -87,7 +87,8 @@ impl Driver for FakeDriver {
                 let _ = std::fs::remove_dir_all(&sockets);
                 sender.send_replace(Some(End { reason }));
             });
-            Ok(Box::new(FakeMachine { address, hello, end, stop, stats, _task: task }) as Box<dyn Machine>)
+            Ok(Box::new(FakeMachine { address, hello, end: Ends::new(end), stop, stats, _task: task })
+                as Box<dyn Machine>)
         })
     }
 }
@@ -95,7 +96,7 @@ impl Driver for FakeDriver {
 struct FakeMachine {
     address: AgentAddress,
     hello: GuestListener,
-    end: watch::Receiver<Option<End>>,
+    end: Ends,
     stop: watch::Sender<bool>,
     stats: Stats,
     _task: tokio::task::JoinHandle<()>,
@@ -105,11 +106,6 @@ impl Drop for FakeMachine {
     fn drop(&mut self) {
         self.stop.send_replace(true);
     }
-}
-
-fn unsupported<T: Send + 'static>(what: &str) -> BoxFuture<'static, Result<T>> {
-    let error = Error::Unsupported(what.to_owned());
-    Box::pin(async move { Err(error) })
 }
 
 impl Machine for FakeMachine {
@@ -142,20 +138,11 @@ impl Machine for FakeMachine {
     }
 
     fn stats(&self) -> BoxFuture<'_, Result<Stats>> {
-        Box::pin(async move {
-            match &*self.end.borrow() {
-                Some(end) => Err(Error::Ended(end.reason.clone())),
-                None => Ok(self.stats.clone()),
-            }
-        })
+        Box::pin(async move { self.end.check().map(|()| self.stats.clone()) })
     }
 
     fn wait(&self) -> BoxFuture<'static, End> {
-        let mut end = self.end.clone();
-        Box::pin(async move {
-            let reason = end.wait_for(Option::is_some).await.map(|end| end.clone());
-            reason.ok().flatten().unwrap_or_else(|| End { reason: "the machine is gone".into() })
-        })
+        self.end.wait()
     }
 
     fn stop(&self) -> BoxFuture<'_, Result<()>> {

@@ -7,6 +7,7 @@
 mod address;
 pub mod console;
 pub mod contract;
+mod ends;
 mod error;
 pub mod fake;
 mod spec;
@@ -14,6 +15,7 @@ mod spec;
 use futures::future::BoxFuture;
 
 pub use address::{AgentAddress, GuestListener, GuestStream};
+pub use ends::{Ends, unsupported};
 pub use error::Error;
 pub use spec::{
     Accelerator, Architecture, Capabilities, Cpus, Device, DeviceKind, Kernel, KernelForm, MachineSpec, Memory,

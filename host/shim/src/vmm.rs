@@ -1,8 +1,8 @@
 //! `vmm FOLDER`: the built-in machine monitor of the pod whose machine has that folder, a process of its own. It finds its control socket at descriptor 3.
 
-use std::os::fd::{FromRawFd, OwnedFd};
-
 use anyhow::{Context, Result, bail};
+
+use crate::vsock::inherited;
 
 /// Messages go to standard error, which the driver keeps the last of.
 struct Messages;
@@ -26,12 +26,9 @@ impl log::Log for Messages {
 pub(crate) fn run(words: &[String]) -> Result<()> {
     // The folder tells whoever lists processes which pod this is. It is not opened.
     let [_folder] = words else { bail!("usage: vmm FOLDER, with a control socket at descriptor 3") };
-    let number = coracle_monitor_api::CONTROL_FD;
     rustix::io::ioctl_fionbio(std::io::stderr(), true).context("prepare standard error")?;
     log::set_logger(&Messages).context("start the log")?;
     log::set_max_level(log::LevelFilter::Warn);
-    // SAFETY: whoever starts this word passes exactly this descriptor, and it is taken once.
-    #[expect(unsafe_code, reason = "an inherited descriptor has no safe constructor")]
-    let control = unsafe { OwnedFd::from_raw_fd(number) };
+    let control = inherited(coracle_monitor_api::CONTROL_FD);
     coracle_vmm::run(control.into()).context("run a machine")
 }

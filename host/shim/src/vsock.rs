@@ -15,7 +15,8 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         .context("serve vsock")
 }
 
-fn inherited(number: i32) -> OwnedFd {
+/// Takes over a descriptor that this word of the program was started with.
+pub(crate) fn inherited(number: i32) -> OwnedFd {
     // SAFETY: whoever starts this word passes exactly these descriptors, and each is taken once.
     #[expect(unsafe_code, reason = "an inherited descriptor has no safe constructor")]
     let fd = unsafe { OwnedFd::from_raw_fd(number) };

@@ -130,6 +130,7 @@ mod tests {
         let mut heard = Vec::new();
         let turn = drain(&mut ring, FREE, |_| {
             heard.push(driver.interrupted());
+            // The work that takes its time.
             std::thread::sleep(LATE * 3);
             Ok(Served::default())
         });

@@ -10,13 +10,13 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend};
 
 use crate::device::{Activation, Broken, Device, Source, Turn, VERSION_1};
+use crate::vhost_user::PROTOCOL_FEATURES;
+use crate::vsock::muxer::hung_up;
 
 /// Bytes of the tag in the configuration space; what is left of it is zero.
 const TAG_BYTES: usize = 36;
 /// Queues: high priority, and one for requests.
 const QUEUES: usize = 2;
-/// `VHOST_USER_F_PROTOCOL_FEATURES`.
-const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// How long the server may take to answer while the guest's driver waits.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -153,10 +153,7 @@ impl Device for Fs {
 
     fn on_source(&mut self, _: u16) -> Result<Turn, Broken> {
         // The server speaks only when it is asked. What comes by itself is its end.
-        let mut watched = [rustix::event::PollFd::new(&self.watched, rustix::event::PollFlags::empty())];
-        let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let polled = rustix::event::poll(&mut watched, Some(&none));
-        if polled.is_ok() && watched.iter().any(|fd| fd.revents().contains(rustix::event::PollFlags::HUP)) {
+        if hung_up(self.watched.as_fd()) {
             return Err(Broken::new("the file server has ended"));
         }
         Ok(Turn::Done)

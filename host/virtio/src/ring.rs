@@ -1,9 +1,9 @@
 //! A queue of a device that runs: the ring in guest memory, the doorbell, and the interrupt.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -72,6 +72,15 @@ impl Interrupts {
             let _ = vector.write(1);
         }
     }
+}
+
+/// The descriptor of an eventfd, whose type gives its number only.
+#[must_use]
+pub fn borrowed(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is the eventfd's own, and open for as long as that is borrowed here.
+    #[expect(unsafe_code, reason = "the type gives its number only")]
+    let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    fd
 }
 
 /// See the module.
@@ -248,12 +257,6 @@ impl Ring {
     pub fn interrupt(&self) -> Option<&EventFd> {
         self.interrupts.descriptor(Some(self.index))
     }
-}
-
-/// The chain's descriptors; at most as many as the ring has entries, whatever the guest has linked.
-#[must_use]
-pub fn descriptors(chain: &Chain) -> Vec<Descriptor> {
-    chain.clone().collect()
 }
 
 #[cfg(test)]

@@ -13,17 +13,12 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
+use crate::device::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use crate::vsock::device::Device;
 use crate::vsock::muxer::Muxer;
 
-/// `VIRTIO_F_VERSION_1`.
-const VERSION_1: u64 = 1 << 32;
-/// `VIRTIO_RING_F_EVENT_IDX`.
-const EVENT_IDX: u64 = 1 << 29;
-/// `VIRTIO_RING_F_INDIRECT_DESC`.
-const INDIRECT_DESC: u64 = 1 << 28;
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
-const PROTOCOL_FEATURES: u64 = 1 << 30;
+pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 const RX: u16 = 0;
 const TX: u16 = 1;

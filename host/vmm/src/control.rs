@@ -50,7 +50,7 @@ pub fn run(control: UnixStream) -> Result<(), Error> {
         }
     };
     main.add_own(CONTROL, channel.stream.as_fd())?;
-    main.add_own(ENDED, crate::events::borrowed(&told))?;
+    main.add_own(ENDED, coracle_virtio::ring::borrowed(&told))?;
     channel.stream.set_nonblocking(true).map_err(Error::system("watch the driver"))?;
     if spec.jail.enabled {
         jail::confine(Kind::Main)?;

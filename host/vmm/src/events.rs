@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use coracle_virtio::device::{Broken, Turn};
+use coracle_virtio::ring::borrowed;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use crate::Error;
@@ -162,13 +163,4 @@ impl Watch {
             }
         }
     }
-}
-
-/// A descriptor of an eventfd.
-pub(crate) fn borrowed(event: &vmm_sys_util::eventfd::EventFd) -> std::os::fd::BorrowedFd<'_> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the descriptor is the eventfd's own and open for as long as it is borrowed here.
-    #[expect(unsafe_code, reason = "the type gives its number only")]
-    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(event.as_raw_fd()) };
-    fd
 }

@@ -95,9 +95,6 @@ async fn idle(given: &Given, folder: &Path) -> Value {
     // The figure is what happens in a span of time, not an event.
     tokio::time::sleep(std::time::Duration::from_secs(10)).await;
     let after = (machine.stats().await.expect("stats").monitor, guest::switches(pid));
-    let exits: u64 = after.0.iter().filter(|(name, _)| name.starts_with("exits_")).map(|(_, count)| count).sum();
-    let exits_before: u64 =
-        before.0.iter().filter(|(name, _)| name.starts_with("exits_")).map(|(_, count)| count).sum();
     let woken: BTreeMap<_, _> =
         after.1.iter().map(|(name, count)| (name, count - before.1.get(name).copied().unwrap_or(0))).collect();
     let memory = guest::memory(pid);
@@ -105,7 +102,7 @@ async fn idle(given: &Given, folder: &Path) -> Value {
         "memory_kib": { "resident": memory.resident, "anonymous": memory.anonymous, "of_files": memory.of_files },
         "threads": after.1.len(),
         "wakeups_in_10_s_by_thread": woken,
-        "exits_to_the_monitor_in_10_s": exits - exits_before,
+        "exits_to_the_monitor_in_10_s": guest::exits(&after.0) - guest::exits(&before.0),
     });
     machine.stop().await.expect("stop");
     report

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coracle_machine::{
-    Accelerator, AgentAddress, Device, End, Error, GuestListener, GuestStream, Machine, MachineSpec, Result, Stats,
+    Accelerator, AgentAddress, Device, End, Ends, Error, GuestListener, GuestStream, Machine, MachineSpec, Result,
+    Stats, unsupported,
 };
 use coracle_monitor_api::{self as api, Answer, Ended, Request};
 use coracle_process::{Child, ExitStatus, Ring};
@@ -41,7 +42,7 @@ pub(crate) struct BuiltinMachine {
     control: Client,
     stats: Stats,
     console: Ring,
-    end: watch::Receiver<Option<End>>,
+    end: Ends,
     stop: Arc<tokio::sync::Notify>,
 }
 
@@ -69,14 +70,11 @@ impl BuiltinMachine {
             sender.send_replace(Some(End { reason }));
         });
         let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot, ..Stats::default() };
-        Self { address, hello, control, stats, console, end, stop }
+        Self { address, hello, control, stats, console, end: Ends::new(end), stop }
     }
 
     async fn ask(&self, request: Request) -> Result<Answer> {
-        let ended = || self.end.borrow().as_ref().map(|end| Error::Ended(end.reason.clone()));
-        if let Some(error) = ended() {
-            return Err(error);
-        }
+        self.end.check()?;
         match self.control.ask(&request).await {
             Ok(answer) => Ok(answer),
             Err(Failure::Refused(fault)) => Err(Error::Monitor(fault.text)),
@@ -152,11 +150,6 @@ fn figures(stats: &api::Stats) -> BTreeMap<String, u64> {
     figures
 }
 
-fn unsupported<T: Send + 'static>(what: &str) -> BoxFuture<'static, Result<T>> {
-    let error = Error::Unsupported(what.to_owned());
-    Box::pin(async move { Err(error) })
-}
-
 impl Machine for BuiltinMachine {
     fn agent_address(&self) -> &AgentAddress {
         &self.address
@@ -196,11 +189,7 @@ impl Machine for BuiltinMachine {
     }
 
     fn wait(&self) -> BoxFuture<'static, End> {
-        let mut end = self.end.clone();
-        Box::pin(async move {
-            let reason = end.wait_for(Option::is_some).await.map(|end| end.clone());
-            reason.ok().flatten().unwrap_or_else(|| End { reason: "the machine is gone".into() })
-        })
+        self.end.wait()
     }
 
     fn stop(&self) -> BoxFuture<'_, Result<()>> {

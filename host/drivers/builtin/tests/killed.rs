@@ -21,7 +21,7 @@ async fn what_a_machine_takes_stays_within_its_budget() {
     let machine = driver.boot(given.image(folder.path())).await.expect("boot");
     tokio::time::timeout(guest::PATIENCE, machine.guest_connection()).await.expect("in time").expect("a greeting");
     let figures = machine.stats().await.unwrap().monitor;
-    let exits: u64 = figures.iter().filter(|(name, _)| name.starts_with("exits_")).map(|(_, count)| count).sum();
+    let exits = guest::exits(&figures);
     let monitor = children().pop().unwrap();
     let (memory, threads) = (guest::memory(monitor), guest::switches(monitor).len());
     println!("{exits} exits, {threads} threads, {memory:?}");

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_machine::{
-    Accelerator, AgentAddress, Device, End, Error, GuestListener, GuestStream, Machine, MachineSpec, Result, Stats,
+    Accelerator, AgentAddress, Device, End, Ends, Error, GuestListener, GuestStream, Machine, MachineSpec, Result,
+    Stats, unsupported,
 };
 use coracle_process::{Child, ExitStatus, Ring};
 use futures::future::BoxFuture;
@@ -50,7 +51,7 @@ pub(crate) struct QemuMachine {
     control: qmp::Client,
     stats: Stats,
     console: Ring,
-    end: watch::Receiver<Option<End>>,
+    end: Ends,
     stop: Arc<tokio::sync::Notify>,
 }
 
@@ -77,13 +78,11 @@ impl QemuMachine {
             sender.send_replace(Some(End { reason }));
         });
         let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot, ..Stats::default() };
-        Self { accelerator, address, hello, control, stats, console, end, stop }
+        Self { accelerator, address, hello, control, stats, console, end: Ends::new(end), stop }
     }
 
     async fn command(&self, name: &str) -> Result<()> {
-        if let Some(end) = &*self.end.borrow() {
-            return Err(Error::Ended(end.reason.clone()));
-        }
+        self.end.check()?;
         self.control.execute(name, Value::Null).await.map(drop).map_err(|error| Error::Monitor(error.to_string()))
     }
 }
@@ -160,11 +159,6 @@ fn reason(status: ExitStatus, shutdown: Option<&Value>, outputs: &Outputs) -> St
     format!("the guest has shut down ({how})")
 }
 
-fn unsupported<T: Send + 'static>(what: &str) -> BoxFuture<'static, Result<T>> {
-    let error = Error::Unsupported(what.to_owned());
-    Box::pin(async move { Err(error) })
-}
-
 impl Machine for QemuMachine {
     fn agent_address(&self) -> &AgentAddress {
         &self.address
@@ -195,19 +189,12 @@ impl Machine for QemuMachine {
     }
 
     fn stats(&self) -> BoxFuture<'_, Result<Stats>> {
-        let answer = match &*self.end.borrow() {
-            Some(end) => Err(Error::Ended(end.reason.clone())),
-            None => Ok(self.stats.clone()),
-        };
+        let answer = self.end.check().map(|()| self.stats.clone());
         Box::pin(async move { answer })
     }
 
     fn wait(&self) -> BoxFuture<'static, End> {
-        let mut end = self.end.clone();
-        Box::pin(async move {
-            let reason = end.wait_for(Option::is_some).await.map(|end| end.clone());
-            reason.ok().flatten().unwrap_or_else(|| End { reason: "the machine is gone".into() })
-        })
+        self.end.wait()
     }
 
     fn stop(&self) -> BoxFuture<'_, Result<()>> {

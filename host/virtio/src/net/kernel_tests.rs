@@ -271,6 +271,7 @@ fn frames_come_to_the_queues_that_are_in_use() {
                 let (_, whole) = segment(1000 + 37 * port, 100);
                 send(&bench.host, &whole, SendFlags::empty()).unwrap();
             }
+            // What the host has sent passes its own queues, which tell nobody when.
             std::thread::sleep(Duration::from_millis(20));
             (bench.received(0, IPV4).len(), bench.queues[2].outstanding().0)
         };

@@ -14,7 +14,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use super::tap::{Tap, ask_kernel};
 use super::virtio::{MRG_RXBUF, OFFERED, QUEUE_SIZE, configuration, prepare};
 use crate::device::{Activation, Broken, Device, EVENT_IDX, INDIRECT_DESC, Memory, Source, Turn, VERSION_1};
-use crate::ring::Ring;
+use crate::ring::{Ring, borrowed};
 
 /// Receive and transmit, by their index.
 const QUEUES: usize = 2;
@@ -72,14 +72,6 @@ impl Vhost {
         #[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
         let result = unsafe { ioctl_with_ref(self, VHOST_NET_SET_BACKEND(), &request) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-
-    /// The descriptor that tells of queues that make no sense.
-    fn errors(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is the eventfd's own, and open for as long as it is borrowed here.
-        #[expect(unsafe_code, reason = "the type gives its number only")]
-        let fd = unsafe { BorrowedFd::borrow_raw(self.errors.as_raw_fd()) };
-        fd
     }
 
     /// Tells the kernel where the guest's memory is in this process. What the guest is given later is told at the next
@@ -224,7 +216,7 @@ impl Device for VhostNet {
     }
 
     fn sources(&self) -> Vec<Source<'_>> {
-        vec![Source { token: 0, fd: self.vhost.errors(), edge: true }]
+        vec![Source { token: 0, fd: borrowed(&self.vhost.errors), edge: true }]
     }
 
     fn served_elsewhere(&self) -> bool {

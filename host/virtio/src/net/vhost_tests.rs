@@ -118,6 +118,7 @@ impl Bench {
             if !all.is_empty() {
                 return all;
             }
+            // The kernel's own thread works beside this one; the test looks again.
             std::thread::sleep(Duration::from_millis(5));
         }
         Vec::new()
@@ -166,6 +167,7 @@ fn both_ways(bench: &mut Bench) {
         let started = Instant::now();
         while !bench.queues[RX].interrupted() {
             assert!(started.elapsed() < Duration::from_secs(1), "no interrupt");
+            // The kernel's own thread works beside this one; the test looks again.
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -183,6 +185,7 @@ fn frames_pass_both_ways_and_again_after_a_reset() {
                 // Nothing of the guest's memory is touched now, whatever comes.
                 send(&bench.host, &frame(EXPERIMENT, &[1; 100]), SendFlags::empty()).unwrap();
                 bench.send(&[0; 100]);
+                // Time for a kernel that were still at work to show it: that nothing happens is no event.
                 std::thread::sleep(Duration::from_millis(50));
                 assert_eq!((bench.queues[RX].used().len(), used), (0, 0));
                 assert_eq!(bench.seen(EXPERIMENT), None);

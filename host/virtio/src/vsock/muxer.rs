@@ -378,7 +378,8 @@ fn connect_now(path: &Path) -> std::io::Result<UnixStream> {
     Ok(socket.into())
 }
 
-fn hung_up(stream: BorrowedFd<'_>) -> bool {
+/// Whether the other end of a stream is gone for good.
+pub(crate) fn hung_up(stream: BorrowedFd<'_>) -> bool {
     let mut watched = [rustix::event::PollFd::new(&stream, rustix::event::PollFlags::empty())];
     let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     let polled = rustix::event::poll(&mut watched, Some(&none));

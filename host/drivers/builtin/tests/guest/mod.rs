@@ -187,6 +187,11 @@ pub(crate) struct MonitorMemory {
     pub(crate) of_files: u64,
 }
 
+/// All exits to the monitor, of its figures.
+pub(crate) fn exits(figures: &BTreeMap<String, u64>) -> u64 {
+    figures.iter().filter(|(name, _)| name.starts_with("exits_")).map(|(_, count)| count).sum()
+}
+
 /// Voluntary switches of each thread.
 pub(crate) fn switches(pid: i32) -> BTreeMap<String, u64> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
