@@ -211,24 +211,43 @@ impl<'a> Pod<'a> {
         self.cri.start(&id).map(|()| id)
     }
 
-    /// What a container has logged to standard output, the runtime's columns taken off.
+    /// What a container has logged, the runtime's columns taken off.
     #[must_use]
     pub fn log(&self, name: &str) -> String {
+        self.log_of(name, "")
+    }
+
+    /// What a container has logged of one stream, `stdout` or `stderr`, or of both where it is empty.
+    #[must_use]
+    pub fn log_of(&self, name: &str, stream: &str) -> String {
         let path = std::path::Path::new(&self.config.log_directory).join(format!("{name}.log"));
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(|line| format!("{line}\n")).collect()
+        let columns = text.lines().map(|line| line.splitn(4, ' ').collect::<Vec<_>>());
+        columns
+            .filter(|columns| columns.len() == 4 && columns[1].starts_with(stream))
+            .map(|columns| format!("{}\n", columns[3]))
+            .collect()
     }
 
     /// Waits until a container has logged `text`, and gives the log as it is then.
     ///
-    /// containerd tells the end of a container before it has written the last of its log.
+    /// containerd tells the end of a container before it has written the last of its log, and writes the lines of its two streams
+    /// in no order.
     ///
     /// # Panics
     /// Where it has not after a minute.
     pub fn await_log(&self, name: &str, text: &str) -> String {
+        self.await_log_of(name, "", text)
+    }
+
+    /// [`Pod::await_log`] of one stream, `stdout` or `stderr`.
+    ///
+    /// # Panics
+    /// Where it has not after a minute.
+    pub fn await_log_of(&self, name: &str, stream: &str, text: &str) -> String {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
         loop {
-            let log = self.log(name);
+            let log = self.log_of(name, stream);
             if log.contains(text) {
                 return log;
             }

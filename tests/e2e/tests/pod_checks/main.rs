@@ -23,7 +23,8 @@ struct Bench<'a> {
     folder: PathBuf,
 }
 
-/// What each script of [`Bench::run`] says at its end: then its log is whole.
+/// What each script of [`Bench::run`] says at its end on each of its streams: then its log is whole. The streams are pipes of their
+/// own, and nothing keeps them in order.
 const LAST_WORD: &str = "that-is-all-of-the-log";
 
 type Check = (&'static str, fn(&Bench<'_>) -> Result<(), String>);
@@ -46,7 +47,7 @@ fn resources(config: &mut msg::ContainerConfig) -> &mut msg::LinuxContainerResou
 }
 
 impl Bench<'_> {
-    /// Runs a script in a fresh container to its end: exit code and output.
+    /// Runs a script in a fresh container to its end: exit code, and what it said on standard output and then on standard error.
     fn run(
         &self,
         name: &str,
@@ -56,20 +57,29 @@ impl Bench<'_> {
         let text = |error: coracle_e2e::cri::CriError| error.1;
         // With quotes inside, so that who prints the script's text does not say the word.
         let (first, rest) = LAST_WORD.split_at(4);
-        let script = format!("trap 'echo {first}\"\"{rest}' EXIT\n{script}");
+        let script = format!("trap 'echo {first}\"\"{rest}; echo {first}\"\"{rest} >&2' EXIT\n{script}");
+        let mut streams = &["stdout", "stderr"][..];
+        let change = |config: &mut msg::ContainerConfig| {
+            change(config);
+            if config.tty {
+                // A terminal is one stream.
+                streams = &["stdout"];
+            }
+        };
         let id = self.pod.start(name, &["sh", "-c", &script], change).map_err(text)?;
         let code = self.cri.ended(&id).exit_code;
-        // containerd tells the end before the log is whole, and gives the rest up where the container is removed meanwhile.
-        // A killed script has no last word.
-        if code < 128 {
-            self.pod.await_log(name, LAST_WORD);
+        let mut output = String::new();
+        for stream in streams {
+            // containerd tells the end before the log is whole, and gives the rest up where the container is removed meanwhile.
+            // A killed script has no last word.
+            let log =
+                if code < 128 { self.pod.await_log_of(name, stream, LAST_WORD) } else { self.pod.log_of(name, stream) };
+            output += log.split(LAST_WORD).next().unwrap_or_default();
+            if !output.is_empty() && !output.ends_with('\n') {
+                output.push('\n');
+            }
         }
         self.cri.remove(&id).map_err(text)?;
-        let log = self.pod.log(name);
-        let mut output = log.split(LAST_WORD).next().unwrap_or_default().to_owned();
-        if !output.is_empty() && !output.ends_with('\n') {
-            output.push('\n');
-        }
         Ok((code, output))
     }
 
