@@ -5,12 +5,16 @@ use std::pin::Pin;
 use coracle_machine::GuestStream;
 use coracle_protocol::ports;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::oneshot;
 
 use crate::pod::Pod;
 use crate::{Error, ProcessId, Result};
 
 /// How much is moved at a time, in bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
+
+/// How long who reads an output may take to have it all, once it is at its end.
+const TAKEN_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// The host's end of a process's input.
 pub struct Input {
@@ -20,7 +24,7 @@ pub struct Input {
     pub keeper: Option<Box<dyn Send + Sync>>,
 }
 
-/// The host's end of a process's output.
+/// The host's end of a process's output. Its shutdown is done when who reads it has taken everything.
 pub type Output = Pin<Box<dyn AsyncWrite + Send + Sync>>;
 
 /// The host's ends of a process's streams. One that is absent is empty, or thrown away.
@@ -85,8 +89,14 @@ pub(crate) async fn connect(pod: &Pod, wanted: Wanted) -> Result<Connected> {
     Ok(Connected { stdin: stream(stdin), stdout: stdout.0, stderr: stream(stderr), ports })
 }
 
-/// Moves the streams of a process that was started. The task ends when its outputs are at their end.
-pub(crate) fn pump(id: &ProcessId, stdio: Stdio, connected: Connected) -> tokio::task::JoinHandle<()> {
+/// Moves the streams of a process that was started. The task ends when its outputs are at their end and were taken, and drops
+/// `done` then.
+pub(crate) fn pump(
+    id: &ProcessId,
+    stdio: Stdio,
+    connected: Connected,
+    done: oneshot::Sender<()>,
+) -> tokio::task::JoinHandle<()> {
     let id = id.clone();
     tokio::spawn(async move {
         // Dropped, and so given up, with this task.
@@ -101,7 +111,7 @@ pub(crate) fn pump(id: &ProcessId, stdio: Stdio, connected: Connected) -> tokio:
             }
         };
         tokio::join!(stdout, stderr);
-        drop(input);
+        drop((input, done));
     })
 }
 
@@ -127,8 +137,10 @@ async fn pump_output(id: &ProcessId, mut from: GuestStream, mut output: Option<O
             output = None;
         }
     }
-    if let Some(writer) = &mut output {
-        let _ = writer.flush().await;
+    if let Some(writer) = &mut output
+        && tokio::time::timeout(TAKEN_PATIENCE, writer.shutdown()).await.is_err()
+    {
+        log::debug!("nobody has taken all of the output of {id:?}");
     }
 }
 

@@ -1,10 +1,12 @@
 //! Start: a container's first process, or one beside it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_protocol::agent::{ExecProcessRequest, StartContainerRequest, WaitProcessRequest};
 use coracle_protocol::oci;
 use coracle_protocol::protobuf::MessageField;
+use tokio::sync::oneshot;
 
 use crate::agent::Patience;
 use crate::boot;
@@ -13,6 +15,10 @@ use crate::io::{self, Connected, Stdio, Wanted};
 use crate::pod::Pod;
 use crate::state::{State, Status};
 use crate::{Error, ProcessId, Result, Sandbox};
+
+/// How long the end of a process waits for what it said at last. Who hears of the end may read no further: containerd 1.6 closes
+/// its ends of the outputs then. A child may hold them open for as long as it likes, so there is an end to it.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Sandbox {
     /// Starts a process that was created.
@@ -82,7 +88,8 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
             return Err(error);
         }
     };
-    let pumps = io::pump(id, stdio, connected);
+    let (done, said) = oneshot::channel();
+    let pumps = io::pump(id, stdio, connected, done);
     sandbox
         .ask(move |state| {
             if let Ok(process) = state.process(&name) {
@@ -93,7 +100,7 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
             }
         })
         .await?;
-    watch(sandbox, &pod, id);
+    watch(sandbox, &pod, id, said);
     if id.exec.is_empty() {
         sandbox.prefetch_stats(&pod, &id.container);
     }
@@ -126,8 +133,8 @@ async fn start_exec(pod: &Pod, id: &ProcessId, spec: oci::Process, wanted: Wante
     Ok(connected)
 }
 
-/// Waits for the process's end, and notes it.
-fn watch(sandbox: &Sandbox, pod: &Arc<Pod>, id: &ProcessId) {
+/// Waits for the process's end, and notes it once all that the process `said` was taken.
+fn watch(sandbox: &Sandbox, pod: &Arc<Pod>, id: &ProcessId, said: oneshot::Receiver<()>) {
     let (sandbox, pod, id) = (sandbox.clone(), Arc::clone(pod), id.clone());
     tokio::spawn(async move {
         let request =
@@ -139,6 +146,8 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>, id: &ProcessId) {
         match answer {
             Ok(answer) => {
                 let status = u32::try_from(answer.status).unwrap_or(255);
+                // Nothing is ever sent: its sender goes.
+                let _ = tokio::time::timeout(LAST_WORDS_PATIENCE, said).await;
                 sandbox.tell(move |state| state.exited(&id, status));
             }
             Err(error) => {

@@ -4,9 +4,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::pin::Pin;
 use std::process::{Command, Stdio as ChildStdio};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use coracle_sandbox::{Error, Input, Output, Stdio};
+use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
 
 type Result<T> = std::result::Result<T, Error>;
@@ -61,9 +65,43 @@ fn open_output(uri: &str) -> Result<Output> {
     }
     let file = open_file(uri, true)?;
     if is_fifo(&file) {
-        return Ok(Box::pin(pipe::Sender::from_file(file).map_err(failed(uri))?));
+        return Ok(Pipe::output(pipe::Sender::from_file(file).map_err(failed(uri))?));
     }
     Ok(Box::pin(tokio::fs::File::from_std(file)))
+}
+
+/// How often a pipe that is at its end is looked at for bytes that were not taken yet: that it is empty is no event.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// The writing end of a pipe, whose shutdown is done when it is empty.
+struct Pipe {
+    sender: pipe::Sender,
+    look_again: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Pipe {
+    fn output(sender: pipe::Sender) -> Output {
+        Box::pin(Self { sender, look_again: None })
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.sender).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        while rustix::io::ioctl_fionread(&self.sender)? > 0 {
+            let timer = self.look_again.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK_AGAIN)));
+            std::task::ready!(timer.as_mut().poll(context));
+            self.look_again = None;
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// A pipe that is open for both directions neither waits for its other end nor breaks without it.
@@ -138,7 +176,7 @@ async fn start_logger(uri: &str, (id, namespace): (&str, &str)) -> Result<(Outpu
     let ready = pipe::Receiver::from_owned_fd(ready_read).map_err(failed(uri))?;
     // Readable at its end too: ready, or gone, in which case the writes will say so.
     ready.readable().await.map_err(failed(uri))?;
-    Ok((Box::pin(sender(out_write)?), Box::pin(sender(err_write)?)))
+    Ok((Pipe::output(sender(out_write)?), Pipe::output(sender(err_write)?)))
 }
 
 /// Percent and plus signs of a query.
@@ -186,6 +224,22 @@ mod tests {
         let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
         reader.read_exact(&mut bytes).await.unwrap();
         assert_eq!(&bytes, b"two");
+    }
+
+    #[tokio::test]
+    async fn a_pipe_is_done_when_it_was_read_to_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let mut output = open("", path.to_str().unwrap(), "", false, NAMES).await.unwrap().stdout.unwrap();
+        output.write_all(b"last words").await.unwrap();
+        let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+        let mut bytes = [0; 5];
+        reader.read_exact(&mut bytes).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(50), output.shutdown()).await;
+        assert!(early.is_err(), "half of it is still there");
+        reader.read_exact(&mut bytes).await.unwrap();
+        output.shutdown().await.unwrap();
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use coracle_flow::{Bench, Scripted, beside, captured, first, greet, in_own_mounts};
 use coracle_protocol::oci;
 use coracle_sandbox::{Error, Event, Status, Stdio};
+use tokio::io::AsyncReadExt;
 
 /// Answers that are due within 100 ms are given ten times as long: the machine is shared.
 const SOON: Duration = Duration::from_secs(1);
@@ -101,6 +102,42 @@ fn execs_are_processes_of_their_own() {
         assert_eq!(bench.sandbox.wait(&id).await.unwrap().status, 255);
         bench.sandbox.kill(&process, 9).await.unwrap();
         assert_eq!(bench.sandbox.wait(&process).await.unwrap().status, 137);
+        bench.sandbox.delete(&process).await.unwrap();
+        bench.sandbox.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn an_end_is_told_after_the_last_words_were_taken() {
+    in_own_mounts(async {
+        let bench = Bench::real();
+        let process = first("c1");
+        // Holds one byte: what was written was read, but for the last one.
+        let (ours, mut theirs) = tokio::io::duplex(1);
+        let stdio = Stdio { stdout: Some(Box::pin(ours)), ..Default::default() };
+        bench.create("c1", "echo 0123456789", stdio).await.unwrap();
+        bench.sandbox.start(&process).await.unwrap();
+        let taken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = Arc::clone(&taken);
+        // A reader that has other things to do.
+        let reader = tokio::spawn(async move {
+            while theirs.read(&mut [0]).await.unwrap() == 1 {
+                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert_eq!(bench.sandbox.wait(&process).await.unwrap().status, 0);
+        assert!(taken.load(std::sync::atomic::Ordering::Relaxed) >= 10, "{taken:?} of 11 bytes");
+        reader.await.unwrap();
+        bench.sandbox.delete(&process).await.unwrap();
+        // Where nobody reads, the end is told all the same.
+        let (ours, theirs) = tokio::io::duplex(1);
+        let stdio = Stdio { stdout: Some(Box::pin(ours)), ..Default::default() };
+        bench.create("c1", "echo 0123456789; exit 3", stdio).await.unwrap();
+        bench.sandbox.start(&process).await.unwrap();
+        let exit = tokio::time::timeout(Duration::from_secs(30), bench.sandbox.wait(&process)).await;
+        assert_eq!(exit.expect("an end").unwrap().status, 3);
+        drop(theirs);
         bench.sandbox.delete(&process).await.unwrap();
         bench.sandbox.stop().await.unwrap();
     });
