@@ -86,8 +86,8 @@ pub fn one(data: &[u8]) {
             14 => {
                 let at = u64::from(input.word()) % USED;
                 let bytes: [u8; 2] = input.bytes();
-                // Not the ring of what is available: the model looks there for what the device has taken out before.
-                let ring = AVAILABLE..AVAILABLE + 4 + 2 * u64::from(size);
+                // As in `serve`.
+                let Some(ring) = guest.queue(0).map(|queue| available(&queue)) else { return };
                 if !ring.contains(&at) && !ring.contains(&(at + 1)) {
                     guest.write(at, &bytes);
                 }
@@ -172,7 +172,16 @@ fn serve(guest: &mut Guest, chain: &Chain, input: &mut Input<'_>) {
     let (Some(from), Some(into)) = (bytes(&model.readable), bytes(&model.writable)) else { return };
     // What is written in between may be what is read afterwards.
     take_apart(guest, &mut readable, from, false, input);
-    take_apart(guest, &mut writable, into, true, input);
+    // Not where it would be written over what is available: the model looks there for what the device has taken out before.
+    let ring = available(&queue);
+    if model.writable.iter().all(|(at, length)| *at >= ring.end || at.saturating_add(*length) <= ring.start) {
+        take_apart(guest, &mut writable, into, true, input);
+    }
+}
+
+/// Where the ring of what is available lies: flags, index, entries (virtio 1.3, section 2.7.6).
+fn available(queue: &Queue) -> std::ops::Range<u64> {
+    queue.available..queue.available + 4 + 2 * u64::from(queue.size)
 }
 
 /// Does this and that with a run of bytes, whose addresses are `model`.

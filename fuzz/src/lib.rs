@@ -11,6 +11,7 @@ pub mod held;
 pub mod input;
 pub mod net;
 pub mod packet;
+pub mod pci;
 pub mod registers;
 pub mod rig;
 pub mod rng;
@@ -20,13 +21,34 @@ pub mod vsock;
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("block", block::one),
     ("chain", chain::one),
     ("console", console::one),
     ("net", net::one),
     ("packet", packet::one),
+    ("pci", pci::one),
     ("registers", registers::one),
     ("rng", rng::one),
     ("vsock", vsock::one),
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_corpus_finds_nothing() {
+        for (name, target) in TARGETS {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+            let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+            assert!(!files.is_empty(), "{name} has no corpus");
+            for file in files {
+                println!("{}", file.display());
+                target(&std::fs::read(&file).unwrap());
+            }
+        }
+    }
+}

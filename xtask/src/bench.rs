@@ -2,6 +2,7 @@
 
 mod agent;
 mod calls;
+mod devices;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,6 +18,7 @@ use crate::image;
 use crate::pods;
 use crate::setup::{self, Level};
 use crate::steps::{command, output, step};
+use crate::tests;
 
 /// Measure sizes, memory, calls, instructions and times.
 #[derive(Debug, clap::Args)]
@@ -114,8 +116,14 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
     let instructions = step("instructions to ready", || instructions(bench, guest, run_folder))?;
     let ratio = step(&format!("{} pairs with runc", args.pairs), || ratio(bench, args.pairs))?;
     let pods = step("pods through containerd", || pods::measure(&bench.built, args.pairs))?;
-    let lane =
-        Lane { built: &bench.built, guest: guest.to_owned(), other: None, usual: None, image: bench.image.clone() };
+    let lane = Lane {
+        built: &bench.built,
+        guest: guest.to_owned(),
+        other: Some(tests::other_guest(&bench.built, tests::OTHER_KERNEL)?),
+        usual: None,
+        image: bench.image.clone(),
+    };
+    let devices = step("instructions of the built-in monitor's devices", devices::measure)?;
     let monitor = step("the built-in monitor", || lane.measure())?;
     Ok(json!({
         "environment": environment(bench)?,
@@ -125,6 +133,7 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
         "guest_instructions_to_ready": instructions,
         "run_true_against_runc": ratio,
         "pods": pods,
+        "device_instructions": devices,
         "monitor": monitor,
     }))
 }

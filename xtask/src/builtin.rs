@@ -138,7 +138,7 @@ fn programs() -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// What cargo builds of targets of a kind, by name.
-fn executables(build: Command, wanted: &str) -> Result<Vec<(String, PathBuf)>> {
+pub(crate) fn executables(build: Command, wanted: &str) -> Result<Vec<(String, PathBuf)>> {
     let text = output(build)?;
     let mut programs = Vec::new();
     for line in text.lines() {

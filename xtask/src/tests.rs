@@ -26,7 +26,7 @@ pub(crate) struct Args {
 const LANES: [&str; 5] = ["unit", "flow", "contract", "e2e", "builtin"];
 
 /// The second kernel on which the guest is tested, where apt has it.
-const OTHER_KERNEL: &str = "linux-image-6.12-cloud-amd64";
+pub(crate) const OTHER_KERNEL: &str = "linux-image-6.12-cloud-amd64";
 
 /// The kernel that a distribution's users have.
 const USUAL_KERNEL: &str = "linux-image-amd64";
@@ -123,7 +123,7 @@ fn test_image(built: &Built) -> Result<std::path::PathBuf> {
     Ok(folder)
 }
 
-fn other_guest(built: &Built, kernel: &str) -> Result<std::path::PathBuf> {
+pub(crate) fn other_guest(built: &Built, kernel: &str) -> Result<std::path::PathBuf> {
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("no apt-get");
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::Error;
@@ -23,16 +23,57 @@ pub(crate) struct Message {
     pub(crate) data: u32,
 }
 
+/// What interrupts and doorbells ask of KVM, each with the errors of its call.
+pub(crate) trait Wires: Send + Sync {
+    /// `KVM_SET_GSI_ROUTING`: which interrupt a number means.
+    fn route(&self, table: &[kvm_irq_routing_entry]) -> io::Result<()>;
+    /// `KVM_IRQFD`: the interrupt of that number comes when the eventfd is signalled.
+    fn watch(&self, event: &EventFd, number: u32) -> io::Result<()>;
+    /// It comes so no more.
+    fn forget(&self, event: &EventFd, number: u32) -> io::Result<()>;
+    /// `KVM_IOEVENTFD`: a write of the guest's to `address`, of any value and width, signals the eventfd.
+    fn ring(&self, doorbell: &EventFd, address: u64) -> io::Result<()>;
+    /// It does so no more.
+    fn unring(&self, doorbell: &EventFd, address: u64) -> io::Result<()>;
+}
+
+fn errno(error: kvm_ioctls::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno())
+}
+
+impl Wires for VmFd {
+    fn route(&self, table: &[kvm_irq_routing_entry]) -> io::Result<()> {
+        let table = KvmIrqRouting::from_entries(table).map_err(|_| io::Error::other("too many interrupts"))?;
+        self.set_gsi_routing(&table).map_err(errno)
+    }
+
+    fn watch(&self, event: &EventFd, number: u32) -> io::Result<()> {
+        self.register_irqfd(event, number).map_err(errno)
+    }
+
+    fn forget(&self, event: &EventFd, number: u32) -> io::Result<()> {
+        self.unregister_irqfd(event, number).map_err(errno)
+    }
+
+    fn ring(&self, doorbell: &EventFd, address: u64) -> io::Result<()> {
+        self.register_ioevent(doorbell, &IoEventAddress::Mmio(address), NoDatamatch).map_err(errno)
+    }
+
+    fn unring(&self, doorbell: &EventFd, address: u64) -> io::Result<()> {
+        self.unregister_ioevent(doorbell, &IoEventAddress::Mmio(address), NoDatamatch).map_err(errno)
+    }
+}
+
 /// The machine's interrupts.
 pub(crate) struct Interrupts {
-    vm: Arc<VmFd>,
+    vm: Arc<dyn Wires>,
     /// Messages by number, those that are routed. Devices of several threads change it: each under its own lock, and all
     /// of them must give KVM one table.
     routes: Mutex<Vec<Option<Message>>>,
 }
 
 impl Interrupts {
-    pub(crate) fn new(vm: Arc<VmFd>) -> Self {
+    pub(crate) fn new(vm: Arc<dyn Wires>) -> Self {
         Self { vm, routes: Mutex::new(Vec::new()) }
     }
 
@@ -57,7 +98,7 @@ impl Interrupts {
     /// An interrupt of the I/O APIC's pin, signalled by the eventfd.
     pub(crate) fn pin(&self, pin: u32) -> Result<EventFd, Error> {
         let event = EventFd::new(EFD_NONBLOCK).map_err(Error::system("make an eventfd"))?;
-        self.vm.register_irqfd(&event, pin).map_err(Error::kvm("watch an interrupt"))?;
+        self.vm.watch(&event, pin).map_err(Error::system("watch an interrupt"))?;
         Ok(event)
     }
 
@@ -73,8 +114,7 @@ impl Interrupts {
         for (number, message) in (IO_APIC_PINS..).zip(routes.iter()) {
             entries.extend(message.map(|message| message_entry(number, message)));
         }
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| io::Error::other("too many interrupts"))?;
-        self.vm.set_gsi_routing(&table).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+        self.vm.route(&entries)
     }
 }
 
@@ -104,6 +144,12 @@ pub(crate) struct Vector {
 }
 
 impl Vector {
+    /// Its number in KVM's table.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
     /// The descriptor by which it is signalled.
     pub(crate) fn event(&self) -> &EventFd {
         &self.event
@@ -117,10 +163,9 @@ impl Vector {
         if let Some(message) = message {
             self.interrupts.route(self.number, message)?;
         }
-        let errno = |error: kvm_ioctls::Error| io::Error::from_raw_os_error(error.errno());
         match (self.message.is_some(), message.is_some()) {
-            (false, true) => self.interrupts.vm.register_irqfd(&self.event, self.number).map_err(errno)?,
-            (true, false) => self.interrupts.vm.unregister_irqfd(&self.event, self.number).map_err(errno)?,
+            (false, true) => self.interrupts.vm.watch(&self.event, self.number)?,
+            (true, false) => self.interrupts.vm.forget(&self.event, self.number)?,
             _ => {}
         }
         self.message = message;

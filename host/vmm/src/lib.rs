@@ -16,6 +16,8 @@ mod control;
 mod devices;
 mod error;
 mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod irq;
 mod jail;
 mod machine;

@@ -14,7 +14,7 @@ use crate::Error;
 use crate::arch::{self, boot, layout};
 use crate::devices::{self, Inherited};
 use crate::events::Watch;
-use crate::irq::Interrupts;
+use crate::irq::{Interrupts, Wires};
 use crate::jail::{self, Kind};
 use crate::memory::Memory;
 use crate::pci::{Bus, Function};
@@ -52,7 +52,7 @@ impl Machine {
         if spec.memory_mib == 0 || spec.memory_mib > MEMORY_MIB_MAX {
             return Err(Error::Invalid(format!("a machine can't have {} MiB of memory", spec.memory_mib)));
         }
-        let memory = Memory::new(&layout::ram(spec.memory_mib << 20), spec.huge_pages)?;
+        let memory = Memory::new(&layout::ram(spec.memory_mib << 20), spec.shared, spec.huge_pages)?;
         give_memory(&vm, &memory.map)?;
         arch::create_interrupt_controller(&vm)?;
         let rsdp = arch::write_tables(&memory.map, spec.cpus, memory.bytes)?;
@@ -63,9 +63,10 @@ impl Machine {
             command_line: &spec.command_line,
         };
         let entry = boot::load(&memory.map, &images, rsdp)?;
-        let interrupts = Arc::new(Interrupts::new(Arc::clone(&vm)));
+        let wires: Arc<dyn Wires> = Arc::clone(&vm) as _;
+        let interrupts = Arc::new(Interrupts::new(Arc::clone(&wires)));
         let console = if spec.console { Some((console()?, interrupts.pin(layout::SERIAL_IRQ)?)) } else { None };
-        let (bus, loops) = make_devices(spec, &vm, &memory.map, &interrupts, &mut inherited, &host.main)?;
+        let (bus, loops) = make_devices(spec, &wires, &memory.map, &interrupts, &mut inherited, &host.main)?;
         let shared = Arc::new(Shared::new(bus, Ports::new(console), loops, host.ended));
         vcpu::prepare()?;
         let factory = arch::Processors::new(&kvm, spec.cpus)?;
@@ -160,7 +161,7 @@ fn give_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
 /// Makes all devices, and gives each its loop.
 fn make_devices(
     spec: &api::Machine,
-    vm: &Arc<VmFd>,
+    wires: &Arc<dyn Wires>,
     memory: &GuestMemoryMmap,
     interrupts: &Arc<Interrupts>,
     inherited: &mut Inherited,
@@ -171,7 +172,7 @@ fn make_devices(
     for device in &spec.devices {
         let made = devices::make(device, inherited, spec.shared)?;
         loops.push(if made.waits { Watch::new()? } else { main.clone() });
-        functions.push(Function::new(Arc::clone(vm), made.device, memory.clone(), interrupts)?);
+        functions.push(Function::new(Arc::clone(wires), made.device, memory.clone(), interrupts)?);
     }
     Ok((Arc::new(Bus::new(functions)?), loops))
 }

@@ -1,52 +1,55 @@
-//! The guest's memory: one memfd, mapped in one piece for each range of guest addresses.
+//! The guest's memory, mapped in one piece for each range of guest addresses.
 //!
-//! It is reserved lazily: a page of the host's is taken when it is first touched. The mapping is shared also where no other
-//! process may have the file: a private mapping of a memfd would take a page of the file and a copy of it for each page
-//! that is read before it is written.
+//! It is reserved lazily: the host gives a page when it is first touched. Memory that another process has to map, as the server of
+//! a shared file system does, and memory of the host's huge pages is a memfd. What nobody else maps is the monitor's own: the host
+//! gives it 2 MiB at a time where it can (transparent huge pages), which is one fault of the second stage instead of 512. A private
+//! mapping of a memfd would be neither: it takes a page of the file and a copy of it for each page that is read before it is written.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::MemfdFlags;
-use vm_memory::mmap::MmapRegion;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::Error;
+
+/// What the host gives at a time where it can, in bytes.
+const LARGE_PAGE_BYTES: usize = 2 << 20;
 
 /// The guest's memory.
 #[derive(Debug)]
 pub(crate) struct Memory {
     /// The mapping.
     pub(crate) map: GuestMemoryMmap,
-    file: File,
+    /// Of a memfd.
+    file: Option<File>,
     /// Its size in bytes.
     pub(crate) bytes: u64,
 }
 
 impl Memory {
-    /// Makes memory at `ranges`, each with its first address and its bytes.
-    pub(crate) fn new(ranges: &[(u64, u64)], huge_pages: bool) -> Result<Self, Error> {
+    /// Makes memory at `ranges`, each with its first address and its bytes; `shared` where another process has to map it.
+    pub(crate) fn new(ranges: &[(u64, u64)], shared: bool, huge_pages: bool) -> Result<Self, Error> {
         let bytes = ranges.iter().map(|(_, bytes)| bytes).sum();
-        let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        if huge_pages {
-            flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
-        }
         let step = if huge_pages { "make the guest's memory of huge pages" } else { "make the guest's memory" };
-        let file = rustix::fs::memfd_create("coracle-guest", flags).map_err(Error::system(step))?;
-        rustix::fs::ftruncate(&file, bytes).map_err(Error::system(step))?;
-        // Whoever is given the file can't make it shorter under the guest's feet.
-        let seals = rustix::fs::SealFlags::SHRINK | rustix::fs::SealFlags::GROW | rustix::fs::SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&file, seals).map_err(Error::system("seal the guest's memory"))?;
-        let file = File::from(file);
+        let file = if shared || huge_pages { Some(memory_file(bytes, huge_pages, step)?) } else { None };
         let mut offset = 0;
         let mut regions = Vec::with_capacity(ranges.len());
         for (start, length) in ranges {
             let size = usize::try_from(*length).map_err(|_| Error::Invalid("too much memory".into()))?;
-            let part = FileOffset::new(file.try_clone().map_err(Error::system(step))?, offset);
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            let region = MmapRegion::build(Some(part), size, protection, libc::MAP_NORESERVE | libc::MAP_SHARED)
-                .map_err(|error| Error::system(step)(io::Error::other(error)))?;
+            let region = match &file {
+                Some(file) => {
+                    let part = FileOffset::new(file.try_clone().map_err(Error::system(step))?, offset);
+                    let protection = libc::PROT_READ | libc::PROT_WRITE;
+                    MmapRegion::build(Some(part), size, protection, libc::MAP_NORESERVE | libc::MAP_SHARED)
+                        .map_err(|error| Error::system(step)(io::Error::other(error)))?
+                }
+                None => own_region(size).map_err(Error::system(step))?,
+            };
+            ask_for_large_pages(&region);
             let region = GuestRegionMmap::new(region, GuestAddress(*start))
                 .ok_or_else(|| Error::Invalid("memory beyond the end of the address space".into()))?;
             regions.push(region);
@@ -58,8 +61,76 @@ impl Memory {
 
     /// What the host has given of it so far, in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
-        self.file.metadata().map(|data| data.blocks() * 512).unwrap_or(0)
+        match &self.file {
+            Some(file) => file.metadata().map(|data| data.blocks() * 512).unwrap_or(0),
+            None => self.map.iter().map(resident_bytes_of).sum(),
+        }
     }
+}
+
+/// A memfd of `bytes` that nobody makes shorter or longer.
+fn memory_file(bytes: u64, huge_pages: bool, step: &'static str) -> Result<File, Error> {
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if huge_pages {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let file = rustix::fs::memfd_create("coracle-guest", flags).map_err(Error::system(step))?;
+    rustix::fs::ftruncate(&file, bytes).map_err(Error::system(step))?;
+    // Whoever is given the file can't make it shorter under the guest's feet.
+    let seals = rustix::fs::SealFlags::SHRINK | rustix::fs::SealFlags::GROW | rustix::fs::SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals).map_err(Error::system("seal the guest's memory"))?;
+    Ok(File::from(file))
+}
+
+/// Memory that no other process maps. It starts at a multiple of 2 MiB, as the guest's addresses do, so that one large page of the
+/// host's is one of the guest's. It is there until the monitor's process ends, which is the machine's end.
+fn own_region(size: usize) -> io::Result<MmapRegion> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    let room = size.checked_add(LARGE_PAGE_BYTES).ok_or(io::ErrorKind::OutOfMemory)?;
+    // SAFETY: a new mapping at a place that the kernel chooses; nothing is there that it could replace.
+    #[expect(unsafe_code, reason = "mappings are unsafe by declaration")]
+    let start =
+        unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), room, ProtFlags::READ | ProtFlags::WRITE, flags)? };
+    let start = start.cast::<u8>().map_addr(|address| address.next_multiple_of(LARGE_PAGE_BYTES));
+    // SAFETY: `size` bytes from `start` are in the mapping above, which is readable and writable and never unmapped.
+    #[expect(unsafe_code, reason = "vm-memory takes a mapping made elsewhere by its pointer")]
+    let builder = unsafe { MmapRegionBuilder::new(size).with_raw_mmap_pointer(start) };
+    let builder = builder
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    builder.build().map_err(io::Error::other)
+}
+
+/// A wish: where the host has no large pages to give, the memory works all the same. For a memfd a host grants it where its
+/// administrator has set `/sys/kernel/mm/transparent_hugepage/shmem_enabled` to `advise`.
+fn ask_for_large_pages(region: &MmapRegion) {
+    // SAFETY: the region is mapped, and nobody uses it yet; the advice changes no contents.
+    #[expect(unsafe_code, reason = "the advice is unsafe by declaration")]
+    let asked = unsafe { rustix::mm::madvise(region.as_ptr().cast(), region.size(), Advice::LinuxHugepage) };
+    if let Err(error) = asked {
+        log::debug!("no large pages for the guest's memory: {error}");
+    }
+}
+
+/// What is there of a region that no file stands behind (mincore(2)).
+fn resident_bytes_of(region: &GuestRegionMmap) -> u64 {
+    /// How many pages are asked for at a time.
+    const PAGES: usize = 64 * 1024;
+    const PAGE_BYTES: usize = 4096;
+    let mut present = vec![0_u8; PAGES];
+    let (start, size) = (region.as_ptr(), region.size());
+    let mut resident = 0;
+    for offset in (0..size).step_by(PAGES * PAGE_BYTES) {
+        let length = (size - offset).min(PAGES * PAGE_BYTES);
+        // SAFETY: the region is mapped; the vector has a byte for each page of `length`.
+        #[expect(unsafe_code, reason = "there is no safe wrapper of mincore")]
+        let answer = unsafe { libc::mincore(start.add(offset).cast(), length, present.as_mut_ptr()) };
+        if answer == 0 {
+            let pages = present.iter().take(length.div_ceil(PAGE_BYTES));
+            resident += pages.filter(|page| **page & 1 == 1).count() as u64 * PAGE_BYTES as u64;
+        }
+    }
+    resident
 }
 
 #[cfg(test)]
@@ -70,11 +141,21 @@ mod tests {
 
     #[test]
     fn pages_are_taken_when_they_are_touched() {
-        let memory = Memory::new(&[(0, 64 << 20), (1 << 32, 64 << 20)], false).unwrap();
-        assert_eq!((memory.bytes, memory.resident_bytes()), (128 << 20, 0));
-        memory.map.write_obj(7_u64, GuestAddress(1 << 32)).unwrap();
-        assert_eq!(memory.map.read_obj::<u64>(GuestAddress(1 << 32)).unwrap(), 7);
-        assert!((4096..=4 << 20).contains(&memory.resident_bytes()), "{}", memory.resident_bytes());
-        assert!(memory.map.read_obj::<u64>(GuestAddress(64 << 20)).is_err());
+        for shared in [true, false] {
+            let memory = Memory::new(&[(0, 64 << 20), (1 << 32, 64 << 20)], shared, false).unwrap();
+            assert_eq!((memory.bytes, memory.resident_bytes()), (128 << 20, 0));
+            memory.map.write_obj(7_u64, GuestAddress(1 << 32)).unwrap();
+            assert_eq!(memory.map.read_obj::<u64>(GuestAddress(1 << 32)).unwrap(), 7);
+            assert!((4096..=4 << 20).contains(&memory.resident_bytes()), "{}", memory.resident_bytes());
+            assert!(memory.map.read_obj::<u64>(GuestAddress(64 << 20)).is_err());
+        }
+    }
+
+    #[test]
+    fn own_memory_starts_where_a_large_page_may() {
+        let memory = Memory::new(&[(0, 3 << 20), (1 << 32, 5 << 20)], false, false).unwrap();
+        for region in memory.map.iter() {
+            assert_eq!(region.as_ptr() as usize % LARGE_PAGE_BYTES, 0);
+        }
     }
 }

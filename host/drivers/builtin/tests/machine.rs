@@ -5,17 +5,6 @@ mod guest;
 use coracle_machine::{Cpus, Device, Driver, Error, Kernel, KernelForm};
 use guest::given;
 
-/// The modules of a virtio disk, in their order.
-const DISK: [&str; 7] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "virtio_blk",
-    "virtio_console",
-];
-
 #[tokio::test]
 async fn the_ends_of_a_guest_are_told_apart() {
     let Some(given) = given() else { return };
@@ -95,7 +84,7 @@ async fn a_disk_is_read_and_written() {
                   echo 3 >/proc/sys/vm/drop_caches\n\
                   md5sum /dev/vda; blkdiscard -o 3145728 -l 1048576 /dev/vda && echo discarded\n\
                   echo x | dd of=/dev/vdb bs=512 count=1 conv=fsync 2>/dev/null || echo refused; poweroff -f";
-    let mut spec = given.spec(folder.path(), &DISK, script);
+    let mut spec = given.spec(folder.path(), &guest::DISK, script);
     let block =
         |read_only, serial: &str| Device::Block { path: disk.clone(), read_only, direct: false, serial: serial.into() };
     spec.devices = vec![block(false, "the-serial"), block(true, "")];

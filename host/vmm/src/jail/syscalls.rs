@@ -53,6 +53,7 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
             libc::SYS_fstat,
             libc::SYS_getrandom,
             libc::SYS_getsockopt,
+            libc::SYS_mincore,
             libc::SYS_newfstatat,
             libc::SYS_poll,
             libc::SYS_ppoll,

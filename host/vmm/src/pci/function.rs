@@ -14,13 +14,12 @@ use std::sync::Arc;
 use coracle_virtio::device::{Device, Memory};
 use coracle_virtio::ring::Interrupts as DeviceInterrupts;
 use coracle_virtio::transport::{COMMON_BYTES, Effect, Transport};
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::config::{ConfigSpace, Identity};
 use super::msix::Msix;
 use crate::Error;
-use crate::irq::Interrupts;
+use crate::irq::{Interrupts, Wires};
 
 /// Bytes of the BAR.
 pub(crate) const BAR_BYTES: u64 = 0x8000;
@@ -28,10 +27,12 @@ pub(crate) const BAR_BYTES: u64 = 0x8000;
 const COMMON: u64 = 0x0000;
 const ISR: u64 = 0x1000;
 const DEVICE: u64 = 0x2000;
-const NOTIFY: u64 = 0x3000;
+/// Where doorbells are in the BAR.
+pub(crate) const NOTIFY: u64 = 0x3000;
 const TABLE: u64 = 0x4000;
 const PENDING: u64 = 0x6000;
-const NOTIFY_BYTES: u64 = 4;
+/// Bytes of a doorbell.
+pub(crate) const NOTIFY_BYTES: u64 = 4;
 
 /// `PCI_VENDOR_ID_REDHAT_QUMRANET`, virtio's vendor, and the first number of its devices (section 4.1.2).
 const VENDOR: u16 = 0x1af4;
@@ -61,7 +62,7 @@ pub(crate) enum Outcome {
 
 /// See the module.
 pub(crate) struct Function {
-    vm: Arc<VmFd>,
+    vm: Arc<dyn Wires>,
     config: ConfigSpace,
     msix: Msix,
     transport: Transport,
@@ -75,7 +76,7 @@ pub(crate) struct Function {
 impl Function {
     /// A PCI device around `device`.
     pub(crate) fn new(
-        vm: Arc<VmFd>,
+        vm: Arc<dyn Wires>,
         device: Box<dyn Device>,
         memory: Memory,
         interrupts: &Arc<Interrupts>,
@@ -93,6 +94,12 @@ impl Function {
         let (msix_at, window_at) = add_capabilities(&mut config, &msix, queues, device.config().len());
         let transport = Transport::new(device, memory, signals, doorbells.map_err(&eventfd)?);
         Ok(Self { vm, config, msix, transport, msix_at, window_at, doorbells_at: 0 })
+    }
+
+    /// Its interrupts.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn msix(&self) -> &Msix {
+        &self.msix
     }
 
     /// The registers of the device.
@@ -123,7 +130,9 @@ impl Function {
 
     pub(super) fn write_config(&mut self, at: u16, data: &[u8]) -> Outcome {
         self.config.write(at, data);
-        if (at..at.saturating_add(4)).contains(&(self.msix_at + 2)) || at == self.msix_at + 3 {
+        // An access may begin before the control word, and be as wide as eight bytes.
+        let end = at.saturating_add(u16::try_from(data.len()).unwrap_or(u16::MAX));
+        if at < self.msix_at + 4 && end > self.msix_at + 2 {
             let mut control = [0; 2];
             self.config.read(self.msix_at + 2, &mut control);
             self.msix.set_control(u16::from_le_bytes(control));
@@ -198,11 +207,10 @@ impl Function {
         if wanted == self.doorbells_at {
             return;
         }
-        let place = |bar: u64, queue: u64| IoEventAddress::Mmio(bar + NOTIFY + queue * NOTIFY_BYTES);
+        let place = |bar: u64, queue: u64| bar + NOTIFY + queue * NOTIFY_BYTES;
         if self.doorbells_at != 0 {
             for (doorbell, queue) in self.transport.doorbells().iter().zip(0..) {
-                let gone = self.vm.unregister_ioevent(doorbell, &place(self.doorbells_at, queue), NoDatamatch);
-                if let Err(error) = gone {
+                if let Err(error) = self.vm.unring(doorbell, place(self.doorbells_at, queue)) {
                     log::warn!("a doorbell can't be taken down: {error}");
                 }
             }
@@ -211,7 +219,7 @@ impl Function {
         if wanted != 0 {
             for (doorbell, queue) in self.transport.doorbells().iter().zip(0..) {
                 // Where it is refused, because the guest has put two devices at one place, the write comes to us.
-                if let Err(error) = self.vm.register_ioevent(doorbell, &place(wanted, queue), NoDatamatch) {
+                if let Err(error) = self.vm.ring(doorbell, place(wanted, queue)) {
                     log::warn!("a doorbell can't be put up: {error}");
                 }
             }

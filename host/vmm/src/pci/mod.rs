@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(crate) use function::{BAR_BYTES, Function, Outcome};
+#[cfg(feature = "fuzzing")]
+pub(crate) use function::{NOTIFY, NOTIFY_BYTES};
 
 use crate::Error;
 use crate::arch::layout;
@@ -33,6 +35,12 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    /// Where its registers are answered.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn bar(&self) -> u64 {
+        self.bar.load(Ordering::Acquire)
+    }
+
     /// The device.
     pub(crate) fn function(&self) -> MutexGuard<'_, Function> {
         // A panic ends the process: there is nobody left to see a half-changed device.

@@ -17,7 +17,7 @@ struct Entry {
 }
 
 /// See the module.
-pub(super) struct Msix {
+pub(crate) struct Msix {
     entries: Vec<Entry>,
     vectors: Vec<Vector>,
     control: u16,
@@ -27,6 +27,17 @@ impl Msix {
     pub(super) fn new(vectors: Vec<Vector>) -> Self {
         let entry = Entry { message: Message::default(), control: MASKED };
         Self { entries: vec![entry; vectors.len()], vectors, control: 0 }
+    }
+
+    /// Each vector with its entry of the table: message and control word.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn table(&self) -> impl Iterator<Item = (&Vector, Message, u32)> {
+        self.vectors.iter().zip(&self.entries).map(|(vector, entry)| (vector, entry.message, entry.control))
+    }
+
+    /// Whether the guest wants interrupts of the device at all.
+    fn is_open(&self) -> bool {
+        self.control & ENABLED != 0 && self.control & FUNCTION_MASKED == 0
     }
 
     /// The capability without its first two bytes, for a table and a list of waiting interrupts in BAR 0.
@@ -85,8 +96,9 @@ impl Msix {
     }
 
     fn apply(&mut self, index: usize) {
+        let is_open = self.is_open();
         let (Some(entry), Some(vector)) = (self.entries.get(index), self.vectors.get_mut(index)) else { return };
-        let open = self.control & ENABLED != 0 && self.control & FUNCTION_MASKED == 0 && entry.control & MASKED == 0;
+        let open = is_open && entry.control & MASKED == 0;
         if let Err(error) = vector.set(open.then_some(entry.message)) {
             log::warn!("an interrupt's message {:x?} can't be routed: {error}", entry.message);
         }

@@ -205,6 +205,27 @@ pub(crate) fn switches(pid: i32) -> BTreeMap<String, u64> {
         .collect()
 }
 
+/// The modules of a virtio disk, in their order.
+pub(crate) const DISK: [&str; 7] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_console",
+];
+
+/// No mapping of the monitor itself is as large in bytes; the guest's memory is larger.
+const LARGEST_OF_THE_MONITOR: u64 = 64 << 20;
+
+/// How large the mapping is whose line of smaps this is.
+fn bytes_of(line: &str) -> u64 {
+    let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
+    let number = |text: &str| u64::from_str_radix(text, 16).expect("an address");
+    range.map_or(0, |(start, end)| number(end) - number(start))
+}
+
 /// Memory without the guest's: resident, of it anonymous, and of it shared with the program's file.
 pub(crate) fn memory(pid: i32) -> MonitorMemory {
     let map = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
@@ -215,7 +236,7 @@ pub(crate) fn memory(pid: i32) -> MonitorMemory {
             line.strip_prefix(name).and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
         };
         if line.split_whitespace().next().is_some_and(|range| range.contains('-') && !range.ends_with(':')) {
-            guest = line.contains(GUEST_MEMORY);
+            guest = line.contains(GUEST_MEMORY) || bytes_of(line) >= LARGEST_OF_THE_MONITOR;
         } else if guest {
         } else if let Some(size) = kib("Rss:") {
             resident += size;
