@@ -1,6 +1,7 @@
 //! The guest's memory with a copy beside it, and what a device may change of it.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use coracle_virtio::device::Memory;
@@ -70,6 +71,8 @@ pub struct Guest {
     /// The device was allowed to overwrite what it goes by, so nothing can be told of its writes until it is reset.
     lost: bool,
     turns: usize,
+    /// Descriptors that were followed.
+    effort: Cell<usize>,
 }
 
 thread_local! {
@@ -98,6 +101,10 @@ impl Drop for Guest {
     }
 }
 
+/// After how many descriptors an input ends. Chains that go round in circles take a second for each hundred bytes of input, and
+/// an input that is twice as long shows nothing more.
+const EFFORT_MAX: usize = 1 << 17;
+
 /// After how many turns all of the memory is looked at.
 const LOOK_AFTER: usize = 16;
 
@@ -116,7 +123,13 @@ impl Guest {
         PATTERN.with(|pattern| pattern.clone_into(&mut copy));
         scratch.resize(copy.len(), 0);
         memory.memory().write_slice(&copy, GuestAddress(0)).unwrap();
-        Self { memory, copy, scratch, queues: Vec::new(), lost: false, turns: 0 }
+        Self { memory, copy, scratch, queues: Vec::new(), lost: false, turns: 0, effort: Cell::new(0) }
+    }
+
+    /// Whether an input has had its share of time: it ends here.
+    #[must_use]
+    pub fn is_tired(&self) -> bool {
+        self.effort.get() > EFFORT_MAX
     }
 
     /// The memory.
@@ -351,10 +364,13 @@ impl Guest {
             plan.astray = true;
             return;
         }
+        // A ring whose index has jumped holds the same chains again and again.
+        let mut rooms = BTreeMap::new();
         for nth in 0..count {
             let place = u64::from(queue.given.wrapping_add(nth) % queue.size);
             let head = u16::from_le_bytes(self.number(queue.available + 4 + 2 * place));
-            let room = self.plan_chain(queue.descriptors, queue.size.into(), head, true, plan);
+            let plan_it = || self.plan_chain(queue.descriptors, queue.size.into(), head, true, plan);
+            let room = *rooms.entry(head).or_insert_with(plan_it);
             waiting.push((head, room));
         }
     }
@@ -363,6 +379,7 @@ impl Guest {
     fn plan_chain(&self, table: u64, entries: u64, head: u16, outer: bool, plan: &mut Plan) -> u64 {
         let (mut room, mut slot) = (0, head);
         for _ in 0..entries.min(1025) {
+            self.effort.set(self.effort.get() + 1);
             if u64::from(slot) >= entries {
                 break;
             }

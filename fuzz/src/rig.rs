@@ -94,7 +94,7 @@ impl Rig {
     pub fn run(&mut self, input: &mut Input<'_>, host: &mut dyn FnMut(&mut Input<'_>)) {
         self.set_up(input);
         for _ in 0..ACTIONS_MAX {
-            if input.is_empty() {
+            if input.is_empty() || self.guest.is_tired() {
                 break;
             }
             let queue = input.byte();

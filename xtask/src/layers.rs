@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::steps::{command, output, top};
 
 /// Crates that a crate must not reach, directly or through others: (who, whom).
-const FORBIDDEN: [(&str, &[&str]); 14] = [
+const FORBIDDEN: [(&str, &[&str]); 15] = [
     ("coracle-machine", &["coracle-protocol", "coracle-container", "coracle-settings", "coracle-sandbox"]),
     ("coracle-virtio", &["kvm-ioctls", "tokio", "coracle-machine", "coracle-protocol"]),
     ("coracle-vmm", &["tokio", "coracle-machine", "coracle-protocol", "coracle-settings", "coracle-sandbox"]),
@@ -30,6 +30,7 @@ const FORBIDDEN: [(&str, &[&str]); 14] = [
         ],
     ),
     ("coracle-settings", &["coracle-sandbox", "tokio"]),
+    ("coracle-cni", &["coracle-sandbox", "coracle-network", "coracle-settings", "coracle-machine"]),
     ("coracle-process", &["coracle-machine", "coracle-protocol"]),
 ];
 

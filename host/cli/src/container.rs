@@ -29,6 +29,9 @@ pub(crate) struct Record {
     pub(crate) lower: PathBuf,
     /// Settings for the shim that count more than the file's.
     pub(crate) overrides: String,
+    /// The network that it is part of, or is to be.
+    #[serde(default)]
+    pub(crate) network: Option<coracle_cni::Attachment>,
     /// The shim's address while there is one.
     pub(crate) address: Option<String>,
     /// The exit code once it has ended.

@@ -10,6 +10,7 @@ mod exec;
 mod image;
 mod kill;
 mod logs;
+mod network;
 mod ps;
 mod rm;
 mod run;

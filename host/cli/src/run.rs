@@ -4,12 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use containerd_shim_protos::api;
+use coracle_cni::Port;
 use coracle_images::{RegistryOptions, Source, Store};
 
 use crate::attach::Attachment;
 use crate::container::{self, Folder, Record, Root};
 use crate::task::Task;
-use crate::{shim, spec, supervise};
+use crate::{network, shim, spec, supervise};
 
 /// Run a command in a new container.
 #[derive(Debug, Clone, clap::Args)]
@@ -37,6 +38,12 @@ pub(crate) struct Args {
     /// Show a file or folder of the host in the container.
     #[arg(short, long, value_name = "SRC:DST[:ro]")]
     pub(crate) volume: Vec<String>,
+    /// The network: none, bridge (addresses behind the host's own), or the name of a CNI network.
+    #[arg(long, value_name = "NAME", default_value = "none")]
+    pub(crate) network: String,
+    /// Let a port of the host lead to one of the container; the network is bridge then, where none is named.
+    #[arg(short, long, value_name = "[ADDRESS:]HOST:CONTAINER[/udp]")]
+    pub(crate) publish: Vec<Port>,
     /// Processors that the container may use.
     #[arg(long, value_name = "NUMBER")]
     pub(crate) cpus: Option<f64>,
@@ -106,8 +113,10 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
     let accelerator = accelerator(&overrides)?;
     let id = container::new_id()?;
     let name = args.name.clone().unwrap_or_else(|| id.clone());
-    let config = spec::build(&args, &image.config, &id)?;
+    let mut config = spec::build(&args, &image.config, &id)?;
+    let network = network::plan(root, &args, &id)?;
     let folder = root.create(&name)?;
+    let network = network.map(|network| network.of(&folder, &mut config));
     let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let record = Record {
         id,
@@ -122,6 +131,7 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
         accelerator,
         lower: image.rootfs,
         overrides,
+        network,
         address: None,
         exit: None,
     };
@@ -161,8 +171,24 @@ pub(crate) async fn create(
     mut record: Record,
     streams: &crate::task::Streams,
 ) -> Result<(Record, Task)> {
-    record.address = Some(shim::start(folder, &record)?);
-    folder.write(&record)?;
+    if let Err(error) = network::attach(folder, &mut record).await {
+        network::detach(folder, &mut record).await;
+        return Err(error);
+    }
+    match start(folder, &mut record, streams).await {
+        Ok(task) => Ok((record, task)),
+        Err(error) => {
+            record.address = None;
+            network::detach(folder, &mut record).await;
+            folder.write(&record)?;
+            Err(error)
+        }
+    }
+}
+
+async fn start(folder: &Folder, record: &mut Record, streams: &crate::task::Streams) -> Result<Task> {
+    record.address = Some(shim::start(folder, record)?);
+    folder.write(record)?;
     let path = |name: &str| folder.join(name).display().to_string();
     let rootfs = api::Mount {
         type_: "overlay".into(),
@@ -174,7 +200,7 @@ pub(crate) async fn create(
         ],
         ..Default::default()
     };
-    let task = Task::connect(&record).await?;
+    let task = Task::connect(record).await?;
     let bundle = folder.path().display().to_string();
     let creating = task.create(&bundle, rootfs, streams);
     let interrupt = async {
@@ -188,12 +214,10 @@ pub(crate) async fn create(
         _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
     };
     if let Err(error) = created {
-        end_shim(folder, &record, &task).await;
-        record.address = None;
-        folder.write(&record)?;
+        end_shim(folder, record, &task).await;
         return Err(error);
     }
-    Ok((record, task))
+    Ok(task)
 }
 
 /// Ends the shim, and cleans up after one that could not do so itself.
@@ -215,6 +239,7 @@ pub(crate) async fn finish(folder: &Folder, mut record: Record, task: &Task, exi
     // Who else looks after the container may have deleted it a moment before.
     let _ = task.delete("").await;
     end_shim(folder, &record, task).await;
+    network::detach(folder, &mut record).await;
     record.address = None;
     record.exit = exit.or(Some(137));
     match folder.write(&record) {

@@ -6,8 +6,8 @@ use anyhow::Result;
 
 use crate::container::{Folder, Record, Root};
 use crate::kill::signal_number;
-use crate::run;
 use crate::task::{self, Task};
+use crate::{network, run};
 
 /// Ask a container to end, and kill it where it does not.
 #[derive(Debug, clap::Args)]
@@ -38,6 +38,7 @@ pub(crate) async fn end(folder: &Folder, mut record: Record, signal: u32, patien
     let Ok(task) = Task::connect(&record).await else {
         // Its shim has died: so has all that ran.
         crate::shim::delete(folder.path(), &record)?;
+        network::detach(folder, &mut record).await;
         record.address = None;
         record.exit = Some(137);
         // Its own process may have removed the folder meanwhile.

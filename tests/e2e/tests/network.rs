@@ -1,0 +1,112 @@
+//! `coracle run` with a network: what a container reaches, by what it is reached, and that nothing of it stays.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use coracle_e2e::{Host, Outcome, Running};
+
+fn host_says(program: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    let outcome = Outcome::of(command, b"");
+    assert_eq!(outcome.code, 0, "{program} {arguments:?}: {outcome:?}");
+    outcome.stdout
+}
+
+/// Runs a container in the background whose script says "serves" when it does.
+fn serves(host: &Host, name: &str, options: &[&str], script: &str) {
+    let image = host.image();
+    let mut words = vec!["run", "--detach", "--name", name];
+    words.extend(options);
+    words.extend([image.as_str(), "sh", "-c", script]);
+    let outcome = host.coracle_outcome(&words);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !host.coracle_outcome(&["logs", name]).stdout.contains("serves") {
+        assert!(Instant::now() < deadline, "{name} does not serve: {:?}", host.coracle_outcome(&["logs", name]));
+    }
+}
+
+/// Nothing of any container is left in this network namespace, nor in the host's files.
+fn is_clean(host: &Host) {
+    let links = host_says("ip", &["-o", "link"]);
+    assert!(links.lines().all(|line| line.contains(": lo:") || line.contains(": coracle0:")), "{links}");
+    let rules = host_says("iptables-save", &[]);
+    assert!(!rules.contains("10.89.0.2") && !rules.contains("8088"), "{rules}");
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&host.root().display().to_string()), "{mounts}");
+    let leases = std::fs::read_dir(host.root().join("networks/coracle")).into_iter().flatten().flatten();
+    let leases: Vec<_> =
+        leases.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().contains("10.")).collect();
+    assert!(leases.is_empty(), "{leases:?}");
+}
+
+#[test]
+fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
+    let host = Host::with_own_network();
+    serves(&host, "web", &["--publish", "8088:80"], "httpd -p 80 -h /etc; echo serves; sleep 100000");
+    let inside = |script: &str| {
+        let outcome = host.coracle_outcome(&["exec", "web", "sh", "-c", script]);
+        assert_eq!(outcome.code, 0, "{script}: {outcome:?}");
+        outcome.stdout
+    };
+    let id = host.coracle_outcome(&["exec", "web", "hostname"]).line().to_owned();
+    let hosts = inside("cat /etc/hosts");
+    assert!(hosts.contains("127.0.0.1\tlocalhost") && hosts.contains(&format!("10.89.0.2\t{id}")), "{hosts}");
+    assert!(inside("ip -4 -o addr show eth0").contains("10.89.0.2/24"));
+    assert!(inside("ip route").contains("default via 10.89.0.1"));
+    inside("ping -c 1 -W 5 10.89.0.1 >/dev/null && test -f /etc/resolv.conf");
+    // From the host, by the host's port.
+    let mut stream =
+        std::net::TcpStream::connect_timeout(&([10, 89, 0, 1], 8088).into(), Duration::from_secs(20)).unwrap();
+    std::io::Write::write_all(&mut stream, b"GET /group HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+    assert!(answer.contains("root:x:0"), "{answer}");
+    // From another container, by its own.
+    let other = host.run(&["--network", "bridge"], &["guest-probe", "get", "10.89.0.2:80", "/group"]);
+    assert!(other.code == 0 && other.stdout.contains("root:x:0"), "{other:?}");
+    let image = host.image();
+    let removed = host.coracle_outcome(&["rm", "--force", "web"]);
+    assert_eq!(removed.code, 0, "{removed:?}");
+    is_clean(&host);
+    let again = host.coracle_outcome(&["run", "--rm", "--publish", "8088:80", &image, "ip", "-4", "-o", "addr"]);
+    assert!(again.code == 0 && again.stdout.contains("eth0"), "{again:?}");
+    is_clean(&host);
+    // Whoever started it is killed: the next one cleans up.
+    let start = ["run", "--name", "orphan", "--publish", "8088:80", &image, "sh", "-c", "echo up; sleep 100000"];
+    let mut running = Running::start(host.coracle(&start));
+    running.read_until("up");
+    running.signal(rustix::process::Signal::KILL);
+    assert_eq!(running.finish().code, 128 + 9);
+    let removed = host.coracle_outcome(&["rm", "--force", "orphan"]);
+    assert_eq!(removed.code, 0, "{removed:?}");
+    is_clean(&host);
+    // CNI keeps its bridge for the next container.
+    host_says("ip", &["link", "delete", "coracle0"]);
+    host.audit();
+}
+
+#[test]
+fn a_network_that_can_not_be_made_says_why_and_leaves_nothing() {
+    let host = Host::with_own_network().set("network.plugin_folders", "[\"/nowhere\"]");
+    let folder = host.folder.join("nets");
+    std::fs::create_dir(&folder).unwrap();
+    let list = r#"{"cniVersion":"0.4.0","name":"alone","plugins":[{"type":"bridge","bridge":"b"}]}"#;
+    std::fs::write(folder.join("1.conflist"), list).unwrap();
+    let host = host.set("network.configuration_folder", &format!("{:?}", folder.display().to_string()));
+    for (options, reason) in [
+        (vec!["--network", "bridge"], "install containernetworking-plugins"),
+        (vec!["--network", "nosuch"], "there is no network nosuch"),
+        (vec!["--network", "alone", "--publish", "80:80"], "the network alone publishes no ports"),
+        (vec!["--network", "host"], "can't share the host's own network"),
+        (vec!["--publish", "80"], "give [ADDRESS:]HOST:CONTAINER"),
+    ] {
+        let outcome = host.run(&options, &["true"]);
+        assert!(outcome.code != 0 && outcome.stderr.contains(reason), "{options:?}: {outcome:?}");
+        assert_eq!(host.coracle_outcome(&["ps", "--all", "--quiet"]).stdout, "", "{options:?}");
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&host.root().display().to_string()), "{mounts}");
+    host.audit();
+}
