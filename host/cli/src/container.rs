@@ -4,6 +4,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 /// The folder for images and containers.
@@ -137,7 +138,36 @@ impl Folder {
         std::fs::rename(&beside, &path).with_context(|| format!("write {}", path.display()))
     }
 
-    pub(crate) fn remove(&self) -> Result<()> {
+    /// Waits until nobody else cleans up after the container `id`, and gives its record as it is then. `None` where there is nothing
+    /// left of it: the folder has gone, or is another container's of the same name.
+    pub(crate) async fn lock(&self, id: &str) -> Result<Option<(Lock, Record)>> {
+        let path = self.0.clone();
+        let locked = tokio::task::spawn_blocking(move || match std::fs::File::open(&path) {
+            Ok(folder) => rustix::fs::flock(&folder, FlockOperation::LockExclusive).map(|()| Some(folder)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)),
+        });
+        let locked = locked.await?.with_context(|| format!("lock {}", self.0.display()))?;
+        let Some(folder) = locked else { return Ok(None) };
+        let record = self.read().ok().filter(|record| record.id == id);
+        Ok(record.map(|record| (Lock { _folder: folder }, record)))
+    }
+
+    /// Removes it. Who holds its lock is alone with it.
+    pub(crate) fn remove(&self, _lock: &Lock) -> Result<()> {
+        self.clear()
+    }
+
+    /// Removes that of the container `id`, unless it is gone, or something of its network is not: then it stays for `coracle rm`.
+    pub(crate) async fn discard(&self, id: &str) -> Result<()> {
+        match self.lock(id).await? {
+            Some((lock, record)) if record.network.is_none() => self.remove(&lock),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes that of a container that has never been known to anybody.
+    pub(crate) fn clear(&self) -> Result<()> {
         // The container's own process may be writing its last word while this removes: then once more.
         for _ in 0..16 {
             match std::fs::remove_dir_all(&self.0) {
@@ -150,6 +180,12 @@ impl Folder {
         }
         bail!("{} fills again while it is removed", self.0.display())
     }
+}
+
+/// The right to clean up after a container; see [`Folder::lock`].
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _folder: std::fs::File,
 }
 
 /// A fresh container id: 12 hexadecimal digits.

@@ -1,7 +1,10 @@
 //! `--network` and `--publish`: the network of a container, from its namespace to the files in which names are looked up.
 
 use anyhow::{Context, Result, bail};
-use coracle_cni::{Attachment, BRIDGE, Namespace, Network, Port, plan};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+
+use coracle_cni::{Attachment, BRIDGE, Namespace, Network, Port, Protocol, plan};
 use coracle_settings::Settings;
 use serde_json::{Value, json};
 
@@ -25,23 +28,26 @@ pub(crate) struct Wish {
 
 /// The network that the arguments ask for; `None` for no network at all.
 pub(crate) fn plan(root: &Root, args: &Args, id: &str) -> Result<Option<Wish>> {
-    let name = match args.network.as_str() {
-        "none" if args.publish.is_empty() => return Ok(None),
-        "none" => BRIDGE,
-        "host" => bail!(
+    let name = match args.network.as_deref() {
+        None | Some("none") if args.publish.is_empty() => return Ok(None),
+        None => BRIDGE,
+        Some("none") => bail!("--network none: a container without a network has no ports to publish"),
+        Some("host") => bail!(
             "--network host: a machine can't share the host's own network; give --network bridge, and --publish for its ports"
         ),
-        name => name,
+        Some(name) => name,
     };
     if !rustix::process::geteuid().is_root() {
-        bail!("--network {name}: only root can make a network on the host; run this by sudo, or with --network none");
+        bail!("--network {name}: only root can make a network on the host; run this by sudo, or without a network");
     }
     let settings = Settings::load()?;
     let network = if name == BRIDGE {
-        Network::bridge(&settings.network_subnet, &root.path().join("networks"))
+        // The bridge is the host's, whatever the root: so are its addresses.
+        Network::bridge(&settings.network_subnet, &settings.run_folder.join("networks"))
     } else {
         Network::find(name, &settings.network_configuration_folder)?
     };
+    check_free(root, &args.publish)?;
     let plugin_folders = settings.network_plugin_folders;
     Ok(Some(Wish { network, container: id.into(), ports: args.publish.clone(), plugin_folders }))
 }
@@ -69,21 +75,59 @@ impl Wish {
     }
 }
 
-/// Makes the container's namespace and its part of the network.
+/// Makes the container's namespace and its part of the network. Where it fails, [`detach`] undoes all.
 pub(crate) async fn attach(folder: &Folder, record: &mut Record) -> Result<()> {
     let Some(attachment) = &mut record.network else { return Ok(()) };
+    coracle_cni::check(attachment)?;
     Namespace::make(&attachment.namespace).context("make the container's network namespace")?;
-    let outcome = coracle_cni::add(attachment).await?;
-    let host = resolv_conf();
-    let names = plan::resolv_conf(&host, &outcome);
+    for index in 0..attachment.network.plugins.len() {
+        let Some(attachment) = &mut record.network else { break };
+        coracle_cni::add(attachment, index).await?;
+        // What a plugin has answered is needed at the end, whoever comes to that.
+        folder.write(record)?;
+    }
+    let Some(attachment) = &record.network else { return Ok(()) };
+    let outcome = attachment.result.as_ref().map(plan::outcome).unwrap_or_default();
+    for address in attachment.ports.iter().filter_map(|port| port.host_ip) {
+        if !outcome.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4()) {
+            bail!(
+                "--publish at {address}: the container has no address of that kind on the network {}",
+                attachment.network.name
+            );
+        }
+    }
+    let names = plan::resolv_conf(&resolv_conf(), &outcome);
     if !names.contains("nameserver") {
         eprintln!("coracle: warning: the container finds no names: the host names no server that it could ask");
     }
     for ((name, _), text) in FILES.iter().zip([plan::hosts(&attachment.container, &outcome), names]) {
-        std::fs::write(folder.join(name), text).with_context(|| format!("write the container's {name}"))?;
+        let path = folder.join(name);
+        let written = std::fs::write(&path, text);
+        // Whatever the caller's mask: everybody in the container reads them.
+        written
+            .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)))
+            .with_context(|| format!("write the container's {name}"))?;
     }
-    // What the plugins have answered is needed at the end, whoever comes to that.
-    folder.write(record)
+    Ok(())
+}
+
+/// A port that is published already, by another container or by a program of the host's.
+fn check_free(root: &Root, ports: &[Port]) -> Result<()> {
+    for port in ports {
+        let same = |other: &Port| (other.host_port, other.protocol) == (port.host_port, port.protocol);
+        for (_, record) in root.all()? {
+            if record.network.iter().any(|network| network.ports.iter().any(same)) {
+                bail!("--publish {}: the container {} has that port", port.host_port, record.name);
+            }
+        }
+        let address = std::net::SocketAddr::new(port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.host_port);
+        let free = match port.protocol {
+            Protocol::Tcp => std::net::TcpListener::bind(address).map(drop),
+            Protocol::Udp => std::net::UdpSocket::bind(address).map(drop),
+        };
+        free.with_context(|| format!("--publish: {address} on the host can't be had"))?;
+    }
+    Ok(())
 }
 
 /// The host's `resolv.conf`, or what stands behind it where it names only the host itself.
@@ -94,14 +138,19 @@ fn resolv_conf() -> String {
     all.iter().find(|text| is_of_use(text)).unwrap_or(&all[0]).clone()
 }
 
-/// Takes the container out of its network, and the namespace away. Safe to do again.
+/// Takes the container out of its network, and the namespace away. What can't be done is said, and stays in the record for whoever
+/// comes next.
 pub(crate) async fn detach(folder: &Folder, record: &mut Record) {
-    let Some(attachment) = record.network.take() else { return };
-    for problem in coracle_cni::del(&attachment).await {
-        eprintln!("coracle: warning: {problem}");
-    }
+    let Some(attachment) = &record.network else { return };
+    let mut problems: Vec<String> = coracle_cni::del(attachment).await.iter().map(ToString::to_string).collect();
     if let Err(error) = Namespace::remove(&folder.join("netns")) {
-        eprintln!("coracle: warning: the network namespace of {} can't be removed: {error}", record.name);
+        problems.push(format!("its network namespace can't be removed: {error}"));
+    }
+    for problem in &problems {
+        eprintln!("coracle: warning: the network of {} is not all gone: {problem}", record.name);
+    }
+    if problems.is_empty() {
+        record.network = None;
     }
 }
 

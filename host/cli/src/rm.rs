@@ -21,18 +21,24 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
     for name in &args.containers {
-        let (folder, mut record) = root.find(name)?;
+        let (folder, record) = root.find(name)?;
         let state = ps::state(&record).await;
         if matches!(state, State::Running | State::Paused) && !args.force {
             bail!("{name} is {state}: stop it first, or give --force");
         }
+        let id = record.id.clone();
         if record.address.is_some() {
             stop::end(&folder, record, libc::SIGKILL.unsigned_abs(), Duration::from_secs(30)).await?;
-        } else {
-            // Of one that was given up on the way to its start.
-            network::detach(&folder, &mut record).await;
         }
-        folder.remove()?;
+        if let Some((lock, mut record)) = folder.lock(&id).await? {
+            // Of one that was given up on the way to its start, or could not be taken down then.
+            network::detach(&folder, &mut record).await;
+            if record.network.is_some() && !args.force {
+                folder.write(&record)?;
+                bail!("{name} is not removed: with --force it is, whatever stays of its network");
+            }
+            folder.remove(&lock)?;
+        }
         println!("{name}");
     }
     Ok(())

@@ -38,10 +38,11 @@ pub(crate) struct Args {
     /// Show a file or folder of the host in the container.
     #[arg(short, long, value_name = "SRC:DST[:ro]")]
     pub(crate) volume: Vec<String>,
-    /// The network: none, bridge (addresses behind the host's own), or the name of a CNI network.
-    #[arg(long, value_name = "NAME", default_value = "none")]
-    pub(crate) network: String,
-    /// Let a port of the host lead to one of the container; the network is bridge then, where none is named.
+    /// The network: none, bridge (addresses behind the host's own), or the name of a CNI network. Not given, it is none, and
+    /// bridge where ports are published.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) network: Option<String>,
+    /// Let a port of the host lead to one of the container.
     #[arg(short, long, value_name = "[ADDRESS:]HOST:CONTAINER[/udp]")]
     pub(crate) publish: Vec<Port>,
     /// Processors that the container may use.
@@ -119,7 +120,7 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
     let network = network.map(|network| network.of(&folder, &mut config));
     let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let record = Record {
-        id,
+        id: id.clone(),
         name,
         image: args.image.clone(),
         command: spec::command(&args, &image.config)?,
@@ -135,6 +136,7 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
         address: None,
         exit: None,
     };
+    let known = std::cell::Cell::new(false);
     let outcome = async {
         std::fs::write(folder.join("config.json"), config.to_string()).context("write the bundle")?;
         for part in ["upper", "work"] {
@@ -145,13 +147,18 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
             std::fs::write(folder.join("log"), "").context("make the log")?;
         }
         folder.write(&record)?;
+        known.set(true);
         if args.detach { supervise::spawn(root, &folder, &record) } else { foreground(&folder, record, &args).await }
     };
     let outcome = outcome.await;
+    if !known.get() {
+        folder.clear()?;
+        return outcome;
+    }
     // A container that never ran, or was to be removed, leaves nothing.
     let never_ran = folder.read().is_ok_and(|record| record.exit.is_none() && record.address.is_none());
     if (outcome.is_err() && never_ran) || (args.rm && !args.detach) {
-        folder.remove()?;
+        folder.discard(&id).await?;
     }
     outcome
 }
@@ -171,19 +178,31 @@ pub(crate) async fn create(
     mut record: Record,
     streams: &crate::task::Streams,
 ) -> Result<(Record, Task)> {
-    if let Err(error) = network::attach(folder, &mut record).await {
-        network::detach(folder, &mut record).await;
-        return Err(error);
-    }
-    match start(folder, &mut record, streams).await {
-        Ok(task) => Ok((record, task)),
-        Err(error) => {
-            record.address = None;
-            network::detach(folder, &mut record).await;
-            folder.write(&record)?;
-            Err(error)
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let made = tokio::select! {
+        started = attach_and_start(folder, &mut record, streams) => started,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
+    };
+    let error = match made {
+        Ok(task) => return Ok((record, task)),
+        Err(error) => error,
+    };
+    if record.address.is_some() {
+        match Task::connect(&record).await {
+            Ok(task) => end_shim(folder, &record, &task).await,
+            Err(_) => shim::delete(folder.path(), &record)?,
         }
+        record.address = None;
     }
+    network::detach(folder, &mut record).await;
+    folder.write(&record)?;
+    Err(error)
+}
+
+async fn attach_and_start(folder: &Folder, record: &mut Record, streams: &crate::task::Streams) -> Result<Task> {
+    network::attach(folder, record).await?;
+    start(folder, record, streams).await
 }
 
 async fn start(folder: &Folder, record: &mut Record, streams: &crate::task::Streams) -> Result<Task> {
@@ -202,21 +221,7 @@ async fn start(folder: &Folder, record: &mut Record, streams: &crate::task::Stre
     };
     let task = Task::connect(record).await?;
     let bundle = folder.path().display().to_string();
-    let creating = task.create(&bundle, rootfs, streams);
-    let interrupt = async {
-        let _ = tokio::signal::ctrl_c().await;
-        bail!("interrupted")
-    };
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let created = tokio::select! {
-        created = creating => created,
-        interrupted = interrupt => interrupted,
-        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
-    };
-    if let Err(error) = created {
-        end_shim(folder, record, &task).await;
-        return Err(error);
-    }
+    task.create(&bundle, rootfs, streams).await?;
     Ok(task)
 }
 
@@ -229,22 +234,28 @@ async fn end_shim(folder: &Folder, record: &Record, task: &Task) {
     }
 }
 
-/// Deletes the task, ends the shim and notes the exit code.
-pub(crate) async fn finish(folder: &Folder, mut record: Record, task: &Task, exit: Option<u32>) -> Result<()> {
+/// Deletes the task, ends the shim, notes the exit code and takes the network down. Who comes second finds nothing left to do.
+pub(crate) async fn finish(folder: &Folder, record: Record, task: &Task, exit: Option<u32>) -> Result<()> {
     if exit.is_none() {
         // Whatever went wrong: the process must not go on without anybody.
         let _ = task.kill("", libc::SIGKILL.unsigned_abs()).await;
         let _ = tokio::time::timeout(CLEANUP_PATIENCE, task.wait("")).await;
     }
-    // Who else looks after the container may have deleted it a moment before.
-    let _ = task.delete("").await;
-    end_shim(folder, &record, task).await;
-    network::detach(folder, &mut record).await;
-    record.address = None;
-    record.exit = exit.or(Some(137));
-    match folder.write(&record) {
-        // Removed meanwhile.
-        Err(_) if !folder.path().exists() => Ok(()),
-        written => written,
+    // Another process of ours may be doing the same, and may have removed the container, and somebody made another one of its name.
+    let Some((_lock, mut record)) = folder.lock(&record.id).await? else { return Ok(()) };
+    if record.address.is_some() {
+        let _ = task.delete("").await;
+        end_shim(folder, &record, task).await;
+        record.address = None;
     }
+    if record.exit.is_none() {
+        record.exit = exit.or(Some(137));
+    }
+    // Before the network, which takes longer: nothing may come between.
+    folder.write(&record)?;
+    if record.network.is_some() {
+        network::detach(folder, &mut record).await;
+        folder.write(&record)?;
+    }
+    Ok(())
 }

@@ -34,16 +34,8 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
 }
 
 /// Ends a container: by `signal`, and after `patience` by SIGKILL. Then nothing of it runs.
-pub(crate) async fn end(folder: &Folder, mut record: Record, signal: u32, patience: Duration) -> Result<()> {
-    let Ok(task) = Task::connect(&record).await else {
-        // Its shim has died: so has all that ran.
-        crate::shim::delete(folder.path(), &record)?;
-        network::detach(folder, &mut record).await;
-        record.address = None;
-        record.exit = Some(137);
-        // Its own process may have removed the folder meanwhile.
-        return if folder.path().exists() { folder.write(&record) } else { Ok(()) };
-    };
+pub(crate) async fn end(folder: &Folder, record: Record, signal: u32, patience: Duration) -> Result<()> {
+    let Ok(task) = Task::connect(&record).await else { return end_dead(folder, &record.id).await };
     let waiting = task.wait("");
     tokio::pin!(waiting);
     let mut exit = None;
@@ -56,13 +48,20 @@ pub(crate) async fn end(folder: &Folder, mut record: Record, signal: u32, patien
         let _ = task.kill("", libc::SIGKILL.unsigned_abs()).await;
         exit = tokio::time::timeout(Duration::from_secs(30), &mut waiting).await.ok().and_then(Result::ok);
     }
-    // Its own process does the same, unless it was killed; who comes second finds nothing left to do.
-    if folder.path().exists() {
-        match run::finish(folder, record, &task, exit).await {
-            Err(_) if !folder.path().exists() => Ok(()),
-            other => other,
-        }
-    } else {
-        Ok(())
+    // Its own process does the same, unless it was killed.
+    run::finish(folder, record, &task, exit).await
+}
+
+/// Cleans up after a container whose shim has died: so has all that ran. Where its shim has ended in good order meanwhile, whoever has
+/// seen to that has noted its end.
+async fn end_dead(folder: &Folder, id: &str) -> Result<()> {
+    let Some((_lock, mut record)) = folder.lock(id).await? else { return Ok(()) };
+    if record.address.is_some() {
+        crate::shim::delete(folder.path(), &record)?;
+        record.address = None;
+        record.exit = Some(137);
+        folder.write(&record)?;
     }
+    network::detach(folder, &mut record).await;
+    folder.write(&record)
 }

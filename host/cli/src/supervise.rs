@@ -58,7 +58,7 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
         let _ = writeln!(stdout, "{}", text.replace('\n', " "));
         let _ = stdout.flush();
     };
-    let remove = record.remove;
+    let (remove, id) = (record.remove, record.id.clone());
     let started = async {
         let (record, task) = run::create(&folder, record, &streams).await?;
         // Before the start: nothing of the process's end may be missed.
@@ -78,7 +78,7 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
         Ok(started) => started,
         Err(error) => {
             say(&format!("{error:#}"));
-            folder.remove()?;
+            folder.discard(&id).await?;
             return Err(error);
         }
     };
@@ -87,7 +87,7 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
     // The folder may have been removed by `coracle rm --force` by now.
     let finished = run::finish(&folder, record, &task, exit).await;
     if remove {
-        folder.remove()?;
+        folder.discard(&id).await?;
     }
     finished.map(|()| 0)
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
-use crate::plan::{self, Attachment, Command, Outcome};
+use crate::Namespace;
+use crate::plan::{self, Attachment, Command};
 
 /// How long a plugin may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -16,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A plugin's program is not there.
-    #[error("the network plugin {plugin} is not in {}: install containernetworking-plugins, or set network.plugin_folders", folders.join(", "))]
+    #[error("the network plugin {plugin} is not in {}: install it (containernetworking-plugins has the usual ones), or set network.plugin_folders", folders.join(", "))]
     Missing {
         /// The plugin.
         plugin: String,
@@ -52,30 +53,37 @@ pub enum Error {
     Ports(String),
 }
 
-/// Makes the container part of the network; what the plugins answer is kept in `attachment`. Where one fails, those before it are undone.
+/// Whether the network can do what is asked of it, and all of its plugins are there.
+///
+/// # Errors
+/// [`Error::Ports`], [`Error::Missing`].
+pub fn check(attachment: &Attachment) -> Result<(), Error> {
+    let network = &attachment.network;
+    if !attachment.ports.is_empty() && !plan::takes_ports(network) {
+        return Err(Error::Ports(network.name.clone()));
+    }
+    let mut calls = (0..network.plugins.len()).filter_map(|index| plan::call(attachment, Command::Add, index, None));
+    calls.try_for_each(|call| program(attachment, &call.plugin).map(drop))
+}
+
+fn program(attachment: &Attachment, plugin: &str) -> Result<PathBuf, Error> {
+    let folders = &attachment.plugin_folders;
+    plan::program(plugin, folders, |path| path.is_file()).ok_or_else(|| Error::Missing {
+        plugin: plugin.to_owned(),
+        folders: folders.iter().map(|folder| folder.display().to_string()).collect(),
+    })
+}
+
+/// Makes the container part of the network by one of its plugins, which come in their order; what it answers is kept in `attachment`.
+/// Where it fails, [`del`] undoes all (CNI 1.0, section 4).
 ///
 /// # Errors
 /// [`Error`].
-pub async fn add(attachment: &mut Attachment) -> Result<Outcome, Error> {
-    if !attachment.ports.is_empty() && !plan::takes_ports(&attachment.network) {
-        return Err(Error::Ports(attachment.network.name.clone()));
+pub async fn add(attachment: &mut Attachment, index: usize) -> Result<(), Error> {
+    if let Some(call) = plan::call(attachment, Command::Add, index, attachment.result.as_ref()) {
+        attachment.result = Some(run(attachment, &call, Command::Add).await?);
     }
-    let mut result = None;
-    for index in 0..attachment.network.plugins.len() {
-        let Some(call) = plan::call(attachment, Command::Add, index, result.as_ref()) else { break };
-        match run(attachment, &call, Command::Add).await {
-            Ok(answer) => result = Some(answer),
-            Err(error) => {
-                attachment.result = result;
-                // The one that has failed too: it may have done a part (CNI 1.0, section 4).
-                del(attachment).await;
-                return Err(error);
-            }
-        }
-    }
-    let outcome = result.as_ref().map(plan::outcome).unwrap_or_default();
-    attachment.result = result;
-    Ok(outcome)
+    Ok(())
 }
 
 /// Takes the container out of the network. Each plugin is called whatever the others say; what they complain of is given back.
@@ -83,20 +91,26 @@ pub async fn del(attachment: &Attachment) -> Vec<Error> {
     let mut problems = Vec::new();
     for index in (0..attachment.network.plugins.len()).rev() {
         let Some(call) = plan::call(attachment, Command::Del, index, attachment.result.as_ref()) else { continue };
-        problems.extend(run(attachment, &call, Command::Del).await.err());
+        match run(attachment, &call, Command::Del).await {
+            // Without it nothing has been added, and without an answer of any plugin nothing by another one.
+            Err(Error::Missing { .. }) if attachment.result.is_none() => {}
+            outcome => problems.extend(outcome.err()),
+        }
     }
     problems
 }
 
 async fn run(attachment: &Attachment, call: &plan::Call, command: Command) -> Result<Value, Error> {
-    let folders = &attachment.plugin_folders;
-    let program = plan::program(&call.plugin, folders, |path| path.is_file()).ok_or_else(|| Error::Missing {
-        plugin: call.plugin.clone(),
-        folders: folders.iter().map(|folder| folder.display().to_string()).collect(),
-    })?;
+    let program = program(attachment, &call.plugin)?;
     let failed = |source| Error::Start { program: program.clone(), source };
     let mut plugin = tokio::process::Command::new(&program);
     plugin.env_clear().envs(call.environment.iter().cloned()).current_dir("/").kill_on_drop(true);
+    if command == Command::Del && !Namespace::is_there(&attachment.namespace) {
+        // It is gone, after the host has started anew: what is kept elsewhere is given back all the same (CNI 1.0, section 2).
+        plugin.env("CNI_NETNS", "");
+    }
+    // What a terminal sends its programs is not for a plugin, which must not end half-way.
+    plugin.process_group(0);
     plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = plugin.spawn().map_err(failed)?;
     let stdin = child.stdin.take();
@@ -114,7 +128,7 @@ async fn run(attachment: &Attachment, call: &plan::Call, command: Command) -> Re
     let output = tokio::time::timeout(PATIENCE, talk).await;
     let output = output.map_err(|_| Error::Late { plugin: call.plugin.clone() })?.map_err(failed)?;
     let answer = serde_json::from_slice::<Value>(&output.stdout).unwrap_or(Value::Null);
-    if output.status.success() {
+    if output.status.success() && (command == Command::Del || answer.is_object()) {
         return Ok(answer);
     }
     let said = [answer["msg"].as_str(), answer["details"].as_str()];
@@ -161,7 +175,10 @@ mod tests {
     async fn plugins_are_called_in_order_and_back() {
         let folder = tempfile::tempdir().unwrap();
         let mut attachment = three(folder.path(), "none");
-        let outcome = add(&mut attachment).await.unwrap();
+        for index in 0..3 {
+            add(&mut attachment, index).await.unwrap();
+        }
+        let outcome = plan::outcome(attachment.result.as_ref().unwrap());
         assert_eq!(outcome.addresses, ["10.1.0.2".parse::<std::net::IpAddr>().unwrap()]);
         assert!(del(&attachment).await.is_empty());
         let calls = std::fs::read_to_string(folder.path().join("calls")).unwrap();
@@ -170,15 +187,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_undoes_what_was_done() {
+    async fn a_failure_says_why_and_can_be_undone() {
         let folder = tempfile::tempdir().unwrap();
         let mut attachment = three(folder.path(), "portmap");
-        let error = add(&mut attachment).await.unwrap_err().to_string();
+        add(&mut attachment, 0).await.unwrap();
+        let error = add(&mut attachment, 1).await.unwrap_err().to_string();
         assert_eq!(error, "the network plugin portmap fails to add: no luck: at all");
+        assert!(del(&attachment).await.is_empty());
         let calls = std::fs::read_to_string(folder.path().join("calls")).unwrap();
         assert!(calls.ends_with("DEL firewall\nwith\nDEL portmap\nwith\nDEL bridge\nwith\n"), "{calls}");
         std::fs::remove_file(folder.path().join("bridge")).unwrap();
-        let error = add(&mut attachment).await.unwrap_err().to_string();
-        assert!(error.contains("install containernetworking-plugins"), "{error}");
+        let error = check(&attachment).unwrap_err().to_string();
+        assert!(error.contains("install it (containernetworking-plugins"), "{error}");
+        assert_eq!(del(&attachment).await.len(), 1, "the one that is gone");
     }
 }

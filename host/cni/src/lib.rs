@@ -14,7 +14,7 @@ mod network;
 pub mod plan;
 mod port;
 
-pub use call::{Error, add, del};
+pub use call::{Error, add, check, del};
 pub use namespace::Namespace;
 pub use network::{BRIDGE, Invalid, Network};
 pub use plan::{Attachment, Outcome};

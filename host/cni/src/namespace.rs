@@ -33,6 +33,14 @@ impl Namespace {
         made
     }
 
+    /// Whether there is one at `path`.
+    #[must_use]
+    pub fn is_there(path: &Path) -> bool {
+        /// `NSFS_MAGIC` (linux/magic.h).
+        const NSFS: i64 = 0x6e73_6673;
+        rustix::fs::statfs(path).is_ok_and(|system| system.f_type == NSFS)
+    }
+
     /// Takes it away. What is not there is as it should be.
     ///
     /// # Errors

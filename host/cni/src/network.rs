@@ -78,9 +78,8 @@ impl Network {
         let mut known = Vec::new();
         for path in files {
             let problem = |problem: String| Invalid::File { path: path.clone(), problem };
-            let text = std::fs::read_to_string(&path).map_err(|error| problem(error.to_string()))?;
-            let network = Self::parse(&text);
-            match network {
+            let text = std::fs::read_to_string(&path).map_err(|error| error.to_string());
+            match text.and_then(|text| Self::parse(&text)) {
                 Ok(network) if network.name == name => return Ok(network),
                 Ok(network) => known.push(network.name),
                 // Another network's file is no business of this one's.
@@ -97,12 +96,15 @@ impl Network {
         let text = |key: &str| json.get(key).and_then(Value::as_str).map(str::to_owned);
         let name = text("name").filter(|name| !name.is_empty()).ok_or("it has no name")?;
         let version = text("cniVersion").unwrap_or_else(|| "0.4.0".into());
-        let plugins: Vec<_> = match json.get("plugins") {
-            None => vec![json],
-            Some(list) => {
-                list.as_array().into_iter().flatten().filter_map(|plugin| plugin.as_object().cloned()).collect()
-            }
+        let list = match json.get("plugins") {
+            None => vec![Value::from(json)],
+            Some(list) => list.as_array().cloned().unwrap_or_default(),
         };
+        let plugin = |plugin: Value| match plugin {
+            Value::Object(plugin) => Ok(plugin),
+            other => Err(format!("{other} is no plugin")),
+        };
+        let plugins = list.into_iter().map(plugin).collect::<Result<Vec<_>, _>>()?;
         if plugins.is_empty() {
             return Err("it has no plugins".into());
         }

@@ -123,19 +123,23 @@ pub fn hosts(host_name: &str, outcome: &Outcome) -> String {
     text
 }
 
-/// `/etc/resolv.conf` of a container: the network's own, else the host's without servers that only the host can reach.
+/// `/etc/resolv.conf` of a container: the network's own, else the host's without servers that the container can't ask: those on the
+/// host's loopback, and those of IPv6 where it has no address of that.
 #[must_use]
 pub fn resolv_conf(host: &str, outcome: &Outcome) -> String {
     let mut lines: Vec<String> = Vec::new();
     if outcome.name_servers.is_empty() {
-        let is_own = |line: &&str| {
+        let has_v6 = outcome.addresses.iter().any(IpAddr::is_ipv6);
+        let is_out_of_reach = |line: &&str| {
             let mut words = line.split_whitespace();
             let server = words.next() == Some("nameserver");
             let address = words.next().and_then(|word| word.split('%').next()?.parse::<IpAddr>().ok());
-            server && address.is_none_or(|address| address.is_loopback())
+            let reached =
+                |address: IpAddr| !address.is_loopback() && !address.is_unspecified() && (address.is_ipv4() || has_v6);
+            server && !address.is_some_and(reached)
         };
         let text = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with(['#', ';']);
-        lines.extend(host.lines().filter(text).filter(|line| !is_own(line)).map(str::to_owned));
+        lines.extend(host.lines().filter(text).filter(|line| !is_out_of_reach(line)).map(str::to_owned));
     } else {
         lines.extend(outcome.name_servers.iter().map(|server| format!("nameserver {server}")));
         if !outcome.search.is_empty() {
@@ -196,7 +200,9 @@ mod tests {
     #[test]
     fn the_hosts_own_name_servers_are_left_out() {
         let host = "# comment\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\nsearch a\noptions edns0\n";
-        let expected = "nameserver 192.0.2.1\nnameserver fe80::1%eth0\nsearch a\noptions edns0\n";
+        let expected = "nameserver 192.0.2.1\nsearch a\noptions edns0\n";
         assert_eq!(resolv_conf(host, &Outcome::default()), expected);
+        let both = Outcome { addresses: vec!["fd00::5".parse().unwrap()], ..Default::default() };
+        assert!(resolv_conf(host, &both).contains("nameserver fe80::1%eth0\n"));
     }
 }

@@ -146,6 +146,8 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>, id: &ProcessId, said: oneshot::Recei
         match answer {
             Ok(answer) => {
                 let status = u32::try_from(answer.status).unwrap_or(255);
+                let name = id.clone();
+                sandbox.tell(move |state| state.ending(&name, status));
                 // Nothing is ever sent: its sender goes.
                 let _ = tokio::time::timeout(LAST_WORDS_PATIENCE, said).await;
                 sandbox.tell(move |state| state.exited(&id, status));

@@ -50,13 +50,25 @@ pub(crate) struct Process {
     pub(crate) spec: Option<oci::Process>,
     /// The task that moves its streams: done when they are at their end.
     pub(crate) pumps: Option<tokio::task::JoinHandle<()>>,
+    /// Its end, from when it is known until it is told.
+    ending: Option<Exit>,
 }
 
 impl Process {
     pub(crate) fn new(terminal: bool, mut stdio: Stdio, spec: Option<oci::Process>) -> Self {
         let keeper = stdio.stdin.as_mut().and_then(|input| input.keeper.take());
         let (exit, _) = watch::channel(None);
-        Self { status: Status::Created, exit, terminal, stdio: Some(stdio), connected: None, keeper, spec, pumps: None }
+        Self {
+            status: Status::Created,
+            exit,
+            terminal,
+            stdio: Some(stdio),
+            connected: None,
+            keeper,
+            spec,
+            pumps: None,
+            ending: None,
+        }
     }
 }
 
@@ -161,13 +173,20 @@ impl State {
         Ok(names)
     }
 
-    /// Notes a process's end, once, and tells everybody.
+    /// Notes a process's end, which [`Self::exited`] tells.
+    pub(crate) fn ending(&mut self, id: &ProcessId, status: u32) {
+        if let Ok(process) = self.process(id) {
+            process.ending.get_or_insert(Exit { status, at: SystemTime::now() });
+        }
+    }
+
+    /// Tells everybody of a process's end, once: of the one that was noted before, if any.
     pub(crate) fn exited(&mut self, id: &ProcessId, status: u32) {
-        let exit = Exit { status, at: SystemTime::now() };
         let Ok(process) = self.process(id) else { return };
         if process.status == Status::Stopped {
             return;
         }
+        let exit = process.ending.unwrap_or(Exit { status, at: SystemTime::now() });
         process.status = Status::Stopped;
         process.keeper = None;
         process.exit.send_replace(Some(exit));

@@ -32,13 +32,17 @@ fn is_clean(host: &Host) {
     let links = host_says("ip", &["-o", "link"]);
     assert!(links.lines().all(|line| line.contains(": lo:") || line.contains(": coracle0:")), "{links}");
     let rules = host_says("iptables-save", &[]);
-    assert!(!rules.contains("10.89.0.2") && !rules.contains("8088"), "{rules}");
+    assert!(!rules.contains("10.89.0.") && !rules.contains("8088"), "{rules}");
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(&host.root().display().to_string()), "{mounts}");
-    let leases = std::fs::read_dir(host.root().join("networks/coracle")).into_iter().flatten().flatten();
-    let leases: Vec<_> =
-        leases.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().contains("10.")).collect();
-    assert!(leases.is_empty(), "{leases:?}");
+    assert_eq!(leases(host), Vec::<String>::new());
+}
+
+/// The addresses that are taken.
+fn leases(host: &Host) -> Vec<String> {
+    let files = std::fs::read_dir(host.run.join("networks/coracle")).unwrap().flatten();
+    let names = files.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("10.")).collect()
 }
 
 #[test]
@@ -53,6 +57,7 @@ fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
     let id = host.coracle_outcome(&["exec", "web", "hostname"]).line().to_owned();
     let hosts = inside("cat /etc/hosts");
     assert!(hosts.contains("127.0.0.1\tlocalhost") && hosts.contains(&format!("10.89.0.2\t{id}")), "{hosts}");
+    assert_eq!(leases(&host), ["10.89.0.2"]);
     assert!(inside("ip -4 -o addr show eth0").contains("10.89.0.2/24"));
     assert!(inside("ip route").contains("default via 10.89.0.1"));
     inside("ping -c 1 -W 5 10.89.0.1 >/dev/null && test -f /etc/resolv.conf");
@@ -67,6 +72,9 @@ fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
     let other = host.run(&["--network", "bridge"], &["guest-probe", "get", "10.89.0.2:80", "/group"]);
     assert!(other.code == 0 && other.stdout.contains("root:x:0"), "{other:?}");
     let image = host.image();
+    // Its port is its own.
+    let second = host.run(&["--publish", "8088:80"], &["true"]);
+    assert!(second.code == 125 && second.stderr.contains("the container web has that port"), "{second:?}");
     let removed = host.coracle_outcome(&["rm", "--force", "web"]);
     assert_eq!(removed.code, 0, "{removed:?}");
     is_clean(&host);
@@ -82,8 +90,9 @@ fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
     let removed = host.coracle_outcome(&["rm", "--force", "orphan"]);
     assert_eq!(removed.code, 0, "{removed:?}");
     is_clean(&host);
-    // CNI keeps its bridge for the next container.
+    // The bridge and the list of addresses stay for the next container.
     host_says("ip", &["link", "delete", "coracle0"]);
+    std::fs::remove_dir_all(host.run.join("networks")).unwrap();
     host.audit();
 }
 
@@ -96,10 +105,11 @@ fn a_network_that_can_not_be_made_says_why_and_leaves_nothing() {
     std::fs::write(folder.join("1.conflist"), list).unwrap();
     let host = host.set("network.configuration_folder", &format!("{:?}", folder.display().to_string()));
     for (options, reason) in [
-        (vec!["--network", "bridge"], "install containernetworking-plugins"),
+        (vec!["--network", "bridge"], "containernetworking-plugins"),
         (vec!["--network", "nosuch"], "there is no network nosuch"),
         (vec!["--network", "alone", "--publish", "80:80"], "the network alone publishes no ports"),
         (vec!["--network", "host"], "can't share the host's own network"),
+        (vec!["--network", "none", "--publish", "80:80"], "has no ports to publish"),
         (vec!["--publish", "80"], "give [ADDRESS:]HOST:CONTAINER"),
     ] {
         let outcome = host.run(&options, &["true"]);

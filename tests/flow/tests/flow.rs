@@ -123,7 +123,7 @@ fn an_end_is_told_after_the_last_words_were_taken() {
         let reader = tokio::spawn(async move {
             while theirs.read(&mut [0]).await.unwrap() == 1 {
                 count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
         assert_eq!(bench.sandbox.wait(&process).await.unwrap().status, 0);

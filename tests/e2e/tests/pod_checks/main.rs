@@ -9,6 +9,7 @@ mod process;
 mod security;
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use coracle_e2e::cri::msg;
 use coracle_e2e::{Containerd, Cri, Host, Pod};
@@ -74,10 +75,12 @@ impl Bench<'_> {
         let id = self.pod.start(name, &["sh", "-c", &script], change).map_err(text)?;
         if self.stays {
             let all_said = || streams.iter().all(|stream| self.pod.log_of(name, stream).contains(LAST_WORD));
+            let deadline = Instant::now() + Duration::from_secs(60);
             // 2 is ended, as a script is that was killed.
             while !all_said() && self.cri.status(&id).map_err(text)?.state != 2 {
+                assert!(Instant::now() < deadline, "{name} has said no last word: {:?}", self.pod.log(name));
                 // A file that grows is no event: kubelet looks again, too.
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(20));
             }
             self.exec(&format!("touch {heard}"))?;
         }
@@ -145,7 +148,7 @@ fn passes_on(runtime: &str) {
     let all =
         [basics::CHECKS, process::CHECKS, files::CHECKS, security::CHECKS, life::CHECKS, network::CHECKS].concat();
     for (name, check) in &all {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let outcome = check(&bench);
         // For people who look for what is slow; nothing depends on it.
         let seconds = start.elapsed().as_secs_f32();
