@@ -49,7 +49,9 @@ impl Memory {
                 }
                 None => own_region(size).map_err(Error::system(step))?,
             };
-            ask_for_large_pages(&region);
+            if file.is_none() {
+                ask_for_large_pages(&region);
+            }
             let region = GuestRegionMmap::new(region, GuestAddress(*start))
                 .ok_or_else(|| Error::Invalid("memory beyond the end of the address space".into()))?;
             regions.push(region);
@@ -101,8 +103,7 @@ fn own_region(size: usize) -> io::Result<MmapRegion> {
     builder.build().map_err(io::Error::other)
 }
 
-/// A wish: where the host has no large pages to give, the memory works all the same. For a memfd a host grants it where its
-/// administrator has set `/sys/kernel/mm/transparent_hugepage/shmem_enabled` to `advise`.
+/// A wish: where the host has no large pages to give, the memory works all the same.
 fn ask_for_large_pages(region: &MmapRegion) {
     // SAFETY: the region is mapped, and nobody uses it yet; the advice changes no contents.
     #[expect(unsafe_code, reason = "the advice is unsafe by declaration")]

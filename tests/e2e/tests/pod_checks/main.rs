@@ -82,7 +82,7 @@ impl Bench<'_> {
                 // A file that grows is no event: kubelet looks again, too.
                 std::thread::sleep(Duration::from_millis(20));
             }
-            self.exec(&format!("touch {heard}"))?;
+            same(self.exec(&format!("touch {heard}"))?.0, 0)?;
         }
         let code = self.cri.ended(&id).exit_code;
         let mut output = String::new();
