@@ -80,12 +80,7 @@ impl Lane<'_> {
     /// The figures of the built-in monitor beside QEMU's.
     pub(crate) fn measure(&self) -> Result<Value> {
         // The program only looks on: its own speed counts for nothing.
-        let build =
-            ["bench", "--profile=dev", "--locked", "--no-run", "--message-format=json", "-p", "coracle-driver-builtin"];
-        let mut build = command("cargo", &build);
-        build.args(["--bench", "machine"]);
-        let programs = executables(build, "bench")?;
-        let (_, program) = programs.first().context("cargo has built no program that measures")?;
+        let program = bench_program("coracle-driver-builtin", "machine", &["--profile=dev"])?;
         let program = program.display().to_string();
         let (_, mut measure) = self.where_kvm_works(&[&program], LIMIT)?;
         self.give(&mut measure, &lab::newest_kernel()?);
@@ -137,8 +132,17 @@ fn programs() -> Result<Vec<(String, PathBuf)>> {
     executables(build, "test")
 }
 
+/// The program `name` of a package's benches.
+pub(crate) fn bench_program(package: &str, name: &str, options: &[&str]) -> Result<PathBuf> {
+    let mut build = command("cargo", &["bench", "--locked", "--no-run", "--message-format=json", "-p", package]);
+    build.args(["--bench", name]).args(options);
+    let (_, program) =
+        executables(build, "bench")?.into_iter().next().context("cargo has built no program that measures")?;
+    Ok(program)
+}
+
 /// What cargo builds of targets of a kind, by name.
-pub(crate) fn executables(build: Command, wanted: &str) -> Result<Vec<(String, PathBuf)>> {
+fn executables(build: Command, wanted: &str) -> Result<Vec<(String, PathBuf)>> {
     let text = output(build)?;
     let mut programs = Vec::new();
     for line in text.lines() {

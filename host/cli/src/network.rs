@@ -1,10 +1,10 @@
 //! `--network` and `--publish`: the network of a container, from its namespace to the files in which names are looked up.
 
-use anyhow::{Context, Result, bail};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 
-use coracle_cni::{Attachment, BRIDGE, Namespace, Network, Port, Protocol, plan};
+use anyhow::{Context, Result, bail};
+use coracle_cni::{Attachment, BRIDGE, Network, Port, Protocol, namespace, plan};
 use coracle_settings::Settings;
 use serde_json::{Value, json};
 
@@ -79,7 +79,7 @@ impl Wish {
 pub(crate) async fn attach(folder: &Folder, record: &mut Record) -> Result<()> {
     let Some(attachment) = &mut record.network else { return Ok(()) };
     coracle_cni::check(attachment)?;
-    Namespace::make(&attachment.namespace).context("make the container's network namespace")?;
+    namespace::make(&attachment.namespace).context("make the container's network namespace")?;
     for index in 0..attachment.network.plugins.len() {
         let Some(attachment) = &mut record.network else { break };
         coracle_cni::add(attachment, index).await?;
@@ -113,9 +113,10 @@ pub(crate) async fn attach(folder: &Folder, record: &mut Record) -> Result<()> {
 
 /// A port that is published already, by another container or by a program of the host's.
 fn check_free(root: &Root, ports: &[Port]) -> Result<()> {
+    let all = if ports.is_empty() { Vec::new() } else { root.all()? };
     for port in ports {
         let same = |other: &Port| (other.host_port, other.protocol) == (port.host_port, port.protocol);
-        for (_, record) in root.all()? {
+        for (_, record) in &all {
             if record.network.iter().any(|network| network.ports.iter().any(same)) {
                 bail!("--publish {}: the container {} has that port", port.host_port, record.name);
             }
@@ -140,10 +141,10 @@ fn resolv_conf() -> String {
 
 /// Takes the container out of its network, and the namespace away. What can't be done is said, and stays in the record for whoever
 /// comes next.
-pub(crate) async fn detach(folder: &Folder, record: &mut Record) {
-    let Some(attachment) = &record.network else { return };
+pub(crate) async fn detach(folder: &Folder, record: &mut Record) -> Result<()> {
+    let Some(attachment) = &record.network else { return Ok(()) };
     let mut problems: Vec<String> = coracle_cni::del(attachment).await.iter().map(ToString::to_string).collect();
-    if let Err(error) = Namespace::remove(&folder.join("netns")) {
+    if let Err(error) = namespace::remove(&attachment.namespace) {
         problems.push(format!("its network namespace can't be removed: {error}"));
     }
     for problem in &problems {
@@ -152,6 +153,7 @@ pub(crate) async fn detach(folder: &Folder, record: &mut Record) {
     if problems.is_empty() {
         record.network = None;
     }
+    folder.write(record)
 }
 
 #[cfg(test)]

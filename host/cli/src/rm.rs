@@ -32,9 +32,8 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
         }
         if let Some((lock, mut record)) = folder.lock(&id).await? {
             // Of one that was given up on the way to its start, or could not be taken down then.
-            network::detach(&folder, &mut record).await;
+            network::detach(&folder, &mut record).await?;
             if record.network.is_some() && !args.force {
-                folder.write(&record)?;
                 bail!("{name} is not removed: with --force it is, whatever stays of its network");
             }
             folder.remove(&lock)?;

@@ -136,31 +136,31 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
         address: None,
         exit: None,
     };
-    let known = std::cell::Cell::new(false);
-    let outcome = async {
-        std::fs::write(folder.join("config.json"), config.to_string()).context("write the bundle")?;
-        for part in ["upper", "work"] {
-            std::fs::create_dir(folder.join(part)).context("make the writable layer")?;
-        }
-        if std::env::var_os("CORACLE_DEBUG").is_some() {
-            // The shim logs to this file where it is there.
-            std::fs::write(folder.join("log"), "").context("make the log")?;
-        }
-        folder.write(&record)?;
-        known.set(true);
-        if args.detach { supervise::spawn(root, &folder, &record) } else { foreground(&folder, record, &args).await }
-    };
-    let outcome = outcome.await;
-    if !known.get() {
+    if let Err(error) = fill(&folder, &config, &record) {
         folder.clear()?;
-        return outcome;
+        return Err(error);
     }
+    let outcome =
+        if args.detach { supervise::spawn(root, &folder, &record) } else { foreground(&folder, record, &args).await };
     // A container that never ran, or was to be removed, leaves nothing.
     let never_ran = folder.read().is_ok_and(|record| record.exit.is_none() && record.address.is_none());
     if (outcome.is_err() && never_ran) || (args.rm && !args.detach) {
         folder.discard(&id).await?;
     }
     outcome
+}
+
+/// Writes what a container's folder holds before its start. The record comes last: from then on it is known.
+fn fill(folder: &Folder, config: &serde_json::Value, record: &Record) -> Result<()> {
+    std::fs::write(folder.join("config.json"), config.to_string()).context("write the bundle")?;
+    for part in ["upper", "work"] {
+        std::fs::create_dir(folder.join(part)).context("make the writable layer")?;
+    }
+    if std::env::var_os("CORACLE_DEBUG").is_some() {
+        // The shim logs to this file where it is there.
+        std::fs::write(folder.join("log"), "").context("make the log")?;
+    }
+    folder.write(record)
 }
 
 async fn foreground(folder: &Folder, record: Record, args: &Args) -> Result<u8> {
@@ -195,8 +195,8 @@ pub(crate) async fn create(
         }
         record.address = None;
     }
-    network::detach(folder, &mut record).await;
     folder.write(&record)?;
+    network::detach(folder, &mut record).await?;
     Err(error)
 }
 
@@ -253,9 +253,5 @@ pub(crate) async fn finish(folder: &Folder, record: Record, task: &Task, exit: O
     }
     // Before the network, which takes longer: nothing may come between.
     folder.write(&record)?;
-    if record.network.is_some() {
-        network::detach(folder, &mut record).await;
-        folder.write(&record)?;
-    }
-    Ok(())
+    network::detach(folder, &mut record).await
 }

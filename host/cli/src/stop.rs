@@ -62,6 +62,5 @@ async fn end_dead(folder: &Folder, id: &str) -> Result<()> {
         record.exit = Some(137);
         folder.write(&record)?;
     }
-    network::detach(folder, &mut record).await;
-    folder.write(&record)
+    network::detach(folder, &mut record).await
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
-use crate::Namespace;
+use crate::namespace;
 use crate::plan::{self, Attachment, Command};
 
 /// How long a plugin may take.
@@ -62,8 +62,7 @@ pub fn check(attachment: &Attachment) -> Result<(), Error> {
     if !attachment.ports.is_empty() && !plan::takes_ports(network) {
         return Err(Error::Ports(network.name.clone()));
     }
-    let mut calls = (0..network.plugins.len()).filter_map(|index| plan::call(attachment, Command::Add, index, None));
-    calls.try_for_each(|call| program(attachment, &call.plugin).map(drop))
+    network.plugins.iter().try_for_each(|plugin| program(attachment, plan::name(plugin)).map(drop))
 }
 
 fn program(attachment: &Attachment, plugin: &str) -> Result<PathBuf, Error> {
@@ -105,7 +104,7 @@ async fn run(attachment: &Attachment, call: &plan::Call, command: Command) -> Re
     let failed = |source| Error::Start { program: program.clone(), source };
     let mut plugin = tokio::process::Command::new(&program);
     plugin.env_clear().envs(call.environment.iter().cloned()).current_dir("/").kill_on_drop(true);
-    if command == Command::Del && !Namespace::is_there(&attachment.namespace) {
+    if command == Command::Del && !namespace::is_there(&attachment.namespace) {
         // It is gone, after the host has started anew: what is kept elsewhere is given back all the same (CNI 1.0, section 2).
         plugin.env("CNI_NETNS", "");
     }

@@ -1,7 +1,7 @@
 //! Networks by CNI plugins (Container Network Interface, versions 0.4 and 1.0), without a daemon.
 //!
 //! ```text
-//! --network NAME ──▶ Network ── plan ──▶ one Call a plugin ── call ──▶ plugin ──▶ links in the Namespace
+//! --network NAME ──▶ Network ── plan ──▶ one Call a plugin ── call ──▶ plugin ──▶ links in the namespace
 //! --publish ───────▶ Port                                         ◀── Outcome: addresses
 //! ```
 //!
@@ -9,13 +9,12 @@
 //! in the opposite one. What is planned ([`plan`]) has no effect of its own.
 
 mod call;
-mod namespace;
+pub mod namespace;
 mod network;
 pub mod plan;
 mod port;
 
 pub use call::{Error, add, check, del};
-pub use namespace::Namespace;
 pub use network::{BRIDGE, Invalid, Network};
 pub use plan::{Attachment, Outcome};
 pub use port::{Port, Protocol};

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::plan;
+
 /// The name of the network that needs no configuration.
 pub const BRIDGE: &str = "bridge";
 
@@ -109,7 +111,7 @@ impl Network {
             return Err("it has no plugins".into());
         }
         for plugin in &plugins {
-            let program = plugin.get("type").and_then(Value::as_str).unwrap_or_default();
+            let program = plan::name(plugin);
             // It becomes a file's name.
             if program.is_empty() || program.contains('/') || program.starts_with('.') {
                 return Err(format!("{program:?} is no plugin's name"));

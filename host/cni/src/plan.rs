@@ -59,8 +59,7 @@ pub fn call(attachment: &Attachment, command: Command, index: usize, result: Opt
     if let Some(result) = result {
         input.insert("prevResult".into(), result.clone());
     }
-    let wants_ports = plugin.get("capabilities").is_some_and(|all| all.get("portMappings") == Some(&true.into()));
-    if wants_ports && !attachment.ports.is_empty() {
+    if wants_ports(plugin) && !attachment.ports.is_empty() {
         let ports = serde_json::to_value(&attachment.ports).unwrap_or_default();
         input.insert("runtimeConfig".into(), Map::from_iter([("portMappings".into(), ports)]).into());
     }
@@ -74,17 +73,22 @@ pub fn call(attachment: &Attachment, command: Command, index: usize, result: Opt
         // Plugins start others, such as iptables.
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
     ];
-    let plugin = plugin.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    Some(Call { plugin, environment, input: input.into() })
+    Some(Call { plugin: name(plugin).to_owned(), environment, input: input.into() })
 }
 
 /// Whether a plugin of the network takes ports.
 #[must_use]
 pub fn takes_ports(network: &Network) -> bool {
-    network
-        .plugins
-        .iter()
-        .any(|plugin| plugin.get("capabilities").is_some_and(|all| all.get("portMappings") == Some(&true.into())))
+    network.plugins.iter().any(wants_ports)
+}
+
+fn wants_ports(plugin: &Map<String, Value>) -> bool {
+    plugin.get("capabilities").is_some_and(|all| all.get("portMappings") == Some(&true.into()))
+}
+
+/// The name of a plugin's program.
+pub(crate) fn name(plugin: &Map<String, Value>) -> &str {
+    plugin.get("type").and_then(Value::as_str).unwrap_or_default()
 }
 
 /// What a container has got.

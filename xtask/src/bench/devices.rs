@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 
-use crate::builtin::executables;
+use crate::builtin::bench_program;
 use crate::setup;
 use crate::steps::command;
 
@@ -18,15 +18,11 @@ const REQUESTS: u64 = 1000;
 /// Instructions for a request, by case. What a run takes once is left out: they are the difference of two runs.
 pub(super) fn measure() -> Result<Value> {
     setup::ensure_program("/usr/bin/valgrind", "valgrind")?;
-    let arguments = ["bench", "--locked", "--no-run", "--message-format=json", "-p", "coracle-virtio"];
-    let mut build = command("cargo", &arguments);
-    build.args(["--bench", "instructions"]);
-    let programs = executables(build, "bench")?;
-    let (_, program) = programs.first().context("cargo has built no program that is counted")?;
+    let program = bench_program("coracle-virtio", "instructions", &[])?;
     let mut report = Map::new();
     for case in CASES {
-        let once = count(program, case, REQUESTS)?;
-        let twice = count(program, case, 2 * REQUESTS)?;
+        let once = count(&program, case, REQUESTS)?;
+        let twice = count(&program, case, 2 * REQUESTS)?;
         report.insert(case.into(), (twice.saturating_sub(once) / REQUESTS).into());
     }
     Ok(report.into())
