@@ -10,6 +10,7 @@
 //! / and --out ──────── virtiofsd ─────────────────────────┴─▶ machine.rs ── output.rs ──▶ stdout, exit status
 //! ```
 
+mod held;
 mod initrd;
 mod kernel;
 mod machine;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Level};
+pub(crate) use held::hold as hold_machine;
 use kernel::Kernel;
 use machine::{Machine, Plan};
 use output::End;
@@ -113,8 +115,10 @@ fn lab(args: &Args) -> Result<End> {
     }
     let out = args.out.as_deref().map(make_out).transpose()?;
     let mark = output::mark()?;
+    let own = std::env::current_exe().context("find this program")?;
     let job = Job {
         command: &args.command,
+        own: &own,
         folder: &folder,
         home: &std::env::var_os("HOME").unwrap_or_else(|| "/root".into()),
         environment: script::passed_on(std::env::vars_os()),

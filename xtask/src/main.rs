@@ -48,6 +48,9 @@ enum Task {
     /// Measure sizes, memory, calls, instructions and times.
     Bench(bench::Args),
     Lab(lab::Args),
+    /// In the lab's clone: hold a machine.
+    #[command(hide = true)]
+    LabMachine,
 }
 
 fn main() -> ExitCode {
@@ -71,6 +74,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Churn(args) => pods::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Lab(args) => return Ok(lab::run(&args)),
+        Task::LabMachine => lab::hold_machine().map(|never| match never {}),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

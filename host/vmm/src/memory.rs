@@ -49,6 +49,9 @@ impl Memory {
                 }
                 None => own_region(size).map_err(Error::system(step))?,
             };
+            if !huge_pages {
+                ask_for_large_pages(&region);
+            }
             let region = GuestRegionMmap::new(region, GuestAddress(*start))
                 .ok_or_else(|| Error::Invalid("memory beyond the end of the address space".into()))?;
             regions.push(region);
@@ -97,9 +100,7 @@ fn own_region(size: usize) -> io::Result<MmapRegion> {
     let builder = builder
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-    let region = builder.build().map_err(io::Error::other)?;
-    ask_for_large_pages(&region);
-    Ok(region)
+    builder.build().map_err(io::Error::other)
 }
 
 /// A wish: where the host has no large pages to give, the memory works all the same.

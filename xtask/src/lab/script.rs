@@ -64,6 +64,8 @@ exec switch_root /clone /run/lab/bin/sh /run/lab/start
 pub(crate) struct Job<'a> {
     /// The command and its arguments.
     pub(crate) command: &'a [OsString],
+    /// This program, which holds a machine there (see `held.rs`).
+    pub(crate) own: &'a Path,
     /// Where it runs.
     pub(crate) folder: &'a Path,
     pub(crate) home: &'a OsStr,
@@ -112,7 +114,9 @@ pub(crate) fn start(job: &Job<'_>) -> Vec<u8> {
     line(&[b"export PATH=/run/lab/bin\ntrap 'poweroff -f' EXIT\nset -e"]);
     // Before /tmp is covered: they may lie there.
     line(&[b"mkdir -p ", &release, b"\nmount --bind ", &modules, b" ", &release]);
+    line(&[b": >/run/lab/xtask\nmount --bind ", &quote(job.own.as_os_str()), b" /run/lab/xtask"]);
     line(&[MOUNTS.as_bytes()]);
+    line(&[HELD.as_bytes()]);
     if job.shares_out {
         line(&[format!("mkdir -p {OUT}\nmount -t virtiofs {OUT_TAG} {OUT}").as_bytes()]);
     }
@@ -132,6 +136,11 @@ mkdir -m 1777 /run/lock
 ip link set lo up
 hostname coracle-lab
 ulimit -Hn 1048576";
+
+/// Its first line comes when the machine is there; where it fails, there is none.
+const HELD: &str = "mkfifo /run/lab/held
+/run/lab/xtask lab-machine </dev/null >/run/lab/held &
+read -r word </run/lab/held";
 
 const COMMAND: &str = r#"mkfifo /run/lab/output
 # The kernel makes the port after it has talked with the host, and tells nobody where no udev runs; it is there by now.
@@ -192,6 +201,7 @@ mod tests {
         let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
         work(&Job {
             command: &words,
+            own: Path::new("/target/it's/xtask"),
             folder: Path::new("/usr/bin"),
             home: OsStr::new("/home/o'neil"),
             environment: vec![variable("CORACLE_X", "$HOME `date`\n*")],
@@ -234,6 +244,7 @@ mod tests {
             shell(&["-n"], &script);
             let script = String::from_utf8(script).unwrap();
             assert_eq!(script.contains(OUT), shares_out);
+            assert!(script.contains(r"mount --bind '/target/it'\''s/xtask' /run/lab/xtask"), "{script}");
             assert!(
                 script.contains(r"mount --bind '/cache/it'\''s/lib/modules/6.1.0' '/lib/modules/6.1.0'"),
                 "{script}"
