@@ -62,7 +62,8 @@ impl Bench {
 
     fn detached(&self, name: &str) -> Result<()> {
         let image = self.image();
-        let mut run = self.coracle(&["run", "--detach", "--name", name, &image, "sleep", "100000"]);
+        let mut run =
+            self.coracle(&["run", "--detach", "--network", "none", "--name", name, &image, "sleep", "100000"]);
         run.env("CORACLE_DEBUG", "1").stdout(Stdio::null());
         crate::steps::run(run)
     }
@@ -311,7 +312,7 @@ fn ratio(bench: &Bench, pairs: usize) -> Result<Value> {
         crate::steps::run(command)?;
         Ok(start.elapsed().as_secs_f64())
     };
-    let ours = || timed(bench.coracle(&["run", "--rm", &image, "true"]));
+    let ours = || timed(bench.coracle(&["run", "--rm", "--network", "none", &image, "true"]));
     let runcs = || {
         let mut run = Command::new("runc");
         run.args(["run", "--bundle"]).arg(&bundle).arg("coracle-bench").stdin(Stdio::null()).stderr(Stdio::null());

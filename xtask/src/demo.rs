@@ -77,7 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         eprintln!("==> coracle run");
         let mut command = Command::new(built.coracle());
-        command.arg("--root").arg(built.work().join("root")).args(["run", "--rm", "-i"]);
+        command.arg("--root").arg(built.work().join("root")).args(["run", "--rm", "-i", "--network", "none"]);
         command.arg(format!("oci:{}", folder.display())).args(["sh", "-c", script]);
         command.env("CORACLE_CONFIG", &settings);
         start = Instant::now();

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::shim;
+use crate::{network, shim};
 
 pub(crate) fn run() -> Result<u8> {
     let report = shim::probe("")?;
@@ -23,6 +23,13 @@ pub(crate) fn run() -> Result<u8> {
     line("virtiofsd", &report["virtiofsd"], "path");
     line("guest image", &report["guest"], "kernel");
     line("accelerator", &report["accelerator"], "name");
+    match network::readiness() {
+        Ok(text) => println!("ok       network: {text}"),
+        Err(error) => {
+            failed = true;
+            println!("missing  network: {error:#}");
+        }
+    }
     if report["kvm"]["usable"] == true {
         println!("ok       kvm: usable");
     } else {

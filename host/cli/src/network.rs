@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use coracle_cni::{Attachment, BRIDGE, Network, Port, Protocol, namespace, plan};
@@ -10,6 +11,9 @@ use serde_json::{Value, json};
 
 use crate::container::{Folder, Record, Root};
 use crate::run::Args;
+
+/// The name of no network.
+const NONE: &str = "none";
 
 /// Files of the container's folder that are the container's own.
 const FILES: [(&str, &str); 2] = [("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")];
@@ -26,30 +30,61 @@ pub(crate) struct Wish {
     plugin_folders: Vec<String>,
 }
 
-/// The network that the arguments ask for; `None` for no network at all.
+/// The network that the arguments, or else the settings, ask for; `None` for no network at all.
 pub(crate) fn plan(root: &Root, args: &Args, id: &str) -> Result<Option<Wish>> {
+    let settings = Settings::load()?;
+    let is_root = rustix::process::geteuid().is_root();
     let name = match args.network.as_deref() {
-        None | Some("none") if args.publish.is_empty() => return Ok(None),
-        None => BRIDGE,
-        Some("none") => bail!("--network none: a container without a network has no ports to publish"),
-        Some("host") => bail!(
-            "--network host: a machine can't share the host's own network; give --network bridge, and --publish for its ports"
-        ),
+        None if !is_root && args.publish.is_empty() && settings.network_default != NONE => {
+            eprintln!("coracle: warning: the container has no network: only root can make one on the host");
+            return Ok(None);
+        }
+        None => settings.network_default.as_str(),
         Some(name) => name,
     };
-    if !rustix::process::geteuid().is_root() {
-        bail!("--network {name}: only root can make a network on the host; run this by sudo, or without a network");
+    match name {
+        NONE if args.publish.is_empty() => return Ok(None),
+        NONE => {
+            bail!("--publish: a container without a network has no ports to publish; give it one by --network bridge")
+        }
+        "host" => bail!(
+            "--network host: a machine can't share the host's own network; give --network bridge, and --publish for its ports"
+        ),
+        _ if is_root => {}
+        _ => bail!(
+            "--network {name}: only root can make a network on the host; run this by sudo, or with --network none"
+        ),
     }
-    let settings = Settings::load()?;
-    let network = if name == BRIDGE {
-        // The bridge is the host's, whatever the root: so are its addresses.
-        Network::bridge(&settings.network_subnet, &settings.run_folder.join("networks"))
-    } else {
-        Network::find(name, &settings.network_configuration_folder)?
-    };
+    let network = network(name, &settings)?;
     check_free(root, &args.publish)?;
     let plugin_folders = settings.network_plugin_folders;
     Ok(Some(Wish { network, container: id.into(), ports: args.publish.clone(), plugin_folders }))
+}
+
+/// The network of that name.
+fn network(name: &str, settings: &Settings) -> Result<Network> {
+    if name == BRIDGE {
+        // The bridge is the host's, whatever the root: so are its addresses.
+        return Ok(Network::bridge(&settings.network_subnet, &settings.run_folder.join("networks")));
+    }
+    Ok(Network::find(name, &settings.network_configuration_folder)?)
+}
+
+/// By what the network is made that containers have without `--network`, or why it can't be.
+pub(crate) fn readiness() -> Result<String> {
+    let settings = Settings::load()?;
+    let name = settings.network_default.as_str();
+    if name == NONE {
+        return Ok("none, by the settings".into());
+    }
+    let folders: Vec<PathBuf> = settings.network_plugin_folders.iter().map(Into::into).collect();
+    let programs = coracle_cni::programs(&network(name, &settings)?, &folders)?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if name == BRIDGE && !std::env::split_paths(&path).any(|folder| folder.join("iptables").is_file()) {
+        bail!("the bridge's plugins need iptables, which is not in $PATH: install it");
+    }
+    let folder = programs.first().and_then(|program| program.parent()).unwrap_or(Path::new("/"));
+    Ok(format!("{name}, by the plugins in {}", folder.display()))
 }
 
 impl Wish {
@@ -77,6 +112,10 @@ impl Wish {
 
 /// Makes the container's namespace and its part of the network. Where it fails, [`detach`] undoes all.
 pub(crate) async fn attach(folder: &Folder, record: &mut Record) -> Result<()> {
+    connect(folder, record).await.context("the container gets no network (with --network none it runs without)")
+}
+
+async fn connect(folder: &Folder, record: &mut Record) -> Result<()> {
     let Some(attachment) = &mut record.network else { return Ok(()) };
     coracle_cni::check(attachment)?;
     namespace::make(&attachment.namespace).context("make the container's network namespace")?;

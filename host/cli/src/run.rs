@@ -38,8 +38,8 @@ pub(crate) struct Args {
     /// Show a file or folder of the host in the container.
     #[arg(short, long, value_name = "SRC:DST[:ro]")]
     pub(crate) volume: Vec<String>,
-    /// The network: none, bridge (addresses behind the host's own), or the name of a CNI network. Not given, it is none, and
-    /// bridge where ports are published.
+    /// The network: bridge (addresses behind the host's own), none, or the name of a CNI network. Not given, it is what the
+    /// setting network.default says: bridge, where nobody has changed it.
     #[arg(long, value_name = "NAME")]
     pub(crate) network: Option<String>,
     /// Let a port of the host lead to one of the container.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
-use crate::namespace;
 use crate::plan::{self, Attachment, Command};
+use crate::{Network, namespace};
 
 /// How long a plugin may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -62,11 +62,18 @@ pub fn check(attachment: &Attachment) -> Result<(), Error> {
     if !attachment.ports.is_empty() && !plan::takes_ports(network) {
         return Err(Error::Ports(network.name.clone()));
     }
-    network.plugins.iter().try_for_each(|plugin| program(attachment, plan::name(plugin)).map(drop))
+    programs(network, &attachment.plugin_folders).map(drop)
 }
 
-fn program(attachment: &Attachment, plugin: &str) -> Result<PathBuf, Error> {
-    let folders = &attachment.plugin_folders;
+/// The programs of a network's plugins, in their order.
+///
+/// # Errors
+/// [`Error::Missing`].
+pub fn programs(network: &Network, folders: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+    network.plugins.iter().map(|plugin| program(folders, plan::name(plugin))).collect()
+}
+
+fn program(folders: &[PathBuf], plugin: &str) -> Result<PathBuf, Error> {
     plan::program(plugin, folders, |path| path.is_file()).ok_or_else(|| Error::Missing {
         plugin: plugin.to_owned(),
         folders: folders.iter().map(|folder| folder.display().to_string()).collect(),
@@ -100,7 +107,7 @@ pub async fn del(attachment: &Attachment) -> Vec<Error> {
 }
 
 async fn run(attachment: &Attachment, call: &plan::Call, command: Command) -> Result<Value, Error> {
-    let program = program(attachment, &call.plugin)?;
+    let program = program(&attachment.plugin_folders, &call.plugin)?;
     let failed = |source| Error::Start { program: program.clone(), source };
     let mut plugin = tokio::process::Command::new(&program);
     plugin.env_clear().envs(call.environment.iter().cloned()).current_dir("/").kill_on_drop(true);
@@ -143,7 +150,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::Network;
 
     /// Three plugins that note how they are called; `fails` is the one of them that can't add.
     fn three(folder: &Path, fails: &str) -> Attachment {

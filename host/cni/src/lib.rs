@@ -14,7 +14,7 @@ mod network;
 pub mod plan;
 mod port;
 
-pub use call::{Error, add, check, del};
+pub use call::{Error, add, check, del, programs};
 pub use network::{BRIDGE, Invalid, Network};
 pub use plan::{Attachment, Outcome};
 pub use port::{Port, Protocol};

@@ -213,12 +213,14 @@ settings! {
         "Whether the host kernel's vhost-vsock is used where it is there.";
     virtiofsd_path: Vec<String> = "virtiofsd.paths", ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"].map(str::to_owned).into(),
         "Where virtiofsd is looked for; the first that is there is used, whether the Rust or the older C program.";
+    network_default: String = "network.default", "bridge".into(),
+        "The network of `coracle run` without --network: \"bridge\" is addresses behind the host's own, \"none\" is no network, any other word is the name of a CNI network.";
     network_plugin_folders: Vec<String> = "network.plugin_folders", ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(str::to_owned).into(),
         "Where `coracle run` looks for CNI plugins. Under containerd they are containerd's.";
     network_configuration_folder: PathBuf = "network.configuration_folder", "/etc/cni/net.d".into(),
         "Where `coracle run --network NAME` looks for CNI networks: files *.conflist and *.conf.";
     network_subnet: String = "network.subnet", "10.89.0.0/24".into(),
-        "The addresses of containers of `coracle run --network bridge`. They must be nobody else's on this host.";
+        "The addresses of containers of `coracle run` on the network \"bridge\". They must be nobody else's on this host.";
     run_folder: PathBuf = "run.folder", "/run/coracle".into(),
         "The folder for what lives as long as a pod. Its path must be short: sockets are below it.";
 }

@@ -89,6 +89,8 @@ impl Host {
         }
         let name = format!("{:?}", MONITOR_NAME.as_str());
         let host = host.set("machine.accelerator", "\"any\"").set("machine.monitor", &name);
+        // Tests beside one another would share the host's one bridge.
+        let host = host.set("network.default", "\"none\"");
         // In the lab a guest runs nested in an emulated machine.
         let host = if monitor() == "qemu-system" { host } else { host.set("guest.boot_timeout_seconds", "120") };
         host.set("guest.folder", &format!("{:?}", path("CORACLE_TEST_GUEST")))
@@ -103,7 +105,7 @@ impl Host {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
         let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip");
         assert!(up.success(), "loopback");
-        Self::new()
+        Self::new().set("network.default", "\"bridge\"")
     }
 
     /// Adds a setting, replacing an earlier one of the same name. The value is TOML.

@@ -48,6 +48,8 @@ fn leases(host: &Host) -> Vec<String> {
 #[test]
 fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
     let host = Host::with_own_network();
+    let checked = host.coracle_outcome(&["check"]);
+    assert!(checked.stdout.contains("ok       network: bridge, by the plugins in /"), "{checked:?}");
     serves(&host, "web", &["--publish", "8088:80"], "httpd -p 80 -h /etc; echo serves; sleep 100000");
     let inside = |script: &str| {
         let outcome = host.coracle_outcome(&["exec", "web", "sh", "-c", script]);
@@ -69,7 +71,7 @@ fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
     std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
     assert!(answer.contains("root:x:0"), "{answer}");
     // From another container, by its own.
-    let other = host.run(&["--network", "bridge"], &["guest-probe", "get", "10.89.0.2:80", "/group"]);
+    let other = host.run(&[], &["guest-probe", "get", "10.89.0.2:80", "/group"]);
     assert!(other.code == 0 && other.stdout.contains("root:x:0"), "{other:?}");
     let image = host.image();
     // Its port is its own.
@@ -91,6 +93,8 @@ fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
     assert_eq!(removed.code, 0, "{removed:?}");
     is_clean(&host);
     // The bridge and the list of addresses stay for the next container.
+    let without = host.run(&["--network", "none"], &["ls", "/sys/class/net"]);
+    assert_eq!(without.line(), "lo", "{without:?}");
     host_says("ip", &["link", "delete", "coracle0"]);
     std::fs::remove_dir_all(host.run.join("networks")).unwrap();
     host.audit();
@@ -106,6 +110,7 @@ fn a_network_that_can_not_be_made_says_why_and_leaves_nothing() {
     let host = host.set("network.configuration_folder", &format!("{:?}", folder.display().to_string()));
     for (options, reason) in [
         (vec!["--network", "bridge"], "containernetworking-plugins"),
+        (vec![], "with --network none it runs without"),
         (vec!["--network", "nosuch"], "there is no network nosuch"),
         (vec!["--network", "alone", "--publish", "80:80"], "the network alone publishes no ports"),
         (vec!["--network", "host"], "can't share the host's own network"),
@@ -116,6 +121,8 @@ fn a_network_that_can_not_be_made_says_why_and_leaves_nothing() {
         assert!(outcome.code != 0 && outcome.stderr.contains(reason), "{options:?}: {outcome:?}");
         assert_eq!(host.coracle_outcome(&["ps", "--all", "--quiet"]).stdout, "", "{options:?}");
     }
+    let checked = host.coracle_outcome(&["check"]);
+    assert!(checked.code == 1 && checked.stdout.contains("missing  network: the network plugin bridge"), "{checked:?}");
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(&host.root().display().to_string()), "{mounts}");
     host.audit();
