@@ -19,7 +19,7 @@ pub use ends::{Ends, unsupported};
 pub use error::Error;
 pub use spec::{
     Accelerator, Architecture, Capabilities, Cpus, Device, DeviceKind, Kernel, KernelForm, MachineSpec, Memory,
-    MemoryKind, Platform, Tap, mac_text,
+    MemoryKind, NETS_MAX, Platform, Tap, mac_text,
 };
 
 /// What the port gives back.

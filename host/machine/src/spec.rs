@@ -194,6 +194,9 @@ impl Device {
     }
 }
 
+/// The most network devices of a machine. Every driver takes so many, beside what a pod's machine has else.
+pub const NETS_MAX: usize = 16;
+
 /// What a machine can do: a function of driver, specification and architecture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {

@@ -13,9 +13,11 @@
 mod link;
 mod namespace;
 pub mod plan;
+mod read;
 mod steer;
 mod tap;
 
+use coracle_machine::NETS_MAX;
 pub use link::{Address, Link, Neighbour, Route};
 pub use namespace::{Namespace, give_back};
 pub use steer::Steered;
@@ -46,12 +48,20 @@ pub enum Error {
     #[error("a route of the pod's network has several next hops at once, which is not supported")]
     MultiPath,
     /// A link of a kind that is not taken over.
-    #[error("the network link {name} is of the kind {kind}, which is not supported: veth is")]
+    #[error(
+        "the network link {name} is of the kind {kind}, which is not supported: veth, macvlan, vlan and ipvlan in mode l2 are"
+    )]
     Unsupported {
         /// The link.
         name: String,
         /// Its kind.
         kind: String,
+    },
+    /// More links than a machine takes.
+    #[error("the pod's network has {count} links with addresses, and a machine takes {NETS_MAX}")]
+    TooMany {
+        /// How many there are.
+        count: usize,
     },
     /// The kernel refuses.
     #[error("{step}: {source}")]

@@ -1,9 +1,9 @@
-//! `coracle run` with a network: what a container reaches, by what it is reached, and that nothing of it stays.
+//! Networks: what a container reaches, by what it is reached, and that nothing of it stays.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use coracle_e2e::{Host, Outcome, Running};
+use coracle_e2e::{Containerd, Host, Netns, Outcome, Running, ip, try_ip};
 
 fn host_says(program: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
@@ -125,5 +125,98 @@ fn a_network_that_can_not_be_made_says_why_and_leaves_nothing() {
     assert!(checked.code == 1 && checked.stdout.contains("missing  network: the network plugin bridge"), "{checked:?}");
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(&host.root().display().to_string()), "{mounts}");
+    host.audit();
+}
+
+/// Runs a script in a pod whose network namespace is `netns`.
+fn in_pod(containerd: &Containerd, netns: &Netns, id: &str, script: &str) -> Outcome {
+    let namespace = format!("network:{}", netns.path());
+    let run = ["run", "--rm", "--runtime", "io.containerd.coracle.v2", "--with-ns", &namespace, "test:latest", id];
+    containerd.ctr(&[&run, ["sh", "-c", script].as_slice()].concat())
+}
+
+#[test]
+fn links_of_every_kind_reach_their_peers() {
+    let host = Host::with_own_network();
+    let containerd = Containerd::start(&host);
+    let far = Netns::new(&host, "far");
+    // What the links stand on: a wire whose far end answers.
+    ip("link add wire mtu 9000 type veth peer name end mtu 9000");
+    ip("link set wire up");
+    ip(&format!("link set end netns {}", far.name()));
+    for (link, subnet) in [("end", 1), ("end.7", 2)] {
+        // A kernel without VLANs has only the first.
+        if link == "end"
+            || try_ip(&format!("-netns {} link add link end name end.7 type vlan id 7", far.name())).code == 0
+        {
+            far.ip(&format!("address add 10.77.{subnet}.1/24 dev {link}"));
+            far.ip(&format!("address add fd77:{subnet}::1/64 dev {link} nodad"));
+            far.ip(&format!("link set {link} up"));
+        }
+    }
+    for (number, (kind, subnet)) in
+        [("macvlan mode bridge", 1), ("ipvlan mode l2", 1), ("vlan id 7", 2)].into_iter().enumerate()
+    {
+        let pod = Netns::new(&host, &format!("pod{number}"));
+        let made = try_ip(&format!("link add link wire name eth0 netns {} type {kind}", pod.name()));
+        if made.code != 0 {
+            println!("left out: this kernel makes no {kind}: {}", made.stderr.trim());
+            continue;
+        }
+        pod.ip(&format!("address add 10.77.{subnet}.2/24 dev eth0"));
+        pod.ip(&format!("address add fd77:{subnet}::2/64 dev eth0 nodad"));
+        pod.ip("link set eth0 up");
+        pod.ip(&format!("route add default via 10.77.{subnet}.1"));
+        pod.ip(&format!("route add 10.99.0.0/16 via 10.77.{subnet}.1 src 10.77.{subnet}.2 metric 7"));
+        let before = pod.ip("-d link show eth0");
+        let script = format!(
+            "ping -c 2 -W 10 10.77.{subnet}.1 && ping -6 -c 2 -W 10 fd77:{subnet}::1 && \
+             ping -c 1 -s 8900 -W 10 10.77.{subnet}.1 && cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu && \
+             ip route"
+        );
+        let outcome = in_pod(&containerd, &pod, &format!("c{number}"), &script);
+        assert_eq!(outcome.code, 0, "{kind}: {outcome:?}");
+        let mac = before.split("link/ether ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
+        assert!(outcome.stdout.contains(mac) && outcome.stdout.contains("9000"), "{kind}, {mac}: {outcome:?}");
+        assert!(outcome.stdout.contains(&format!("10.99.0.0/16 via 10.77.{subnet}.1")), "{kind}: {outcome:?}");
+        assert!(outcome.stdout.contains("default via"), "{kind}: {outcome:?}");
+        // The link is as it was, and nobody else is in its namespace.
+        assert_eq!(pod.ip("-d link show eth0"), before, "{kind}");
+        assert_eq!(pod.ip("-o link").lines().count(), 2, "{kind}");
+        let filters = pod.ip("-o link show eth0") + &qdiscs(&pod);
+        assert!(!filters.contains("ingress"), "{kind}: {filters}");
+    }
+    drop((containerd, far));
+    host.audit();
+}
+
+/// What looks at packets in a namespace.
+fn qdiscs(netns: &Netns) -> String {
+    host_says("tc", &["-netns", netns.name(), "qdisc", "show"])
+}
+
+#[test]
+fn a_machine_has_sixteen_links_and_refuses_what_it_can_not_have_by_name() {
+    let host = Host::with_own_network();
+    let containerd = Containerd::start(&host);
+    let pod = Netns::new(&host, "pod");
+    pod.ip("tuntap add odd0 mode tap");
+    pod.ip("address add 10.77.1.2/24 dev odd0");
+    let refused = in_pod(&containerd, &pod, "odd", "true");
+    assert!(refused.code != 0 && refused.stderr.contains("the network link odd0 is of the kind tun"), "{refused:?}");
+    pod.ip("link delete odd0");
+    for number in 0..300 {
+        if number == 16 {
+            let outcome = in_pod(&containerd, &pod, "all", "ls /sys/class/net | wc -l");
+            assert_eq!(outcome.line(), "17", "{outcome:?}");
+        }
+        pod.ip(&format!("link add v{number} type veth peer name w{number}"));
+        pod.ip(&format!("address add 10.{}.{}.2/24 dev v{number}", 77 + number / 256, number % 256));
+    }
+    let refused = in_pod(&containerd, &pod, "many", "true");
+    assert!(refused.code != 0 && refused.stderr.contains("300 links with addresses"), "{refused:?}");
+    assert!(!qdiscs(&pod).contains("ingress"));
+    drop(containerd);
+    drop(pod);
     host.audit();
 }

@@ -1,32 +1,9 @@
 //! The Sandbox API, call by call. (That containerd 2 gets along with it is shown by `cargo xtask suite sid`.)
 
-use std::process::Command;
-
 use containerd_shim_protos::ttrpc::Code;
 use coracle_e2e::cri::msg;
-use coracle_e2e::{Host, POD_CONFIG, PodShim, busybox_root, monitor, read_metrics};
+use coracle_e2e::{Host, Netns, POD_CONFIG, PodShim, busybox_root, monitor, read_metrics};
 use protobuf::MessageField;
-
-/// A network namespace with nothing but loopback, as long as it lives.
-struct Netns(String);
-
-impl Netns {
-    fn new(host: &Host) -> Self {
-        let name = host.mark();
-        assert!(Command::new("ip").args(["netns", "add", &name]).status().unwrap().success());
-        Self(name)
-    }
-
-    fn path(&self) -> String {
-        format!("/run/netns/{}", self.0)
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
-    }
-}
 
 fn pod(host: &Host) -> msg::PodSandboxConfig {
     let dns = msg::DnsConfig { servers: vec!["10.9.8.7".into()], ..Default::default() };
@@ -69,7 +46,7 @@ fn container(root: &str, script: &str) -> serde_json::Value {
 #[test]
 fn a_pod_lives_by_the_sandbox_api() {
     let host = Host::new();
-    let netns = Netns::new(&host);
+    let netns = Netns::new(&host, "");
     let shim = PodShim::start(&host, "p");
     let config = pod(&host);
     assert_eq!(shim.status().unwrap().state, "SANDBOX_NOTREADY", "nothing was created");
@@ -123,7 +100,7 @@ fn a_pod_lives_by_the_sandbox_api() {
 #[test]
 fn a_pod_whose_monitor_is_killed_has_ended() {
     let host = Host::new();
-    let netns = Netns::new(&host);
+    let netns = Netns::new(&host, "");
     let shim = booted(&host, &netns);
     shim.run("one", container(&busybox_root(&host), "exec sleep 1000")).unwrap();
     host.kill(monitor());
@@ -140,7 +117,7 @@ fn a_pod_whose_monitor_is_killed_has_ended() {
 #[test]
 fn a_pod_that_can_not_boot_says_why_and_leaves_nothing() {
     let host = Host::new().set("machine.monitor", "\"qemu\"").set("qemu.path", "\"/nowhere/qemu\"");
-    let netns = Netns::new(&host);
+    let netns = Netns::new(&host, "");
     let shim = PodShim::start(&host, "p");
     shim.create(&netns.path(), POD_CONFIG, &pod(&host)).unwrap();
     let (code, text) = shim.boot().unwrap_err();
@@ -154,7 +131,7 @@ fn a_pod_that_can_not_boot_says_why_and_leaves_nothing() {
 #[test]
 fn a_clock_that_was_set_in_the_guest_follows_the_hosts_again() {
     let host = Host::new().set("guest.clock_seconds", "1");
-    let netns = Netns::new(&host);
+    let netns = Netns::new(&host, "");
     let shim = booted(&host, &netns);
     let script =
         "date -s 2001-01-01 >/dev/null && date +%Y; until [ $(date +%Y) -gt 2020 ]; do sleep 0.2; done; echo followed";

@@ -2,7 +2,9 @@
 
 use std::ffi::OsString;
 
-use coracle_machine::{Accelerator, Device, Error, KernelForm, MachineSpec, MemoryKind, Result, Tap, mac_text};
+use coracle_machine::{
+    Accelerator, Device, Error, KernelForm, MachineSpec, MemoryKind, NETS_MAX, Result, Tap, mac_text,
+};
 
 use crate::{Config, MachineType};
 
@@ -11,8 +13,6 @@ pub(crate) const QMP_FD: i32 = 3;
 pub(crate) const VHOST_FD: i32 = 4;
 /// The descriptor of the first tap; the others follow.
 const FIRST_TAP_FD: i32 = 5;
-/// The most taps of a machine.
-const TAPS_MAX: usize = 6;
 
 /// The taps of a machine, each with the number at which QEMU finds it.
 pub(crate) fn taps(spec: &MachineSpec) -> Result<Vec<(i32, &Tap)>> {
@@ -21,8 +21,8 @@ pub(crate) fn taps(spec: &MachineSpec) -> Result<Vec<(i32, &Tap)>> {
         _ => None,
     });
     let taps: Vec<_> = (FIRST_TAP_FD..).zip(taps).collect();
-    if taps.len() > TAPS_MAX {
-        return Err(Error::Unsupported(format!("more than {TAPS_MAX} network devices")));
+    if taps.len() > NETS_MAX {
+        return Err(Error::Unsupported(format!("more than {NETS_MAX} network devices")));
     }
     Ok(taps)
 }
