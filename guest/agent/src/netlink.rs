@@ -44,6 +44,11 @@ impl Body {
         Self(fixed.concat())
     }
 
+    /// What is sent.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Adds an attribute.
     #[must_use]
     pub(crate) fn with(mut self, kind: u16, value: &[u8]) -> Self {

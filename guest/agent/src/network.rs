@@ -31,15 +31,20 @@ const ADDRESS_LOCAL: u16 = 2;
 const ADDRESS_FLAGS: u16 = 8;
 /// `IFA_F_NODAD`: the address was given by somebody who knows that it is free.
 const NO_DETECTION: u32 = 0x02;
-/// `RTA_DST`, `RTA_OIF`, `RTA_GATEWAY`, `RTA_PREFSRC`.
+/// `RTA_DST`, `RTA_OIF`, `RTA_GATEWAY`, `RTA_PRIORITY`, `RTA_PREFSRC`, `RTA_METRICS`, and `RTAX_MTU` in the last.
 const ROUTE_DESTINATION: u16 = 1;
 const ROUTE_LINK: u16 = 4;
 const ROUTE_GATEWAY: u16 = 5;
+const ROUTE_METRIC: u16 = 6;
 const ROUTE_SOURCE: u16 = 7;
-/// The main table, routes that somebody has set, plain routes.
+const ROUTE_METRICS: u16 = 8;
+const METRIC_MTU: u16 = 2;
+/// The main table, routes that somebody has set, plain routes, and those that lead nowhere: `RTN_BLACKHOLE`, `RTN_UNREACHABLE`,
+/// `RTN_PROHIBIT`.
 const TABLE_MAIN: u8 = 254;
 const PROTOCOL_STATIC: u8 = 4;
 const TYPE_UNICAST: u8 = 1;
+const TYPES_BARRED: std::ops::RangeInclusive<u8> = 6..=8;
 /// `NDA_DST`, `NDA_LLADDR`.
 const NEIGHBOUR_IP: u16 = 1;
 const NEIGHBOUR_MAC: u16 = 2;
@@ -220,7 +225,9 @@ fn addresses(netlink: &mut Netlink, index: i32) -> Result<Vec<IPAddress>> {
 fn set_routes(netlink: &mut Netlink) -> Result<Vec<Vec<u8>>> {
     let mut routes = Vec::new();
     let each = |body: &[u8]| {
-        if let [_, _, _, _, TABLE_MAIN, PROTOCOL_STATIC, _, TYPE_UNICAST, ..] = body {
+        if let [_, _, _, _, TABLE_MAIN, PROTOCOL_STATIC, _, kind, ..] = body
+            && (*kind == TYPE_UNICAST || TYPES_BARRED.contains(kind))
+        {
             routes.push(body.to_vec());
         }
     };
@@ -240,7 +247,12 @@ fn add_route(netlink: &mut Netlink, all: &[Link], route: &Route) -> Result<()> {
     };
     let scope = u8::try_from(route.scope).map_err(|_| Error::Invalid("the scope is out of range".into()))?;
     let prefix = destination.map_or(0, |(_, prefix)| prefix);
-    let kinds = [family_of(is_v6), prefix, 0, 0, TABLE_MAIN, PROTOCOL_STATIC, scope, TYPE_UNICAST];
+    let kind = match u8::try_from(route.kind) {
+        Ok(0 | TYPE_UNICAST) => TYPE_UNICAST,
+        Ok(kind) if TYPES_BARRED.contains(&kind) => kind,
+        _ => return Err(Error::Unsupported(format!("a route of the kind {}", route.kind))),
+    };
+    let kinds = [family_of(is_v6), prefix, 0, 0, TABLE_MAIN, PROTOCOL_STATIC, scope, kind];
     let mut body = Body::new(&[&kinds, &route.flags.to_ne_bytes()]);
     if let Some((ip, _)) = destination {
         body = body.with_ip(ROUTE_DESTINATION, ip);
@@ -250,19 +262,34 @@ fn add_route(netlink: &mut Netlink, all: &[Link], route: &Route) -> Result<()> {
             body = body.with_ip(kind, parse_ip(text)?);
         }
     }
-    let body = body.with(ROUTE_LINK, &index_of(all, &route.device)?.to_ne_bytes());
+    if route.metric > 0 {
+        body = body.with(ROUTE_METRIC, &route.metric.to_ne_bytes());
+    }
+    if route.mtu > 0 {
+        let mtu = Body::new(&[]).with(METRIC_MTU, &route.mtu.to_ne_bytes());
+        body = body.with(ROUTE_METRICS, mtu.bytes());
+    }
+    if kind == TYPE_UNICAST {
+        body = body.with(ROUTE_LINK, &index_of(all, &route.device)?.to_ne_bytes());
+    }
     let step = Error::system(format!("add the route to {:?} by {:?}", route.dest, route.gateway));
     netlink.change(netlink::NEW_ROUTE, netlink::REPLACE, &body).map_err(step)
 }
 
 fn to_route(body: &[u8], all: &[Link]) -> Route {
     let byte = |at: usize| body.get(at).copied().unwrap_or(0);
-    let mut route = Route { scope: byte(6).into(), ..Default::default() };
+    let mut route = Route { scope: byte(6).into(), kind: byte(7).into(), ..Default::default() };
     let is_v6 = byte(0) == family_of(true);
     route.family = if is_v6 { IPFamily::v6 } else { IPFamily::v4 }.into();
     for (kind, value) in attributes(body, ROUTE_BYTES) {
         let text = || ip(value).map(|ip| ip.to_string()).unwrap_or_default();
+        let number = |value: &[u8]| value.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
         match kind {
+            ROUTE_METRIC => route.metric = number(value),
+            ROUTE_METRICS => {
+                let mtu = attributes(value, 0).find(|(kind, _)| *kind == METRIC_MTU);
+                route.mtu = mtu.map_or(0, |(_, value)| number(value));
+            }
             ROUTE_DESTINATION => route.dest = format!("{}/{}", text(), byte(1)),
             ROUTE_GATEWAY => route.gateway = text(),
             ROUTE_SOURCE => route.source = text(),
@@ -321,7 +348,11 @@ mod tests {
             message.extend(kind.to_ne_bytes());
             message.extend(value);
         }
+        let mtu = Body::new(&[]).with(METRIC_MTU, &1300_u32.to_ne_bytes());
+        let more = Body::new(&[]).with(ROUTE_METRIC, &7_u32.to_ne_bytes()).with(ROUTE_METRICS, mtu.bytes());
+        message.extend(more.bytes());
         let route = to_route(&message, &all);
         assert_eq!((route.dest.as_str(), route.device.as_str(), route.scope), ("10.9.0.0/16", "eth0", 253));
+        assert_eq!((route.metric, route.mtu, route.kind), (7, 1300, 1));
     }
 }

@@ -18,7 +18,7 @@ mod steer;
 mod tap;
 
 use coracle_machine::NETS_MAX;
-pub use link::{Address, Link, Neighbour, Route};
+pub use link::{Address, Contents, Link, Neighbour, Route, RouteKind};
 pub use namespace::{Namespace, give_back};
 pub use steer::Steered;
 

@@ -45,6 +45,47 @@ pub struct Route {
     pub flags: u32,
     /// Whether it is of IP version 6.
     pub is_v6: bool,
+    /// Which of several to one place counts: the lowest.
+    pub metric: u32,
+    /// The largest packet on it, in bytes; 0 is the link's.
+    pub mtu: u32,
+    /// What it does with a packet.
+    pub kind: RouteKind,
+}
+
+/// What a route does with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteKind {
+    /// It sends it on.
+    Unicast,
+    /// It drops it.
+    Blackhole,
+    /// It says that nobody is there.
+    Unreachable,
+    /// It says that it is forbidden.
+    Prohibit,
+}
+
+impl RouteKind {
+    /// The kernel's number (rtnetlink(7), `rtm_type`).
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Unicast => 1,
+            Self::Blackhole => 6,
+            Self::Unreachable => 7,
+            Self::Prohibit => 8,
+        }
+    }
+}
+
+/// What a pod takes over of its namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The links with addresses, but loopback.
+    pub links: Vec<Link>,
+    /// Routes that lead nowhere.
+    pub barred: Vec<Route>,
 }
 
 /// A neighbour.

@@ -10,7 +10,7 @@ use nix::sched::{CloneFlags, setns};
 use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, LinkUnspec};
 
-use crate::{Error, Link, Result, Steered, read, steer, tap};
+use crate::{Contents, Error, Link, Result, Steered, read, steer, tap};
 
 /// The ingress qdisc as a parent of filters (`TC_H_INGRESS`).
 const INGRESS: u32 = 0xffff_0000;
@@ -47,12 +47,13 @@ impl Namespace {
         Ok(Self { file, handle })
     }
 
-    /// The links that a pod takes over: all with an address but loopback.
+    /// What a pod takes over.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for one of a kind that is not taken over, [`Error::TooMany`], [`Error::MultiPath`], [`Error::Kernel`].
-    pub async fn links(&self) -> Result<Vec<Link>> {
-        read::links(&self.handle).await
+    /// [`Error::Unsupported`] for a link of a kind that is not taken over, [`Error::TooMany`], [`Error::MultiPath`],
+    /// [`Error::Kernel`].
+    pub async fn contents(&self) -> Result<Contents> {
+        read::contents(&self.handle).await
     }
 
     /// Makes a tap beside `link`, and lets each be the other's wire. The tap lives as long as the descriptor.
@@ -152,8 +153,8 @@ fn is_hosts(namespace: &File) -> bool {
 /// Gives back the links of the namespace at `path` after a pod that could not do so itself. A namespace that is gone has none.
 pub async fn give_back(path: &Path) {
     let Ok(namespace) = Namespace::open(path).await else { return };
-    let Ok(links) = namespace.links().await else { return };
-    for link in &links {
+    let Ok(contents) = namespace.contents().await else { return };
+    for link in &contents.links {
         namespace.disconnect(link).await;
     }
 }

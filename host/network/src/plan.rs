@@ -7,7 +7,7 @@ use coracle_protocol::agent::{ARPNeighbors, Routes};
 use coracle_protocol::protobuf::MessageField;
 use coracle_protocol::types::{ARPNeighbor, IPAddress, IPFamily, Interface, Route};
 
-use crate::{Address, Link};
+use crate::{Address, Contents, Link, Route as RouteOfLink};
 
 /// The kernel's number for a neighbour that was set by hand (`NUD_PERMANENT`).
 const PERMANENT: i32 = 0x80;
@@ -25,29 +25,40 @@ pub fn interface(link: &Link) -> Interface {
     }
 }
 
-/// The routes of all links: those without a gateway first, for by them the gateways are reached.
+/// All routes: those without a gateway first, for by them the gateways are reached. Of two to one place with one metric the
+/// first counts, as in the kernel.
 #[must_use]
-pub fn routes(links: &[Link]) -> Routes {
-    let mut all: Vec<(bool, Route)> = Vec::new();
-    for link in links {
-        for route in &link.routes {
-            let text = |ip: Option<IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
-            let destination = route.destination.map(|Address { ip, prefix }| format!("{ip}/{prefix}"));
-            let message = Route {
-                dest: destination.unwrap_or_default(),
-                gateway: text(route.gateway),
-                device: link.name.clone(),
-                source: text(route.source),
-                scope: route.scope.into(),
-                family: if route.is_v6 { IPFamily::v6 } else { IPFamily::v4 }.into(),
-                flags: route.flags,
-                ..Default::default()
-            };
-            all.push((route.gateway.is_some(), message));
+pub fn routes(contents: &Contents) -> Routes {
+    let through = contents.links.iter().flat_map(|link| link.routes.iter().map(|route| (link.name.as_str(), *route)));
+    let barred = contents.barred.iter().map(|route| ("", *route));
+    let mut all: Vec<(&str, RouteOfLink)> = Vec::new();
+    for (device, route) in through.chain(barred) {
+        let place = |route: &RouteOfLink| (route.destination, route.is_v6, route.metric);
+        if !all.iter().any(|(_, known)| place(known) == place(&route)) {
+            all.push((device, route));
         }
     }
-    all.sort_by_key(|(by_gateway, _)| *by_gateway);
-    Routes { Routes: all.into_iter().map(|(_, route)| route).collect(), ..Default::default() }
+    all.sort_by_key(|(_, route)| route.gateway.is_some());
+    let routes = all.into_iter().map(|(device, route)| message(device, &route));
+    Routes { Routes: routes.collect(), ..Default::default() }
+}
+
+fn message(device: &str, route: &RouteOfLink) -> Route {
+    let text = |ip: Option<IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
+    let destination = route.destination.map(|Address { ip, prefix }| format!("{ip}/{prefix}"));
+    Route {
+        dest: destination.unwrap_or_default(),
+        gateway: text(route.gateway),
+        device: device.to_owned(),
+        source: text(route.source),
+        scope: route.scope.into(),
+        family: if route.is_v6 { IPFamily::v6 } else { IPFamily::v4 }.into(),
+        flags: route.flags,
+        mtu: route.mtu,
+        metric: route.metric,
+        kind: route.kind.number(),
+        ..Default::default()
+    }
 }
 
 /// The neighbours of all links.
@@ -77,10 +88,24 @@ fn address(ip: IpAddr, mask: &str) -> IPAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Neighbour, Route as LinkRoute};
+    use crate::{Neighbour, RouteKind};
+
+    fn route() -> RouteOfLink {
+        RouteOfLink {
+            destination: None,
+            gateway: None,
+            source: None,
+            scope: 0,
+            flags: 0,
+            is_v6: false,
+            metric: 0,
+            mtu: 0,
+            kind: RouteKind::Unicast,
+        }
+    }
 
     fn link() -> Link {
-        let route = LinkRoute { destination: None, gateway: None, source: None, scope: 0, flags: 0, is_v6: false };
+        let route = route();
         let near = Address { ip: "169.254.1.1".parse().unwrap(), prefix: 32 };
         Link {
             index: 2,
@@ -92,8 +117,8 @@ mod tests {
                 Address { ip: "fd00::5".parse().unwrap(), prefix: 64 },
             ],
             routes: vec![
-                LinkRoute { gateway: Some("169.254.1.1".parse().unwrap()), ..route },
-                LinkRoute { destination: Some(near), scope: 253, ..route },
+                RouteOfLink { gateway: Some("169.254.1.1".parse().unwrap()), ..route },
+                RouteOfLink { destination: Some(near), scope: 253, ..route },
             ],
             neighbours: vec![Neighbour { ip: "169.254.1.1".parse().unwrap(), mac: [0xee; 6] }],
         }
@@ -110,12 +135,30 @@ mod tests {
 
     #[test]
     fn gateways_come_after_the_ways_to_them() {
-        let routes = routes(&[link()]).Routes;
+        let routes = routes(&Contents { links: vec![link()], barred: vec![] }).Routes;
         let texts: Vec<(&str, &str)> =
             routes.iter().map(|route| (route.dest.as_str(), route.gateway.as_str())).collect();
         assert_eq!(texts, [("169.254.1.1/32", ""), ("", "169.254.1.1")]);
         assert_eq!(routes[0].scope, 253);
         let neighbours = neighbours(&[link()]).ARPNeighbors;
         assert_eq!((neighbours[0].lladdr.as_str(), neighbours[0].device.as_str()), ("ee:ee:ee:ee:ee:ee", "eth0"));
+    }
+
+    #[test]
+    fn metrics_tell_ways_to_one_place_apart() {
+        let mut first = link();
+        let way = |gateway: &str, metric| RouteOfLink { gateway: Some(gateway.parse().unwrap()), metric, ..route() };
+        first.routes = vec![way("10.1.0.1", 0), way("10.1.0.2", 5)];
+        let second =
+            Link { name: "eth1".into(), routes: vec![way("10.2.0.1", 5), way("10.2.0.2", 9)], ..first.clone() };
+        let barred = vec![RouteOfLink { kind: RouteKind::Prohibit, metric: 77, ..route() }];
+        let routes = routes(&Contents { links: vec![first, second], barred }).Routes;
+        let texts: Vec<_> = routes
+            .iter()
+            .map(|route| (route.gateway.as_str(), route.device.as_str(), route.metric, route.kind))
+            .collect();
+        let wanted =
+            [("", "", 77, 8), ("10.1.0.1", "eth0", 0, 1), ("10.1.0.2", "eth0", 5, 1), ("10.2.0.2", "eth1", 9, 1)];
+        assert_eq!(texts, wanted);
     }
 }

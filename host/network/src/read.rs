@@ -12,17 +12,17 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType,
 };
 
 use crate::namespace::kernel;
-use crate::{Address, Error, Link, Neighbour, Result, Route};
+use crate::{Address, Contents, Error, Link, Neighbour, Result, Route, RouteKind};
 
 /// The scope of what is on a link itself (`RT_SCOPE_LINK`).
 const SCOPE_LINK: u8 = 253;
 
-/// The links that a pod takes over: all with an address but loopback.
-pub(crate) async fn links(handle: &Handle) -> Result<Vec<Link>> {
+/// What a pod takes over.
+pub(crate) async fn contents(handle: &Handle) -> Result<Contents> {
     let found: Vec<LinkMessage> =
         handle.link().get().execute().try_collect().await.map_err(kernel("list the links"))?;
     let addresses: Vec<AddressMessage> =
@@ -39,13 +39,13 @@ pub(crate) async fn links(handle: &Handle) -> Result<Vec<Link>> {
     taken_over(&found, &addresses, &routes, &neighbours)
 }
 
-/// The links of these messages.
+/// What these messages hold.
 fn taken_over(
     found: &[LinkMessage],
     addresses: &[AddressMessage],
     routes: &[RouteMessage],
     neighbours: &[NeighbourMessage],
-) -> Result<Vec<Link>> {
+) -> Result<Contents> {
     let mut links = Vec::new();
     for message in found.iter().filter(|message| message.header.link_layer_type == LinkLayerType::Ether) {
         let mut link = link(message);
@@ -63,7 +63,8 @@ fn taken_over(
     if links.len() > NETS_MAX {
         return Err(Error::TooMany { count: links.len() });
     }
-    Ok(links)
+    let barred = routes.iter().filter_map(|message| route(message, Way::Barred).transpose()).collect::<Result<_>>()?;
+    Ok(Contents { links, barred })
 }
 
 fn link(message: &LinkMessage) -> Link {
@@ -146,36 +147,35 @@ fn addresses_of(index: u32, messages: &[AddressMessage]) -> (Vec<Address>, Vec<R
                 scope: SCOPE_LINK,
                 flags: 0,
                 is_v6: peer.is_ipv6(),
+                metric: 0,
+                mtu: 0,
+                kind: RouteKind::Unicast,
             });
         }
     }
     (addresses, routes)
 }
 
-/// The routes through a link, of several to one place the best.
-fn routes_of(index: u32, messages: &[RouteMessage]) -> Result<Vec<Route>> {
-    let mut routes: Vec<(u32, Route)> = Vec::new();
-    for message in messages {
-        routes.extend(route(message, index)?);
-    }
-    // The guest's messages have no metric.
-    routes.sort_by_key(|(metric, _)| *metric);
-    let mut best: Vec<Route> = Vec::new();
-    for (_, route) in routes {
-        let same = |known: &Route| (known.destination, known.is_v6) == (route.destination, route.is_v6);
-        if !best.iter().any(same) {
-            best.push(route);
-        }
-    }
-    Ok(best)
+/// Which routes are meant.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// Those through a link.
+    Through(u32),
+    /// Those that lead nowhere.
+    Barred,
 }
 
-/// A route of the main table through the link `index` that somebody has set, and its metric.
-fn route(message: &RouteMessage, index: u32) -> Result<Option<(u32, Route)>> {
+/// The routes through a link.
+fn routes_of(index: u32, messages: &[RouteMessage]) -> Result<Vec<Route>> {
+    messages.iter().filter_map(|message| route(message, Way::Through(index)).transpose()).collect()
+}
+
+/// A route of the main table that somebody has set, if it is one of those that are meant.
+fn route(message: &RouteMessage, way: Way) -> Result<Option<Route>> {
     let header = &message.header;
     let mut table = u32::from(header.table);
     let (mut out, mut destination, mut gateway, mut source) = (None, None, None, None);
-    let (mut metric, mut several) = (0, false);
+    let (mut metric, mut mtu, mut hops) = (0, 0, [].as_slice());
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(link) => out = Some(*link),
@@ -184,21 +184,23 @@ fn route(message: &RouteMessage, index: u32) -> Result<Option<(u32, Route)>> {
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::PrefSource(address) => source = ip(address),
             RouteAttribute::Priority(number) => metric = *number,
-            RouteAttribute::MultiPath(hops) => several = hops.iter().any(|hop| hop.interface_index == index),
+            RouteAttribute::MultiPath(several) => hops = several.as_slice(),
+            RouteAttribute::Metrics(all) => mtu = mtu_of(all),
             _ => {}
         }
     }
-    let wanted = (out == Some(index) || several)
-        && table == u32::from(RouteHeader::RT_TABLE_MAIN)
-        && header.kind == RouteType::Unicast
+    let is_set = table == u32::from(RouteHeader::RT_TABLE_MAIN)
         && !matches!(header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
-    if !wanted {
-        return Ok(None);
-    }
-    if several {
-        return Err(Error::MultiPath);
-    }
-    let route = Route {
+    let several = |index| hops.iter().any(|hop| hop.interface_index == index);
+    let kind = match (header.kind, way) {
+        (RouteType::Unicast, Way::Through(index)) if is_set && several(index) => return Err(Error::MultiPath),
+        (RouteType::Unicast, Way::Through(index)) if out == Some(index) => RouteKind::Unicast,
+        (RouteType::BlackHole, Way::Barred) => RouteKind::Blackhole,
+        (RouteType::Unreachable, Way::Barred) => RouteKind::Unreachable,
+        (RouteType::Prohibit, Way::Barred) => RouteKind::Prohibit,
+        _ => return Ok(None),
+    };
+    Ok(is_set.then(|| Route {
         destination: destination
             .filter(|_| header.destination_prefix_length > 0)
             .map(|ip| Address { ip, prefix: header.destination_prefix_length }),
@@ -208,8 +210,18 @@ fn route(message: &RouteMessage, index: u32) -> Result<Option<(u32, Route)>> {
         // The others say how the link is at the moment.
         flags: header.flags.bits() & RouteFlags::Onlink.bits(),
         is_v6: header.address_family == AddressFamily::Inet6,
-    };
-    Ok(Some((metric, route)))
+        metric,
+        mtu,
+        kind,
+    }))
+}
+
+fn mtu_of(all: &[RouteMetric]) -> u32 {
+    let found = all.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(bytes) => Some(*bytes),
+        _ => None,
+    });
+    found.unwrap_or(0)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -261,7 +273,7 @@ mod tests {
 
     fn read(links: Vec<(LinkMessage, AddressMessage)>) -> Result<Vec<Link>> {
         let (links, addresses): (Vec<_>, Vec<_>) = links.into_iter().unzip();
-        taken_over(&links, &addresses, &[], &[])
+        taken_over(&links, &addresses, &[], &[]).map(|contents| contents.links)
     }
 
     #[test]
@@ -294,7 +306,7 @@ mod tests {
     #[test]
     fn a_link_without_an_address_is_nobodys() {
         let (link, _) = given(2, vec![LinkInfo::Kind(InfoKind::Dummy)]);
-        assert!(taken_over(&[link], &[], &[], &[]).unwrap().is_empty());
+        assert_eq!(taken_over(&[link], &[], &[], &[]).unwrap(), Contents::default());
     }
 
     #[test]
@@ -305,22 +317,33 @@ mod tests {
         assert!(text.contains("300") && text.contains("16"), "{text}");
     }
 
+    fn way(kind: RouteType, metric: u32, attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        (message.header.kind, message.header.address_family) = (kind, AddressFamily::Inet);
+        message.attributes = attributes;
+        message.attributes.push(RouteAttribute::Priority(metric));
+        message
+    }
+
     #[test]
-    fn of_several_ways_to_a_place_the_best_is_taken() {
-        let way = |metric, gateway: &str| {
-            let mut message = RouteMessage::default();
-            message.header.table = RouteHeader::RT_TABLE_MAIN;
-            message.header.kind = RouteType::Unicast;
-            message.header.address_family = AddressFamily::Inet;
-            message.attributes = vec![
-                RouteAttribute::Oif(3),
-                RouteAttribute::Priority(metric),
-                RouteAttribute::Gateway(RouteAddress::Inet(gateway.parse().unwrap())),
-            ];
-            message
-        };
-        let routes = routes_of(3, &[way(200, "10.0.0.2"), way(100, "10.0.0.1")]).unwrap();
-        assert_eq!(routes.iter().map(|route| route.gateway).collect::<Vec<_>>(), [Some("10.0.0.1".parse().unwrap())]);
-        assert!(routes_of(4, &[way(1, "10.0.0.1")]).unwrap().is_empty());
+    fn routes_keep_their_metric_mtu_and_kind() {
+        let gateway = |ip: &str| RouteAttribute::Gateway(RouteAddress::Inet(ip.parse().unwrap()));
+        let mtu = RouteAttribute::Metrics(vec![RouteMetric::Mtu(1300)]);
+        let messages = [
+            way(RouteType::Unicast, 200, vec![RouteAttribute::Oif(3), gateway("10.0.0.2")]),
+            way(RouteType::Unicast, 100, vec![RouteAttribute::Oif(3), gateway("10.0.0.1"), mtu]),
+            way(RouteType::BlackHole, 7, vec![]),
+            way(RouteType::Local, 0, vec![RouteAttribute::Oif(3)]),
+        ];
+        let routes = routes_of(3, &messages).unwrap();
+        let figures: Vec<_> = routes.iter().map(|route| (route.metric, route.mtu, route.kind)).collect();
+        assert_eq!(figures, [(200, 0, RouteKind::Unicast), (100, 1300, RouteKind::Unicast)]);
+        assert!(routes_of(4, &messages).unwrap().is_empty());
+        let barred = taken_over(&[], &[], &messages, &[]).unwrap().barred;
+        assert_eq!(
+            barred.iter().map(|route| (route.metric, route.kind)).collect::<Vec<_>>(),
+            [(7, RouteKind::Blackhole)]
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_machine::{AgentAddress, Device, Tap};
-use coracle_network::{Link, Namespace, plan};
+use coracle_network::{Contents, Link, Namespace, Route, plan};
 use coracle_protocol::agent::{AddARPNeighborsRequest, UpdateInterfaceRequest, UpdateRoutesRequest};
 use coracle_protocol::oci;
 use coracle_protocol::protobuf::MessageField;
@@ -34,6 +34,8 @@ pub(crate) struct Network {
 #[derive(Default)]
 struct Taken {
     links: Vec<Link>,
+    /// Routes that lead nowhere.
+    barred: Vec<Route>,
     /// Held from before the first link is taken until after the last one was given back.
     _held: Option<OwnedRwLockReadGuard<()>>,
 }
@@ -52,8 +54,8 @@ impl Network {
     /// `held` is held meanwhile, so that [`crate::Sandbox::stop`] can wait for one that was given up.
     pub(crate) async fn take(path: &Path, held: OwnedRwLockReadGuard<()>) -> Result<(Self, Vec<Device>)> {
         let namespace = Namespace::open(path).await?;
-        let links = namespace.links().await?;
-        let network = Self { namespace, taken: Mutex::new(Taken { links: Vec::new(), _held: Some(held) }) };
+        let Contents { links, barred } = namespace.contents().await?;
+        let network = Self { namespace, taken: Mutex::new(Taken { links: Vec::new(), barred, _held: Some(held) }) };
         let mut devices = Vec::new();
         for link in links {
             let tap = Tap::new(network.namespace.connect(&link).await?);
@@ -74,8 +76,11 @@ impl Network {
 
     /// Tells the guest of its interfaces.
     pub(crate) async fn tell(&self, agent: &Agent) -> Result<()> {
-        let links = self.lock().links.clone();
-        for link in &links {
+        let contents = {
+            let taken = self.lock();
+            Contents { links: taken.links.clone(), barred: taken.barred.clone() }
+        };
+        for link in &contents.links {
             let interface = MessageField::some(plan::interface(link));
             let request = UpdateInterfaceRequest { interface, ..Default::default() };
             agent
@@ -84,14 +89,14 @@ impl Network {
                 })
                 .await?;
         }
-        let routes = plan::routes(&links);
+        let routes = plan::routes(&contents);
         if !routes.Routes.is_empty() {
             let request = UpdateRoutesRequest { routes: MessageField::some(routes), ..Default::default() };
             agent
                 .call("UpdateRoutes", Patience::Bounded, async |agent, ctx| agent.update_routes(ctx, &request).await)
                 .await?;
         }
-        let neighbours = plan::neighbours(&links);
+        let neighbours = plan::neighbours(&contents.links);
         if !neighbours.ARPNeighbors.is_empty() {
             let request = AddARPNeighborsRequest { neighbors: MessageField::some(neighbours), ..Default::default() };
             agent
