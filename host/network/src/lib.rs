@@ -44,6 +44,18 @@ pub enum Error {
         /// Its path.
         path: String,
     },
+    /// Somebody lives in the namespace.
+    #[error(
+        "the network namespace {path} is in use by the process {pid} ({name}), which would lose its links to the machine: give the pod one of its own"
+    )]
+    Inhabited {
+        /// Its path.
+        path: String,
+        /// Who.
+        pid: u32,
+        /// What that process is called.
+        name: String,
+    },
     /// A route by several ways at once.
     #[error("a route of the pod's network has several next hops at once, which is not supported")]
     MultiPath,

@@ -47,7 +47,20 @@ impl Namespace {
         Ok(Self { file, handle })
     }
 
-    /// What a pod takes over.
+    /// What a pod takes over, of a namespace in which no process lives: its links would be gone.
+    ///
+    /// # Errors
+    /// [`Error::Inhabited`]; as [`Self::contents`].
+    pub async fn free_contents(&self, path: &Path) -> Result<Contents> {
+        let namespace = Arc::clone(&self.file);
+        let found = tokio::task::spawn_blocking(move || inhabitant(&namespace)).await;
+        if let Ok(Some((pid, name))) = found {
+            return Err(Error::Inhabited { path: path.display().to_string(), pid, name });
+        }
+        self.contents().await
+    }
+
+    /// What there is to take over.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a link of a kind that is not taken over, [`Error::TooMany`], [`Error::MultiPath`],
@@ -148,6 +161,20 @@ fn is_hosts(namespace: &File) -> bool {
     let of = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     let Ok(own) = namespace.metadata().map(of) else { return false };
     ["/proc/self/ns/net", "/proc/1/ns/net"].iter().any(|path| std::fs::metadata(path).map(of).is_ok_and(|it| it == own))
+}
+
+/// A process whose network namespace this is, and its name. One that ends meanwhile is none.
+fn inhabitant(namespace: &File) -> Option<(u32, String)> {
+    use std::os::unix::fs::MetadataExt;
+    let wanted = namespace.metadata().map(|found| (found.dev(), found.ino())).ok()?;
+    let numbers =
+        std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut inside = numbers.filter(|pid: &u32| {
+        std::fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|found| (found.dev(), found.ino()) == wanted)
+    });
+    let pid = inside.next()?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some((pid, name.trim_end().to_owned()))
 }
 
 /// Gives back the links of the namespace at `path` after a pod that could not do so itself. A namespace that is gone has none.

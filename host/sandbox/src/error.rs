@@ -73,6 +73,7 @@ impl From<coracle_network::Error> for Error {
             coracle_network::Error::Namespace { .. } => Self::Invalid(text),
             coracle_network::Error::Unsupported { .. }
             | coracle_network::Error::Host { .. }
+            | coracle_network::Error::Inhabited { .. }
             | coracle_network::Error::TooMany { .. }
             | coracle_network::Error::MultiPath => Self::Unsupported(text),
             coracle_network::Error::Kernel { .. } | coracle_network::Error::System { .. } => Self::Failed(text),

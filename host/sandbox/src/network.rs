@@ -54,7 +54,7 @@ impl Network {
     /// `held` is held meanwhile, so that [`crate::Sandbox::stop`] can wait for one that was given up.
     pub(crate) async fn take(path: &Path, held: OwnedRwLockReadGuard<()>) -> Result<(Self, Vec<Device>)> {
         let namespace = Namespace::open(path).await?;
-        let Contents { links, barred } = namespace.contents().await?;
+        let Contents { links, barred } = namespace.free_contents(path).await?;
         let network = Self { namespace, taken: Mutex::new(Taken { links: Vec::new(), barred, _held: Some(held) }) };
         let mut devices = Vec::new();
         for link in links {

@@ -128,9 +128,9 @@ fn a_network_that_can_not_be_made_says_why_and_leaves_nothing() {
     host.audit();
 }
 
-/// Runs a script in a pod whose network namespace is `netns`.
-fn in_pod(containerd: &Containerd, netns: &Netns, id: &str, script: &str) -> Outcome {
-    let namespace = format!("network:{}", netns.path());
+/// Runs a script in a pod whose network namespace is at `path`.
+fn in_pod(containerd: &Containerd, path: &str, id: &str, script: &str) -> Outcome {
+    let namespace = format!("network:{path}");
     let run = ["run", "--rm", "--runtime", "io.containerd.coracle.v2", "--with-ns", &namespace, "test:latest", id];
     containerd.ctr(&[&run, ["sh", "-c", script].as_slice()].concat())
 }
@@ -183,7 +183,7 @@ fn links_of_every_kind_reach_their_peers() {
              ping -c 1 -s 8900 -W 10 10.77.{subnet}.1 && cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu && \
              echo ROUTES; ip route; ip -6 route"
         );
-        let outcome = in_pod(&containerd, &pod, &format!("c{number}"), &script);
+        let outcome = in_pod(&containerd, &pod.path(), &format!("c{number}"), &script);
         assert_eq!(outcome.code, 0, "{kind}: {outcome:?}");
         let mac = before.split("link/ether ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
         assert!(outcome.stdout.contains(mac) && outcome.stdout.contains("9000"), "{kind}, {mac}: {outcome:?}");
@@ -195,7 +195,9 @@ fn links_of_every_kind_reach_their_peers() {
         let filters = pod.ip("-o link show eth0") + &qdiscs(&pod);
         assert!(!filters.contains("ingress"), "{kind}: {filters}");
     }
-    drop((containerd, far));
+    drop(containerd);
+    ip("link delete wire");
+    drop(far);
     host.audit();
 }
 
@@ -226,18 +228,30 @@ fn a_machine_has_sixteen_links_and_refuses_what_it_can_not_have_by_name() {
     let pod = Netns::new(&host, "pod");
     pod.ip("tuntap add odd0 mode tap");
     pod.ip("address add 10.77.1.2/24 dev odd0");
-    let refused = in_pod(&containerd, &pod, "odd", "true");
+    let refused = in_pod(&containerd, &pod.path(), "odd", "true");
     assert!(refused.code != 0 && refused.stderr.contains("the network link odd0 is of the kind tun"), "{refused:?}");
     pod.ip("link delete odd0");
+    let before = ip("-o link");
+    let shared = in_pod(&containerd, "/proc/self/ns/net", "shared", "true");
+    assert!(shared.code != 0 && shared.stderr.contains("is the host's own"), "{shared:?}");
+    assert_eq!(ip("-o link"), before);
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", pod.name(), "sh", "-c", "echo inside; read line"]);
+    let mut inside = Running::start(command);
+    inside.read_until("inside");
+    let refused = in_pod(&containerd, &pod.path(), "lodger", "true");
+    assert!(refused.code != 0 && refused.stderr.contains("is in use by the process"), "{refused:?}");
+    inside.write(b"\n");
+    assert_eq!(inside.finish().code, 0);
     for number in 0..300 {
         if number == 16 {
-            let outcome = in_pod(&containerd, &pod, "all", "ls /sys/class/net | wc -l");
+            let outcome = in_pod(&containerd, &pod.path(), "all", "ls /sys/class/net | wc -l");
             assert_eq!(outcome.line(), "17", "{outcome:?}");
         }
         pod.ip(&format!("link add v{number} type veth peer name w{number}"));
         pod.ip(&format!("address add 10.{}.{}.2/24 dev v{number}", 77 + number / 256, number % 256));
     }
-    let refused = in_pod(&containerd, &pod, "many", "true");
+    let refused = in_pod(&containerd, &pod.path(), "many", "true");
     assert!(refused.code != 0 && refused.stderr.contains("300 links with addresses"), "{refused:?}");
     assert!(!qdiscs(&pod).contains("ingress"));
     drop(containerd);
