@@ -65,7 +65,7 @@ pub(crate) fn plan(root: &Root, args: &Args, id: &str) -> Result<Option<Wish>> {
 fn network(name: &str, settings: &Settings) -> Result<Network> {
     if name == BRIDGE {
         // The bridge is the host's, whatever the root: so are its addresses.
-        return Ok(Network::bridge(&settings.network_subnet, &settings.run_folder.join("networks")));
+        return Ok(Network::bridge(&settings.network_subnets, &settings.run_folder.join("networks")));
     }
     Ok(Network::find(name, &settings.network_configuration_folder)?)
 }
@@ -208,7 +208,7 @@ mod tests {
             "mounts": [{ "type": "proc", "destination": "/proc" }, { "type": "bind", "destination": "/etc/hosts" }],
             "linux": { "namespaces": [{ "type": "pid" }, { "type": "network" }] }
         });
-        let network = Network::bridge("10.89.0.0/24", temporary.path());
+        let network = Network::bridge(&["10.89.0.0/24".into()], temporary.path());
         let wish = Wish { network, container: "abc".into(), ports: Vec::new(), plugin_folders: vec!["/x".into()] };
         let attachment = wish.of(&folder, &mut config);
         assert_eq!(config["linux"]["namespaces"][1]["path"], json!(attachment.namespace));

@@ -167,7 +167,7 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
         Attachment {
-            network: Network::bridge("10.1.0.0/24", folder),
+            network: Network::bridge(&["10.1.0.0/24".into()], folder),
             container: "c".into(),
             namespace: "/nowhere".into(),
             ports: Vec::new(),

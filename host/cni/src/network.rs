@@ -48,16 +48,20 @@ pub struct Network {
 }
 
 impl Network {
-    /// A bridge on the host with addresses of `subnet` (as `10.89.0.0/24`), which it translates to its own on the way out. Which
-    /// addresses are taken is kept in `folder`.
+    /// A bridge on the host with an address of each of `subnets` (as `10.89.0.0/24`), which it translates to its own on the way
+    /// out. Which addresses are taken is kept in `folder`.
     #[must_use]
-    pub fn bridge(subnet: &str, folder: &Path) -> Self {
+    pub fn bridge(subnets: &[String], folder: &Path) -> Self {
+        let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
+        let everywhere = [(':', "::/0"), ('.', "0.0.0.0/0")];
+        let has = |mark: char| subnets.iter().any(|subnet| subnet.contains(mark));
+        let routes: Vec<Value> =
+            everywhere.iter().filter(|(mark, _)| has(*mark)).map(|(_, all)| json!({ "dst": all })).collect();
         let plugins = [
             json!({
                 "type": "bridge", "bridge": LINK, "isGateway": true, "ipMasq": true, "hairpinMode": true,
                 "ipam": {
-                    "type": "host-local", "dataDir": folder, "ranges": [[{ "subnet": subnet }]],
-                    "routes": [{ "dst": "0.0.0.0/0" }]
+                    "type": "host-local", "dataDir": folder, "ranges": ranges, "routes": routes
                 }
             }),
             json!({ "type": "portmap", "capabilities": { "portMappings": true } }),
@@ -145,8 +149,16 @@ mod tests {
 
     #[test]
     fn the_bridge_is_whole() {
-        let network = Network::bridge("10.1.0.0/24", Path::new("/x"));
+        let network = Network::bridge(&["10.1.0.0/24".into()], Path::new("/x"));
         let types: Vec<_> = network.plugins.iter().map(|plugin| plugin["type"].as_str().unwrap()).collect();
         assert_eq!(types, ["bridge", "portmap", "firewall"]);
+        let routes = |subnets: &[&str]| {
+            let subnets: Vec<String> = subnets.iter().map(|subnet| (*subnet).to_owned()).collect();
+            let ipam = Network::bridge(&subnets, Path::new("/x")).plugins[0]["ipam"].clone();
+            assert_eq!(ipam["ranges"].as_array().unwrap().len(), subnets.len());
+            ipam["routes"].clone()
+        };
+        assert_eq!(routes(&["10.1.0.0/24"]), json!([{ "dst": "0.0.0.0/0" }]));
+        assert_eq!(routes(&["10.1.0.0/24", "fd00::/64"]), json!([{ "dst": "::/0" }, { "dst": "0.0.0.0/0" }]));
     }
 }

@@ -167,7 +167,7 @@ mod tests {
 
     pub(crate) fn attachment() -> Attachment {
         Attachment {
-            network: Network::bridge("10.1.0.0/24", Path::new("/x")),
+            network: Network::bridge(&["10.1.0.0/24".into()], Path::new("/x")),
             container: "c".into(),
             namespace: "/run/netns/c".into(),
             ports: vec!["8080:80".parse().unwrap()],

@@ -219,8 +219,8 @@ settings! {
         "Where `coracle run` looks for CNI plugins. Under containerd they are containerd's.";
     network_configuration_folder: PathBuf = "network.configuration_folder", "/etc/cni/net.d".into(),
         "Where `coracle run --network NAME` looks for CNI networks: files *.conflist and *.conf.";
-    network_subnet: String = "network.subnet", "10.89.0.0/24".into(),
-        "The addresses of containers of `coracle run` on the network \"bridge\". They must be nobody else's on this host.";
+    network_subnets: Vec<String> = "network.subnets", vec!["10.89.0.0/24".into()],
+        "The addresses of containers of `coracle run` on the network \"bridge\": of each subnet, of IPv4 or IPv6, a container has one. They must be nobody else's on this host.";
     run_folder: PathBuf = "run.folder", "/run/coracle".into(),
         "The folder for what lives as long as a pod. Its path must be short: sockets are below it.";
 }

@@ -31,8 +31,8 @@ fn serves(host: &Host, name: &str, options: &[&str], script: &str) {
 fn is_clean(host: &Host) {
     let links = host_says("ip", &["-o", "link"]);
     assert!(links.lines().all(|line| line.contains(": lo:") || line.contains(": coracle0:")), "{links}");
-    let rules = host_says("iptables-save", &[]);
-    assert!(!rules.contains("10.89.0.") && !rules.contains("8088"), "{rules}");
+    let rules = host_says("iptables-save", &[]) + &host_says("ip6tables-save", &[]);
+    assert!(!["10.89.0.", "fd89::", "8088"].iter().any(|word| rules.contains(word)), "{rules}");
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(&host.root().display().to_string()), "{mounts}");
     assert_eq!(leases(host), Vec::<String>::new());
@@ -42,12 +42,12 @@ fn is_clean(host: &Host) {
 fn leases(host: &Host) -> Vec<String> {
     let files = std::fs::read_dir(host.run.join("networks/coracle")).unwrap().flatten();
     let names = files.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with("10.")).collect()
+    names.filter(|name| name.starts_with("10.") || name.starts_with("fd89")).collect()
 }
 
 #[test]
 fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
-    let host = Host::with_own_network();
+    let host = Host::with_own_network().set("network.subnets", "[\"10.89.0.0/24\", \"fd89::/64\"]");
     let checked = host.coracle_outcome(&["check"]);
     assert!(checked.stdout.contains("ok       network: bridge, by the plugins in /"), "{checked:?}");
     serves(&host, "web", &["--publish", "8088:80"], "httpd -p 80 -h /etc; echo serves; sleep 100000");
@@ -59,10 +59,12 @@ fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
     let id = host.coracle_outcome(&["exec", "web", "hostname"]).line().to_owned();
     let hosts = inside("cat /etc/hosts");
     assert!(hosts.contains("127.0.0.1\tlocalhost") && hosts.contains(&format!("10.89.0.2\t{id}")), "{hosts}");
-    assert_eq!(leases(&host), ["10.89.0.2"]);
+    let mut taken = leases(&host);
+    taken.sort();
+    assert_eq!(taken, ["10.89.0.2", "fd89::2"]);
     assert!(inside("ip -4 -o addr show eth0").contains("10.89.0.2/24"));
     assert!(inside("ip route").contains("default via 10.89.0.1"));
-    inside("ping -c 1 -W 5 10.89.0.1 >/dev/null && test -f /etc/resolv.conf");
+    inside("ping -c 1 -W 5 10.89.0.1 >/dev/null && ping -6 -c 1 -W 5 fd89::1 >/dev/null && test -f /etc/resolv.conf");
     // From the host, by the host's port.
     let mut stream =
         std::net::TcpStream::connect_timeout(&([10, 89, 0, 1], 8088).into(), Duration::from_secs(20)).unwrap();
