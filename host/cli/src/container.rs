@@ -66,19 +66,30 @@ impl Root {
             bail!("{name:?} is no container name: letters, digits, dots, dashes and underscores, at most 64");
         }
         let folder = self.containers().join(name);
-        let mut builder = std::fs::DirBuilder::new();
-        builder.mode(0o700);
-        builder
-            .recursive(true)
-            .create(self.containers())
-            .with_context(|| format!("make {}", self.containers().display()))?;
-        match builder.recursive(false).create(&folder) {
+        self.make_containers()?;
+        match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
             Ok(()) => Ok(Folder(folder)),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 bail!("there is a container {name} already: give another --name, or remove it with `coracle rm {name}`")
             }
             Err(error) => Err(error).with_context(|| format!("make {}", folder.display())),
         }
+    }
+
+    fn make_containers(&self) -> Result<()> {
+        let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(self.containers());
+        made.with_context(|| format!("make {}", self.containers().display()))
+    }
+
+    /// Waits until nobody else is between looking what containers have and noting what a new one is to have, and lets nobody be
+    /// there for as long as what it gives lives.
+    pub(crate) fn turn(&self) -> Result<Lock> {
+        self.make_containers()?;
+        let folder = std::fs::File::open(self.containers());
+        let folder = folder.with_context(|| format!("open {}", self.containers().display()))?;
+        rustix::fs::flock(&folder, FlockOperation::LockExclusive)
+            .with_context(|| format!("lock {}", self.containers().display()))?;
+        Ok(Lock { _folder: folder })
     }
 
     /// The container of this name, or whose id begins with it.
@@ -182,7 +193,7 @@ impl Folder {
     }
 }
 
-/// The right to clean up after a container; see [`Folder::lock`].
+/// The right to do something alone; see [`Folder::lock`] and [`Root::turn`].
 #[derive(Debug)]
 pub(crate) struct Lock {
     _folder: std::fs::File,

@@ -115,6 +115,8 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
     let id = container::new_id()?;
     let name = args.name.clone().unwrap_or_else(|| id.clone());
     let mut config = spec::build(&args, &image.config, &id)?;
+    // Of two that want one port at one instant the second finds it taken.
+    let turn = if args.publish.is_empty() { None } else { Some(root.turn()?) };
     let network = network::plan(root, &args, &id)?;
     let folder = root.create(&name)?;
     let network = network.map(|network| network.of(&folder, &mut config));
@@ -140,6 +142,7 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
         folder.clear()?;
         return Err(error);
     }
+    drop(turn);
     let outcome =
         if args.detach { supervise::spawn(root, &folder, &record) } else { foreground(&folder, record, &args).await };
     // A container that never ran, or was to be removed, leaves nothing.

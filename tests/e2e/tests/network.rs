@@ -85,6 +85,13 @@ fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
     let again = host.coracle_outcome(&["run", "--rm", "--publish", "8088:80", &image, "ip", "-4", "-o", "addr"]);
     assert!(again.code == 0 && again.stdout.contains("eth0"), "{again:?}");
     is_clean(&host);
+    // Two at one instant.
+    let start = || Running::start(host.coracle(&["run", "--rm", "--publish", "8088:80", &image, "true"]));
+    let both = [start(), start()].map(Running::finish);
+    assert!(both.iter().any(|one| one.code == 0), "{both:?}");
+    let taken = |one: &Outcome| one.code == 125 && one.stderr.contains("has that port");
+    assert!(both.iter().any(taken), "{both:?}");
+    is_clean(&host);
     // Whoever started it is killed: the next one cleans up.
     let start = ["run", "--name", "orphan", "--publish", "8088:80", &image, "sh", "-c", "echo up; sleep 100000"];
     let mut running = Running::start(host.coracle(&start));
