@@ -48,14 +48,22 @@ pub(crate) fn plan(root: &Root, args: &Args, id: &str) -> Result<Option<Wish>> {
             bail!("--publish: a container without a network has no ports to publish; give it one by --network bridge")
         }
         "host" => bail!(
-            "--network host: a machine can't share the host's own network; give --network bridge, and --publish for its ports"
+            "the network host: a machine can't share the host's own network; give --network bridge, and --publish for its ports"
         ),
         _ if is_root => {}
         _ => bail!(
-            "--network {name}: only root can make a network on the host; run this by sudo, or with --network none"
+            "the network {name}: only root can make one on the host; run this by sudo, or with --network none and no ports"
         ),
     }
     let network = network(name, &settings)?;
+    if name == BRIDGE {
+        let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+        for subnet in &settings.network_subnets {
+            if let Some(link) = plan::link_in_the_way(subnet, &routes) {
+                bail!("the addresses {subnet} are the link {link}'s on this host: give others in network.subnets");
+            }
+        }
+    }
     check_free(root, &args.publish)?;
     let plugin_folders = settings.network_plugin_folders;
     Ok(Some(Wish { network, container: id.into(), ports: args.publish.clone(), plugin_folders }))
@@ -79,9 +87,11 @@ pub(crate) fn readiness() -> Result<String> {
     }
     let folders: Vec<PathBuf> = settings.network_plugin_folders.iter().map(Into::into).collect();
     let programs = coracle_cni::programs(&network(name, &settings)?, &folders)?;
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if name == BRIDGE && !std::env::split_paths(&path).any(|folder| folder.join("iptables").is_file()) {
-        bail!("the bridge's plugins need iptables, which is not in $PATH: install it");
+    if name == BRIDGE && !std::env::split_paths(plan::PATH).any(|folder| folder.join("iptables").is_file()) {
+        bail!("the bridge's plugins need iptables, which is not in {}: install it", plan::PATH);
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Ok(format!("{name} for root, none for others"));
     }
     let folder = programs.first().and_then(|program| program.parent()).unwrap_or(Path::new("/"));
     Ok(format!("{name}, by the plugins in {}", folder.display()))

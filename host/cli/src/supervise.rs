@@ -11,6 +11,9 @@ use crate::container::{Folder, Record, Root};
 use crate::run;
 use crate::task::Streams;
 
+/// The file of the container's folder with what its process warns of.
+const WARNINGS: &str = "warnings.log";
+
 /// Serve a detached container.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -19,6 +22,8 @@ pub(crate) struct Args {
 
 /// Starts the process and waits until the container runs, or can't. Prints the container's id.
 pub(crate) fn spawn(root: &Root, folder: &Folder, record: &Record) -> Result<u8> {
+    let warnings = folder.join(WARNINGS);
+    let file = std::fs::File::create(&warnings).with_context(|| format!("make {}", warnings.display()))?;
     let mut command = Command::new(std::env::current_exe().context("find this program")?);
     command
         .arg("--root")
@@ -27,7 +32,7 @@ pub(crate) fn spawn(root: &Root, folder: &Folder, record: &Record) -> Result<u8>
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null());
+        .stderr(file);
     // SAFETY: setsid is async-signal-safe and takes nothing.
     #[expect(unsafe_code, reason = "pre_exec is unsafe by declaration")]
     unsafe {
@@ -37,6 +42,9 @@ pub(crate) fn spawn(root: &Root, folder: &Folder, record: &Record) -> Result<u8>
     let mut answer = String::new();
     let stdout = child.stdout.take().context("the container's process has no output")?;
     BufReader::new(stdout).read_line(&mut answer).context("hear from the container's process")?;
+    // Its folder may have gone with it. What it failed of is its answer.
+    let said = std::fs::read_to_string(&warnings).unwrap_or_default();
+    said.lines().filter(|line| line.starts_with("coracle: warning:")).for_each(|line| eprintln!("{line}"));
     if answer.trim() == "started" {
         println!("{}", record.id);
         return Ok(0);

@@ -11,7 +11,7 @@ use crate::plan;
 pub const BRIDGE: &str = "bridge";
 
 /// The host's link that the containers of [`BRIDGE`] are on.
-const LINK: &str = "coracle0";
+pub(crate) const LINK: &str = "coracle0";
 
 /// Why there is no such network.
 #[derive(Debug, thiserror::Error)]

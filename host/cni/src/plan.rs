@@ -1,11 +1,12 @@
 //! What each plugin is called with, and what their answers mean.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::network::LINK;
 use crate::{Network, Port};
 
 /// The container's link.
@@ -71,10 +72,31 @@ pub fn call(attachment: &Attachment, command: Command, index: usize, result: Opt
         ("CNI_IFNAME", INTERFACE.into()),
         ("CNI_PATH", folders.join(":")),
         // Plugins start others, such as iptables.
-        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+        ("PATH", PATH.into()),
     ];
     Some(Call { plugin: name(plugin).to_owned(), environment, input: input.into() })
 }
+
+/// The link, other than the bridge, on which addresses of `subnet` are already, as `/proc/net/route` has it. Only IPv4. A gateway's way
+/// to a greater network is in nobody's way: it gives these addresses up.
+#[must_use]
+pub fn link_in_the_way<'a>(subnet: &str, routes: &'a str) -> Option<&'a str> {
+    let (address, bits) = subnet.split_once('/')?;
+    let address = u32::from(address.parse::<Ipv4Addr>().ok()?);
+    let mask = u32::MAX.checked_shl(32 - bits.parse::<u32>().ok().filter(|bits| *bits <= 32)?).unwrap_or(0);
+    routes.lines().skip(1).find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // As numbers of the network's byte order that are read in the host's.
+        let number = |at: usize| u32::from_str_radix(words.get(at)?, 16).ok().map(u32::from_be);
+        let (link, destination, gateway, route) = (*words.first()?, number(1)?, number(2)?, number(7)?);
+        let both = mask & route;
+        let is_in_the_way = address & both == destination & both && (gateway == 0 || route >= mask);
+        (link != LINK && route != 0 && is_in_the_way).then_some(link)
+    })
+}
+
+/// Where plugins find the programs that they start.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whether a plugin of the network takes ports.
 #[must_use]
@@ -164,6 +186,30 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn addresses_that_a_link_has_are_in_the_way() {
+        let route = |link: &str, destination: &str, gateway: &str, mask: &str| {
+            let reversed = |ip: &str| format!("{:08X}", u32::from(ip.parse::<Ipv4Addr>().unwrap()).to_be());
+            let [destination, gateway, mask] = [destination, gateway, mask].map(reversed);
+            format!("Iface\tDestination\n{link}\t{destination}\t{gateway}\t0001\t0\t0\t0\t{mask}\t0\t0\t0\n")
+        };
+        let found = |text: &str| link_in_the_way("10.89.0.0/24", text).map(str::to_owned);
+        let none = "0.0.0.0";
+        assert_eq!(found(&route("eth0", "10.89.0.0", none, "255.255.255.0")).as_deref(), Some("eth0"));
+        assert_eq!(found(&route("lan", "10.0.0.0", none, "255.0.0.0")).as_deref(), Some("lan"));
+        assert_eq!(found(&route("a", "10.89.0.128", "10.1.1.1", "255.255.255.128")).as_deref(), Some("a"));
+        for other in [
+            route("coracle0", "10.89.0.0", none, "255.255.255.0"),
+            route("vpn", "10.0.0.0", "10.1.1.1", "255.0.0.0"),
+            route("eth0", none, "10.1.1.1", none),
+            route("eth0", "10.88.0.0", none, "255.255.255.0"),
+            String::from("rubbish\nrubbish rubbish\n"),
+        ] {
+            assert_eq!(found(&other), None, "{other}");
+        }
+        assert_eq!(link_in_the_way("fd89::/64", &route("eth0", "10.89.0.0", none, "255.255.255.0")), None);
+    }
 
     pub(crate) fn attachment() -> Attachment {
         Attachment {

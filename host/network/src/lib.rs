@@ -46,7 +46,7 @@ pub enum Error {
     },
     /// Somebody lives in the namespace.
     #[error(
-        "the network namespace {path} is in use by the process {pid} ({name}), which would lose its links to the machine: give the pod one of its own"
+        "the network namespace {path} is in use by the process {pid} ({name}), which would lose links and ports to the machine: give the pod one of its own"
     )]
     Inhabited {
         /// Its path.
@@ -56,9 +56,21 @@ pub enum Error {
         /// What that process is called.
         name: String,
     },
-    /// A route by several ways at once.
-    #[error("a route of the pod's network has several next hops at once, which is not supported")]
-    MultiPath,
+    /// A route that a guest can't be given.
+    #[error("a route of the pod's network {0}, which is not supported: take it out of what the network's plugins set")]
+    Route(&'static str),
+    /// Two links that are not taken over together.
+    #[error(
+        "the network link {name} {why} {other}, which is not supported in one namespace: give the pod one of the two"
+    )]
+    Clash {
+        /// The link.
+        name: String,
+        /// The other one.
+        other: String,
+        /// What it has to do with the other one.
+        why: &'static str,
+    },
     /// A link of a kind that is not taken over.
     #[error(
         "the network link {name} is of the kind {kind}, which is not supported: veth, macvlan, vlan and ipvlan in mode l2 are"
@@ -70,7 +82,7 @@ pub enum Error {
         kind: String,
     },
     /// More links than a machine takes.
-    #[error("the pod's network has {count} links with addresses, and a machine takes {NETS_MAX}")]
+    #[error("the pod's network has {count} links with addresses, and a machine takes {NETS_MAX}: give the pod fewer")]
     TooMany {
         /// How many there are.
         count: usize,

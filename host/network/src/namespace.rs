@@ -53,17 +53,18 @@ impl Namespace {
     /// [`Error::Inhabited`]; as [`Self::contents`].
     pub async fn free_contents(&self, path: &Path) -> Result<Contents> {
         let namespace = Arc::clone(&self.file);
-        let found = tokio::task::spawn_blocking(move || inhabitant(&namespace)).await;
-        if let Ok(Some((pid, name))) = found {
-            return Err(Error::Inhabited { path: path.display().to_string(), pid, name });
+        let found = tokio::task::spawn_blocking(move || inhabitant(&namespace)).await.map_err(std::io::Error::other);
+        let failed = |source| Error::System { step: format!("look who uses {}", path.display()), source };
+        match found.and_then(|found| found).map_err(failed)? {
+            Some((pid, name)) => Err(Error::Inhabited { path: path.display().to_string(), pid, name }),
+            None => self.contents().await,
         }
-        self.contents().await
     }
 
     /// What there is to take over.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a link of a kind that is not taken over, [`Error::TooMany`], [`Error::MultiPath`],
+    /// [`Error::Unsupported`] for a link of a kind that is not taken over, [`Error::TooMany`], [`Error::Clash`], [`Error::Route`],
     /// [`Error::Kernel`].
     pub async fn contents(&self) -> Result<Contents> {
         read::contents(&self.handle).await
@@ -94,7 +95,7 @@ impl Namespace {
             self.redirect(index, link.index).await
         };
         if let Err(error) = joined.await {
-            self.disconnect(link).await;
+            self.disconnect(link.index).await;
             return Err(error);
         }
         Ok(fd)
@@ -126,14 +127,13 @@ impl Namespace {
         steered.map_err(|source| Error::System { step: "steer the loopback of the pod's namespace".into(), source })
     }
 
-    /// Undoes what [`Self::connect`] has done to `link` itself. A link that is gone is no error.
-    pub async fn disconnect(&self, link: &Link) {
-        let index = i32::try_from(link.index).unwrap_or_default();
-        let mut request = self.handle.qdisc().del(index);
+    /// Undoes what [`Self::connect`] has done to the link of this number itself. A link that is gone is no error.
+    pub async fn disconnect(&self, link: u32) {
+        let mut request = self.handle.qdisc().del(i32::try_from(link).unwrap_or_default());
         let header = &mut request.message_mut().header;
         (header.parent, header.handle) = (TcHandle::INGRESS, TcHandle { major: 0xffff, minor: 0 });
         if let Err(error) = request.execute().await {
-            log::debug!("the link {} keeps its filter: {error}", link.name);
+            log::debug!("the link {link} keeps its filter: {error}");
         }
     }
 }
@@ -164,24 +164,28 @@ fn is_hosts(namespace: &File) -> bool {
 }
 
 /// A process whose network namespace this is, and its name. One that ends meanwhile is none.
-fn inhabitant(namespace: &File) -> Option<(u32, String)> {
+fn inhabitant(namespace: &File) -> std::io::Result<Option<(u32, String)>> {
     use std::os::unix::fs::MetadataExt;
-    let wanted = namespace.metadata().map(|found| (found.dev(), found.ino())).ok()?;
-    let numbers =
-        std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let wanted = namespace.metadata().map(|found| (found.dev(), found.ino()))?;
+    let numbers = std::fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut inside = numbers.filter(|pid: &u32| {
         std::fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|found| (found.dev(), found.ino()) == wanted)
     });
-    let pid = inside.next()?;
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Some((pid, name.trim_end().to_owned()))
+    Ok(inside.next().map(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        (pid, name.trim_end().to_owned())
+    }))
 }
 
-/// Gives back the links of the namespace at `path` after a pod that could not do so itself. A namespace that is gone has none.
-pub async fn give_back(path: &Path) {
-    let Ok(namespace) = Namespace::open(path).await else { return };
-    let Ok(contents) = namespace.contents().await else { return };
-    for link in &contents.links {
-        namespace.disconnect(link).await;
+/// Gives back links of the namespace at `path`, by their numbers, after a pod that could not do so itself. A namespace that is gone
+/// has none.
+pub async fn give_back(path: &Path, links: &[u32]) {
+    match Namespace::open(path).await {
+        Ok(namespace) => {
+            for link in links {
+                namespace.disconnect(*link).await;
+            }
+        }
+        Err(error) => log::info!("no link is given back: {error}"),
     }
 }

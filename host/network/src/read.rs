@@ -63,8 +63,39 @@ fn taken_over(
     if links.len() > NETS_MAX {
         return Err(Error::TooMany { count: links.len() });
     }
+    stand_alone(&links, found)?;
     let barred = routes.iter().filter_map(|message| route(message, Way::Barred).transpose()).collect::<Result<_>>()?;
     Ok(Contents { links, barred })
+}
+
+/// Whether each link has a hardware address of its own, by which the guest tells them apart, and none stands on another one of them,
+/// whose filter would take its frames before they come to it.
+fn stand_alone(links: &[Link], found: &[LinkMessage]) -> Result<()> {
+    let clash =
+        |link: &Link, other: &Link, why| Err(Error::Clash { name: link.name.clone(), other: other.name.clone(), why });
+    for (at, link) in links.iter().enumerate() {
+        if let Some(other) = links.iter().take(at).find(|other| other.mac == link.mac) {
+            return clash(link, other, "has the hardware address of");
+        }
+        let message = found.iter().find(|message| message.header.index == link.index);
+        let below = message.and_then(stands_on);
+        if let Some(other) = links.iter().find(|other| Some(other.index) == below) {
+            return clash(link, other, "stands on");
+        }
+    }
+    Ok(())
+}
+
+/// The link of the same namespace that a link stands on. (The two ends of a veth there stand on one another.)
+fn stands_on(message: &LinkMessage) -> Option<u32> {
+    let is_elsewhere = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkNetNsId(_));
+    if message.attributes.iter().any(is_elsewhere) || kind_of(message) == Some(&InfoKind::Veth) {
+        return None;
+    }
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    })
 }
 
 fn link(message: &LinkMessage) -> Link {
@@ -88,21 +119,27 @@ fn link(message: &LinkMessage) -> Link {
     link
 }
 
-/// The kind of a link that is not taken over. Those that are hand on whole Ethernet frames, in both directions, to and from the
-/// link's own hardware address.
-fn other_kind(message: &LinkMessage) -> Option<String> {
+fn infos(message: &LinkMessage) -> &[LinkInfo] {
     let infos = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
     });
-    let infos = infos.map(Vec::as_slice).unwrap_or_default();
-    let kind = infos.iter().find_map(|info| match info {
+    infos.map(Vec::as_slice).unwrap_or_default()
+}
+
+fn kind_of(message: &LinkMessage) -> Option<&InfoKind> {
+    infos(message).iter().find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
         _ => None,
-    });
-    match kind {
+    })
+}
+
+/// The kind of a link that is not taken over. Those that are hand on whole Ethernet frames, in both directions, to and from the
+/// link's own hardware address.
+fn other_kind(message: &LinkMessage) -> Option<String> {
+    match kind_of(message) {
         Some(InfoKind::Veth | InfoKind::MacVlan | InfoKind::Vlan) => None,
-        Some(InfoKind::IpVlan) => match ipvlan_mode(infos) {
+        Some(InfoKind::IpVlan) => match ipvlan_mode(infos(message)) {
             Some(IpVlanMode::L2) => None,
             // The others have no neighbours, and a guest would look for them in vain.
             _ => Some("ipvlan in a mode other than l2".into()),
@@ -175,7 +212,7 @@ fn route(message: &RouteMessage, way: Way) -> Result<Option<Route>> {
     let header = &message.header;
     let mut table = u32::from(header.table);
     let (mut out, mut destination, mut gateway, mut source) = (None, None, None, None);
-    let (mut metric, mut mtu, mut hops) = (0, 0, [].as_slice());
+    let (mut metric, mut mtu, mut hops, mut is_special) = (0, 0, [].as_slice(), header.tos != 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(link) => out = Some(*link),
@@ -186,6 +223,7 @@ fn route(message: &RouteMessage, way: Way) -> Result<Option<Route>> {
             RouteAttribute::Priority(number) => metric = *number,
             RouteAttribute::MultiPath(several) => hops = several.as_slice(),
             RouteAttribute::Metrics(all) => mtu = mtu_of(all),
+            RouteAttribute::Via(_) => is_special = true,
             _ => {}
         }
     }
@@ -193,7 +231,12 @@ fn route(message: &RouteMessage, way: Way) -> Result<Option<Route>> {
         && !matches!(header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
     let several = |index| hops.iter().any(|hop| hop.interface_index == index);
     let kind = match (header.kind, way) {
-        (RouteType::Unicast, Way::Through(index)) if is_set && several(index) => return Err(Error::MultiPath),
+        (RouteType::Unicast, Way::Through(index)) if is_set && several(index) => {
+            return Err(Error::Route("has several next hops at once"));
+        }
+        (RouteType::Unicast, Way::Through(index)) if is_set && out == Some(index) && is_special => {
+            return Err(Error::Route("has a next hop of the other version of IP, or a type of service"));
+        }
         (RouteType::Unicast, Way::Through(index)) if out == Some(index) => RouteKind::Unicast,
         (RouteType::BlackHole, Way::Barred) => RouteKind::Blackhole,
         (RouteType::Unreachable, Way::Barred) => RouteKind::Unreachable,
@@ -262,6 +305,8 @@ mod tests {
         link.header.index = index;
         link.header.link_layer_type = LinkLayerType::Ether;
         link.attributes.push(LinkAttribute::IfName(format!("eth{index}")));
+        let [.., high, low] = index.to_be_bytes();
+        link.attributes.push(LinkAttribute::Address(vec![2, 0, 0, 0, high, low]));
         if !infos.is_empty() {
             link.attributes.push(LinkAttribute::LinkInfo(infos));
         }
@@ -301,6 +346,23 @@ mod tests {
             let text = read(vec![given(2, infos)]).unwrap_err().to_string();
             assert!(text.contains("eth2") && text.contains(&format!("the kind {kind},")), "{text}");
         }
+    }
+
+    #[test]
+    fn links_that_are_not_their_own_are_refused_with_the_other() {
+        let vlan = || vec![LinkInfo::Kind(InfoKind::Vlan)];
+        let (mut twin, address) = given(3, vlan());
+        twin.attributes.push(LinkAttribute::Address(vec![2, 0, 0, 0, 0, 2]));
+        let text = read(vec![given(2, vlan()), (twin, address)]).unwrap_err().to_string();
+        assert!(text.contains("eth3 has the hardware address of eth2"), "{text}");
+        let on = |more: Vec<LinkAttribute>| {
+            let (mut upper, address) = given(3, vlan());
+            upper.attributes.extend([vec![LinkAttribute::Link(2)], more].concat());
+            read(vec![given(2, vec![LinkInfo::Kind(InfoKind::Veth)]), (upper, address)])
+        };
+        let text = on(vec![]).unwrap_err().to_string();
+        assert!(text.contains("eth3 stands on eth2"), "{text}");
+        assert_eq!(on(vec![LinkAttribute::LinkNetNsId(0)]).unwrap().len(), 2);
     }
 
     #[test]

@@ -58,9 +58,9 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let (network, mut devices) = match &setup.network {
         Some(path) => {
             // On its own: given up halfway it would leave links that nobody knows of. What it has taken is given back with it.
-            let path = path.clone();
+            let (path, folder) = (path.clone(), config.folder.clone());
             let held = Arc::clone(&sandbox.links).read_owned().await;
-            let taken = tokio::spawn(async move { Network::take(&path, held).await }).await;
+            let taken = tokio::spawn(async move { Network::take(&path, &folder, held).await }).await;
             let (network, devices) = taken.map_err(|error| Error::Failed(error.to_string()))??;
             (Some(network), devices)
         }

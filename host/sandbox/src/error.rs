@@ -75,7 +75,8 @@ impl From<coracle_network::Error> for Error {
             | coracle_network::Error::Host { .. }
             | coracle_network::Error::Inhabited { .. }
             | coracle_network::Error::TooMany { .. }
-            | coracle_network::Error::MultiPath => Self::Unsupported(text),
+            | coracle_network::Error::Route(_)
+            | coracle_network::Error::Clash { .. } => Self::Unsupported(text),
             coracle_network::Error::Kernel { .. } | coracle_network::Error::System { .. } => Self::Failed(text),
         }
     }

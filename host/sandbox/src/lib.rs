@@ -46,7 +46,7 @@ use tokio::sync::{RwLock, mpsc, oneshot};
 
 pub use error::Error;
 pub use io::{Input, Output, Stdio};
-pub use network::give_back_network;
+pub use network::{give_back_network, taken_links};
 use state::State;
 pub use state::{ProcessState, Status};
 

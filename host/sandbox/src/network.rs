@@ -1,6 +1,6 @@
 //! The pod's network: taken over from its namespace before the boot, told to the guest after it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_machine::{AgentAddress, Device, Tap};
@@ -13,19 +13,36 @@ use tokio::sync::OwnedRwLockReadGuard;
 
 use crate::agent::{Agent, Patience};
 use crate::forward::Forward;
-use crate::{Result, spec};
+use crate::{Error, Result, spec};
 
-/// Gives back the links of the pod that `spec` describes, after one that could not do so itself.
-pub async fn give_back_network(spec: &oci::Spec) {
+/// The file of a pod's folder that names the links which it has taken, by their numbers in their namespace, one a line.
+const TAKEN: &str = "links";
+
+/// The links that a pod, whose folder this is, has taken and not given back.
+#[must_use]
+pub fn taken_links(folder: &Path) -> Vec<u32> {
+    let text = std::fs::read_to_string(folder.join(TAKEN)).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn note_taken(folder: &Path, links: &[u32]) -> Result<()> {
+    let text: String = links.iter().map(|link| format!("{link}\n")).collect();
+    let path = folder.join(TAKEN);
+    std::fs::write(&path, text).map_err(|error| Error::Failed(format!("write {}: {error}", path.display())))
+}
+
+/// Gives back links of the pod that `spec` describes, after one that could not do so itself.
+pub async fn give_back_network(spec: &oci::Spec, links: &[u32]) {
     // A specification that is refused has taken none.
     if let Ok(Some(path)) = spec::network(spec) {
-        coracle_network::give_back(&path).await;
+        coracle_network::give_back(&path, links).await;
     }
 }
 
 /// A network that was taken over. Dropping this gives the links back.
 pub(crate) struct Network {
     namespace: Namespace,
+    folder: PathBuf,
     // Read when the guest is told, taken out when they are given back.
     taken: Mutex<Taken>,
 }
@@ -41,24 +58,48 @@ struct Taken {
 }
 
 impl Taken {
-    async fn give_back(self, namespace: &Namespace) {
+    /// Gives them back, of the pod in `folder`.
+    async fn give_back(self, namespace: &Namespace, folder: &Path) {
         for link in &self.links {
-            namespace.disconnect(link).await;
+            namespace.disconnect(link.index).await;
+        }
+        if !self.links.is_empty() {
+            // A folder that is gone names none either.
+            let _ = std::fs::remove_file(folder.join(TAKEN));
         }
     }
 }
 
 impl Network {
-    /// Takes over the links of the namespace at `path`; each comes back as a device, too.
+    /// Takes over the links of the namespace at `path`; each comes back as a device, too. Which they are is noted in the pod's
+    /// `folder`, for whoever has to give them back where this process can't.
     ///
     /// `held` is held meanwhile, so that [`crate::Sandbox::stop`] can wait for one that was given up.
-    pub(crate) async fn take(path: &Path, held: OwnedRwLockReadGuard<()>) -> Result<(Self, Vec<Device>)> {
+    pub(crate) async fn take(
+        path: &Path,
+        folder: &Path,
+        held: OwnedRwLockReadGuard<()>,
+    ) -> Result<(Self, Vec<Device>)> {
         let namespace = Namespace::open(path).await?;
         let Contents { links, barred } = namespace.free_contents(path).await?;
-        let network = Self { namespace, taken: Mutex::new(Taken { links: Vec::new(), barred, _held: Some(held) }) };
-        let mut devices = Vec::new();
+        let network = Self {
+            namespace,
+            folder: folder.to_owned(),
+            taken: Mutex::new(Taken { links: Vec::new(), barred, _held: Some(held) }),
+        };
+        let (mut devices, mut noted) = (Vec::new(), Vec::new());
         for link in links {
-            let tap = Tap::new(network.namespace.connect(&link).await?);
+            noted.push(link.index);
+            note_taken(folder, &noted)?;
+            let tap = match network.namespace.connect(&link).await {
+                Ok(tap) => Tap::new(tap),
+                Err(error) => {
+                    // What it has is somebody else's.
+                    noted.pop();
+                    note_taken(folder, &noted)?;
+                    return Err(error.into());
+                }
+            };
             devices.push(Device::Net { mac: link.mac, tap });
             network.lock().links.push(link);
         }
@@ -116,14 +157,15 @@ impl Network {
     /// Gives the links back as they were, once.
     pub(crate) async fn give_back(&self) {
         let taken = std::mem::take(&mut *self.lock());
-        taken.give_back(&self.namespace).await;
+        taken.give_back(&self.namespace, &self.folder).await;
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        let (namespace, taken) = (self.namespace.clone(), std::mem::take(&mut *self.lock()));
+        let (namespace, folder) = (self.namespace.clone(), self.folder.clone());
+        let taken = std::mem::take(&mut *self.lock());
         // Where the pod was stopped in order there is nothing left to undo.
-        tokio::spawn(async move { taken.give_back(&namespace).await });
+        tokio::spawn(async move { taken.give_back(&namespace, &folder).await });
     }
 }

@@ -16,16 +16,16 @@ use crate::{bundle, folder, metrics};
 /// How long a daemon that was killed may take to be gone: its socket outlives its connections by a moment.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Removes the control group that the daemon was in, and gives the links of the pod's network back. Without a bundle that can
-/// be read nobody knows of either.
-fn clean_up_host(args: &Args) {
+/// Removes the control group that the daemon was in, and gives back the `links` that the pod has taken of its network. Without a
+/// bundle that can be read nobody knows of either.
+fn clean_up_host(args: &Args, links: &[u32]) {
     let bundle = args.bundle.clone().or_else(|| std::env::current_dir().ok());
     let Some(Ok(spec)) = bundle.map(|bundle| bundle::read(&bundle)) else { return };
     if matches!(bundle::membership(&spec), Membership::Of(_)) {
         return;
     }
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(coracle_sandbox::give_back_network(&spec)),
+        Ok(runtime) => runtime.block_on(coracle_sandbox::give_back_network(&spec, links)),
         Err(error) => log::warn!("the links of {} are not given back: {error}", args.id),
     }
     if bundle::cgroup(&spec).is_empty() {
@@ -44,8 +44,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if folder::is_served(&pod, PATIENCE) {
         log::info!("{} is served: its folder stays", args.id);
     } else {
+        let links = coracle_sandbox::taken_links(&pod);
         folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))?;
-        clean_up_host(args);
+        clean_up_host(args, &links);
     }
     let response = DeleteResponse {
         pid: std::process::id(),

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use coracle_e2e::cri::msg;
-use coracle_e2e::{Containerd, Cri, Host, Pod};
+use coracle_e2e::{Containerd, Cri, Host, Pod, monitor};
 use protobuf::MessageField;
 
 /// What a check works with.
@@ -172,5 +172,9 @@ fn the_checks_pass() {
 
 #[test]
 fn the_checks_pass_on_runc_as_well() {
+    if monitor() != "qemu-system" {
+        println!("left out: runc runs no machine; the lane of QEMU holds it to the same checks");
+        return;
+    }
     passes_on("runc");
 }
