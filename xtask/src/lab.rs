@@ -34,7 +34,7 @@ use output::End;
 use script::Job;
 
 /// The lab itself has failed.
-const FAILED: u8 = 125;
+pub(crate) const FAILED: u8 = 125;
 /// The time limit has ended the command.
 const TIMED_OUT: u8 = 124;
 

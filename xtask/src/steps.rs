@@ -1,7 +1,7 @@
 //! Running programs, with a line for each step that takes time.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -37,6 +37,11 @@ pub(crate) fn command(program: &str, arguments: &[&str]) -> Command {
 /// Runs a command; a failure names it.
 pub(crate) fn run(mut command: Command) -> Result<()> {
     let status = command.status().with_context(|| format!("start {command:?}"))?;
+    succeeded(&command, status)
+}
+
+/// A failure that names the command, where it has ended with one.
+pub(crate) fn succeeded(command: &Command, status: ExitStatus) -> Result<()> {
     if !status.success() {
         bail!("{command:?} ended with {status}");
     }
