@@ -170,6 +170,11 @@ pub(crate) fn attributes(body: &[u8], fixed: usize) -> impl Iterator<Item = (u16
     })
 }
 
+/// A number from an attribute; 0 where it is too short for one.
+pub(crate) fn number(value: &[u8]) -> u32 {
+    value.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+}
+
 /// An address from an attribute.
 pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
     match value.len() {

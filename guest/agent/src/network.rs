@@ -10,7 +10,7 @@ use coracle_protocol::agent::{
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 use coracle_protocol::types::{ARPNeighbor, IPAddress, IPFamily, Interface, Route};
 
-use crate::netlink::{self, Body, Netlink, attributes, family, family_of, ip};
+use crate::netlink::{self, Body, Netlink, attributes, family, family_of, ip, number};
 use crate::state::Agent;
 use crate::thread::on_thread;
 use crate::{Error, Result};
@@ -169,7 +169,7 @@ fn links(netlink: &mut Netlink) -> Result<Vec<Link>> {
             match kind {
                 LINK_MAC => link.mac = value.to_vec(),
                 LINK_NAME => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
-                LINK_MTU => link.mtu = value.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)),
+                LINK_MTU => link.mtu = number(value),
                 _ => {}
             }
         }
@@ -283,7 +283,6 @@ fn to_route(body: &[u8], all: &[Link]) -> Route {
     route.family = if is_v6 { IPFamily::v6 } else { IPFamily::v4 }.into();
     for (kind, value) in attributes(body, ROUTE_BYTES) {
         let text = || ip(value).map(|ip| ip.to_string()).unwrap_or_default();
-        let number = |value: &[u8]| value.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
         match kind {
             ROUTE_METRIC => route.metric = number(value),
             ROUTE_METRICS => {

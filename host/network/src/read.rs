@@ -229,12 +229,15 @@ fn route(message: &RouteMessage, way: Way) -> Result<Option<Route>> {
     }
     let is_set = table == u32::from(RouteHeader::RT_TABLE_MAIN)
         && !matches!(header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
+    if !is_set {
+        return Ok(None);
+    }
     let several = |index| hops.iter().any(|hop| hop.interface_index == index);
     let kind = match (header.kind, way) {
-        (RouteType::Unicast, Way::Through(index)) if is_set && several(index) => {
+        (RouteType::Unicast, Way::Through(index)) if several(index) => {
             return Err(Error::Route("has several next hops at once"));
         }
-        (RouteType::Unicast, Way::Through(index)) if is_set && out == Some(index) && is_special => {
+        (RouteType::Unicast, Way::Through(index)) if out == Some(index) && is_special => {
             return Err(Error::Route("has a next hop of the other version of IP, or a type of service"));
         }
         (RouteType::Unicast, Way::Through(index)) if out == Some(index) => RouteKind::Unicast,
@@ -243,7 +246,7 @@ fn route(message: &RouteMessage, way: Way) -> Result<Option<Route>> {
         (RouteType::Prohibit, Way::Barred) => RouteKind::Prohibit,
         _ => return Ok(None),
     };
-    Ok(is_set.then(|| Route {
+    Ok(Some(Route {
         destination: destination
             .filter(|_| header.destination_prefix_length > 0)
             .map(|ip| Address { ip, prefix: header.destination_prefix_length }),

@@ -105,8 +105,7 @@ impl Host {
     #[must_use]
     pub fn with_own_network() -> Self {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
-        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip");
-        assert!(up.success(), "loopback");
+        ip("link set lo up");
         Self::new().set("network.default", "\"bridge\"")
     }
 

@@ -29,7 +29,7 @@ fn serves(host: &Host, name: &str, options: &[&str], script: &str) {
 
 /// Nothing of any container is left in this network namespace, nor in the host's files.
 fn is_clean(host: &Host) {
-    let links = host_says("ip", &["-o", "link"]);
+    let links = ip("-o link");
     assert!(links.lines().all(|line| line.contains(": lo:") || line.contains(": coracle0:")), "{links}");
     let rules = host_says("iptables-save", &[]) + &host_says("ip6tables-save", &[]);
     assert!(!["10.89.0.", "fd89::", "8088"].iter().any(|word| rules.contains(word)), "{rules}");
@@ -104,7 +104,7 @@ fn a_container_on_the_bridge_reaches_others_and_is_reached_by_its_port() {
     // The bridge and the list of addresses stay for the next container.
     let without = host.run(&["--network", "none"], &["ls", "/sys/class/net"]);
     assert_eq!(without.line(), "lo", "{without:?}");
-    host_says("ip", &["link", "delete", "coracle0"]);
+    ip("link delete coracle0");
     std::fs::remove_dir_all(host.run.join("networks")).unwrap();
     host.audit();
 }
