@@ -42,10 +42,8 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
             "a hook in a specification: those of the guest's own folder are run, and it".into(),
         ));
     }
+    let storages = Attached { names: storage::attach_all(agent, request.storages).await?, agent, kept: false };
     let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
-    for wanted in &request.storages {
-        storage::attach(&agent.config, wanted)?;
-    }
     let (theirs, ours) = Streams::new(terminal)?.split();
     let (program, parent) = (agent.config.program.clone(), agent.config.cgroups.clone());
     let pids_of = if request.sandbox_pidns { Some(agent.pause().await?) } else { None };
@@ -89,11 +87,33 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     }
     let oom_watch = oom::watch(&cgroup, id.clone(), agent.oom_sender.clone());
     agent.insert(Container::new(
-        Made { id, cgroup, pid, root, termination_log, seccomp, personality, mounts },
+        Made { id, cgroup, pid, root, termination_log, seccomp, personality, mounts, storages: storages.keep() },
         process,
         oom_watch,
     ));
     Ok(Empty::new())
+}
+
+/// A container's storages, let go of where the making fails.
+struct Attached<'a> {
+    agent: &'a Agent,
+    names: storage::Names,
+    kept: bool,
+}
+
+impl Attached<'_> {
+    fn keep(mut self) -> storage::Names {
+        self.kept = true;
+        std::mem::take(&mut self.names)
+    }
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            storage::release(&self.agent.storages, &self.names);
+        }
+    }
 }
 
 /// With a pid namespace of its own a container ends when its first process does; without one this has to see to it.

@@ -71,6 +71,16 @@ pub(crate) async fn accept(listener: &VsockListener) -> std::io::Result<(VsockSt
     }
 }
 
+/// Connects to the host, however long a busy one takes: the kernel gives a connection up after two seconds.
+async fn dial(address: VsockAddr) -> std::io::Result<VsockStream> {
+    loop {
+        match VsockStream::connect(address).await {
+            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 async fn serve() -> Result<()> {
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::AGENT))
         .map_err(Error::system("listen on the agent's vsock port"))?;
@@ -95,9 +105,8 @@ async fn serve() -> Result<()> {
     tokio::spawn(crate::forward::serve(forwarded));
     let _ = READY_TSC.set(tsc());
     let own = vsock::get_local_cid().map_err(Error::system("learn the guest's vsock address"))?;
-    let mut host = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, ports::hello(own)))
-        .await
-        .map_err(Error::system("dial the host"))?;
+    let mut host =
+        dial(VsockAddr::new(VMADDR_CID_HOST, ports::hello(own))).await.map_err(Error::system("dial the host"))?;
     host.write_all(hello::line().as_bytes()).await.map_err(Error::system("greet the host"))?;
     // The host says nothing on this connection: whatever ends the read ends the machine.
     let _ = host.read(&mut [0; 1]).await;

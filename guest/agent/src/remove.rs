@@ -9,12 +9,12 @@ use coracle_protocol::protobuf::well_known_types::empty::Empty;
 use crate::hooks::Point;
 use crate::state::{Agent, Container};
 use crate::thread::on_thread;
-use crate::{Error, Result};
+use crate::{Error, Result, storage};
 
 /// Removes the container. A `timeout` of 0 seconds waits for as long as it takes.
 pub(crate) async fn remove(agent: &Arc<Agent>, request: RemoveContainerRequest) -> Result<Empty> {
     let container = agent.container(&request.container_id)?;
-    let removal = destroy(&container);
+    let removal = destroy(agent, &container);
     if request.timeout == 0 {
         removal.await?;
     } else {
@@ -33,18 +33,21 @@ pub(crate) async fn remove(agent: &Arc<Agent>, request: RemoveContainerRequest) 
     Ok(Empty::new())
 }
 
-/// Ends the container's processes, removes its cgroup, and lets go of its mounts.
-pub(crate) async fn destroy(container: &Arc<Container>) -> Result<()> {
+/// Ends the container's processes, removes its cgroup, and lets go of its mounts and storages.
+pub(crate) async fn destroy(agent: &Arc<Agent>, container: &Arc<Container>) -> Result<()> {
     let cgroup = container.cgroup.clone();
     cgroup.kill()?;
     for process in container.processes() {
         process.wait().await;
     }
     let mounts = container.mounts.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let (agent, container) = (Arc::clone(agent), Arc::clone(container));
     on_thread(move || {
         let removed = cgroup.remove();
+        // Who took them first lets go of the storages, too: a second removal must not let go of another container's.
         if let Some(mounts) = mounts {
             mounts.let_go();
+            storage::release(&agent.storages, &container.storages);
         }
         removed
     })

@@ -38,16 +38,15 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateSandboxRequest) ->
     if !request.hostname.is_empty() {
         std::fs::write("/proc/sys/kernel/hostname", &request.hostname).map_err(Error::system("set the host name"))?;
     }
-    for wanted in &request.storages {
-        storage::attach(&agent.config, wanted)?;
-    }
+    // They live as long as the pod.
+    storage::attach_all(agent, request.storages).await?;
     Ok(Empty::new())
 }
 
 /// Ends all containers.
 pub(crate) async fn destroy(agent: &Arc<Agent>, _: DestroySandboxRequest) -> Result<Empty> {
     for container in agent.all() {
-        remove::destroy(&container).await?;
+        remove::destroy(agent, &container).await?;
         agent.forget(&container.id);
     }
     Ok(Empty::new())

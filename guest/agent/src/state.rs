@@ -13,6 +13,7 @@ use crate::connections::Connections;
 use crate::hooks::{self, Point};
 use crate::mounts::Mounts;
 use crate::process::Process;
+use crate::storage::{self, Storages};
 use crate::thread::on_thread;
 use crate::{Config, Error, Result};
 
@@ -27,6 +28,7 @@ pub(crate) struct Agent {
     pub(crate) oom_events: AsyncMutex<mpsc::UnboundedReceiver<String>>,
     /// The folder of the guest's hooks, once the pod was set up with one.
     pub(crate) hooks: OnceLock<PathBuf>,
+    pub(crate) storages: Storages,
     /// The first process of the pid namespace that containers share; made for the first one that asks for it.
     pause: OnceCell<i32>,
 }
@@ -62,6 +64,8 @@ pub(crate) struct Container {
     pub(crate) init: Arc<Process>,
     /// Taken once, by the removal.
     pub(crate) mounts: Mutex<Option<Mounts>>,
+    /// Let go of by whoever takes the mounts.
+    pub(crate) storages: storage::Names,
     /// Nothing wakes a watch on a cgroup that is gone: it ends with the container.
     oom_watch: Option<AbortHandle>,
     // As above: a look-up, never held across an await.
@@ -78,6 +82,7 @@ pub(crate) struct Made {
     pub(crate) seccomp: Option<LinuxSeccomp>,
     pub(crate) personality: Option<LinuxPersonality>,
     pub(crate) mounts: Mounts,
+    pub(crate) storages: storage::Names,
 }
 
 impl Drop for Container {
@@ -118,6 +123,7 @@ impl Agent {
             oom_sender,
             oom_events: AsyncMutex::new(oom_events),
             hooks: OnceLock::new(),
+            storages: Storages::default(),
             pause: OnceCell::new(),
         })
     }
@@ -183,7 +189,7 @@ impl Agent {
 
 impl Container {
     pub(crate) fn new(made: Made, init: Arc<Process>, oom_watch: Option<AbortHandle>) -> Self {
-        let Made { id, cgroup, pid, root, termination_log, seccomp, personality, mounts } = made;
+        let Made { id, cgroup, pid, root, termination_log, seccomp, personality, mounts, storages } = made;
         Self {
             id,
             cgroup,
@@ -193,6 +199,7 @@ impl Container {
             seccomp,
             personality,
             mounts: Mutex::new(Some(mounts)),
+            storages,
             init,
             oom_watch,
             execs: Mutex::new(HashMap::new()),

@@ -26,8 +26,8 @@ pub(crate) struct Record {
     pub(crate) stop_signal: String,
     /// What runs the machine's instructions.
     pub(crate) accelerator: String,
-    /// The image's root file system, the lower layer.
-    pub(crate) lower: PathBuf,
+    /// The image's root file system.
+    pub(crate) root: coracle_images::Root,
     /// Settings for the shim that count more than the file's.
     pub(crate) overrides: String,
     /// The network that it is part of, or is to be.

@@ -13,6 +13,7 @@ mod logs;
 mod network;
 mod ps;
 mod rm;
+mod rootfs;
 mod run;
 mod settings;
 mod shim;

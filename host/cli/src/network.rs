@@ -109,7 +109,7 @@ impl Wish {
         if let Some(mounts) = config["mounts"].as_array_mut() {
             // Before the user's own, which may be at the same place.
             let own = FILES.map(|(name, target)| {
-                json!({ "destination": target, "type": "bind", "source": folder.join(name), "options": ["bind", "rprivate", "rw"] })
+                json!({ "destination": target, "type": "bind", "source": folder.join(name), "options": ["bind", "rprivate", "rw", "x-coracle.copy"] })
             });
             let first_own = mounts.iter().position(|mount| mount["type"] == "bind").unwrap_or(mounts.len());
             mounts.splice(first_own..first_own, own);

@@ -3,14 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use containerd_shim_protos::api;
 use coracle_cni::Port;
 use coracle_images::{RegistryOptions, Source, Store};
+use coracle_settings::Settings;
 
 use crate::attach::Attachment;
 use crate::container::{self, Folder, Record, Root};
 use crate::task::Task;
-use crate::{network, shim, spec, supervise};
+use crate::{network, rootfs, shim, spec, supervise};
 
 /// Run a command in a new container.
 #[derive(Debug, Clone, clap::Args)]
@@ -110,7 +110,8 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
     let store = Store::open(&root.images())?;
     let options = RegistryOptions { plain_http: args.plain_http, credentials: None };
     let progress = |text: &str| eprintln!("coracle: {text}");
-    let image = store.get(&source, &args.platform, &options, &progress).await?;
+    let settings = Settings::load()?;
+    let image = store.get(&source, &args.platform, rootfs::form(&settings), &options, &progress).await?;
     let accelerator = accelerator(&overrides)?;
     let id = container::new_id()?;
     let name = args.name.clone().unwrap_or_else(|| id.clone());
@@ -132,13 +133,13 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
         remove: args.rm,
         stop_signal: image.config.stop_signal.clone(),
         accelerator,
-        lower: image.rootfs,
+        root: image.root,
         overrides,
         network,
         address: None,
         exit: None,
     };
-    if let Err(error) = fill(&folder, &config, &record) {
+    if let Err(error) = fill(&folder, &config, &record, &settings) {
         folder.clear()?;
         return Err(error);
     }
@@ -154,11 +155,9 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
 }
 
 /// Writes what a container's folder holds before its start. The record comes last: from then on it is known.
-fn fill(folder: &Folder, config: &serde_json::Value, record: &Record) -> Result<()> {
+fn fill(folder: &Folder, config: &serde_json::Value, record: &Record, settings: &Settings) -> Result<()> {
     std::fs::write(folder.join("config.json"), config.to_string()).context("write the bundle")?;
-    for part in ["upper", "work"] {
-        std::fs::create_dir(folder.join(part)).context("make the writable layer")?;
-    }
+    rootfs::make_writable(folder, &record.root, settings)?;
     if std::env::var_os("CORACLE_DEBUG").is_some() {
         // The shim logs to this file where it is there.
         std::fs::write(folder.join("log"), "").context("make the log")?;
@@ -211,20 +210,9 @@ async fn attach_and_start(folder: &Folder, record: &mut Record, streams: &crate:
 async fn start(folder: &Folder, record: &mut Record, streams: &crate::task::Streams) -> Result<Task> {
     record.address = Some(shim::start(folder, record)?);
     folder.write(record)?;
-    let path = |name: &str| folder.join(name).display().to_string();
-    let rootfs = api::Mount {
-        type_: "overlay".into(),
-        source: "overlay".into(),
-        options: vec![
-            format!("lowerdir={}", record.lower.display()),
-            format!("upperdir={}", path("upper")),
-            format!("workdir={}", path("work")),
-        ],
-        ..Default::default()
-    };
     let task = Task::connect(record).await?;
     let bundle = folder.path().display().to_string();
-    task.create(&bundle, rootfs, streams).await?;
+    task.create(&bundle, rootfs::mounts(folder, &record.root, &Settings::load()?), streams).await?;
     Ok(task)
 }
 

@@ -83,11 +83,11 @@ impl Task {
         Ok(Self { client: TaskClient::new(client), id: record.id.clone(), socket })
     }
 
-    pub(crate) async fn create(&self, bundle: &str, rootfs: api::Mount, streams: &Streams) -> Result<()> {
+    pub(crate) async fn create(&self, bundle: &str, rootfs: Vec<api::Mount>, streams: &Streams) -> Result<()> {
         let request = api::CreateTaskRequest {
             id: self.id.clone(),
             bundle: bundle.to_owned(),
-            rootfs: vec![rootfs],
+            rootfs,
             terminal: streams.terminal,
             stdin: streams.stdin.clone(),
             stdout: streams.stdout.clone(),

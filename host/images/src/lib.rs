@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! oci:DIR ───────────────────────────┐
-//! oci-archive:FILE ── archive.rs ────┤
-//! docker-archive:FILE ── docker.rs ──┼─▶ a manifest, its layers as files ── verified by digest ─▶ unpack.rs ─▶ store/<digest>/rootfs
+//! oci-archive:FILE ── archive.rs ────┤                                                        ┌─▶ disk.rs ──▶ store/disks/<digest of a layer>.erofs
+//! docker-archive:FILE ── docker.rs ──┼─▶ a manifest, its layers as files ── verified by digest ┴─▶ unpack.rs ─▶ store/<digest>/rootfs
 //! HOST/NAME:TAG ── registry.rs ──────┘
 //! ```
 //!
@@ -12,12 +12,16 @@
 //! once it is whole.
 
 mod archive;
+mod disk;
 mod docker;
+mod erofs;
+mod layer;
 mod layout;
 mod registry;
 mod source;
 mod store;
 mod unpack;
+mod verity;
 
 use std::path::PathBuf;
 
@@ -82,10 +86,56 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Image {
     /// The digest of its manifest or configuration, `sha256:…`.
     pub digest: String,
-    /// Its root file system, unpacked. It is shared by all containers and must not be changed.
-    pub rootfs: PathBuf,
+    /// Its root file system. It is shared by all containers and must not be changed.
+    pub root: Root,
     /// How it wants to be run.
     pub config: Config,
+}
+
+/// What an image's root file system is kept as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A folder.
+    Folder,
+    /// Disks for a machine.
+    Disks,
+}
+
+/// An image's root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Root {
+    /// A folder.
+    Folder(PathBuf),
+    /// Disks, the lowest layer first, each of which overlays those before it.
+    Disks(Vec<Disk>),
+}
+
+/// A layer, or several, as a disk: an EROFS file system, and behind it the tree of its hashes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The file.
+    pub path: PathBuf,
+    /// Its hashes.
+    pub verity: Verity,
+}
+
+/// How a disk's blocks are verified (Linux: Documentation/admin-guide/device-mapper/verity.rst): format 1, SHA-256 without a salt,
+/// blocks of 4096 bytes, superblock and tree behind the data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verity {
+    /// Blocks of data.
+    pub blocks: u32,
+    /// The hash that all others lead to, in hexadecimal digits.
+    pub root_hash: String,
+}
+
+impl Verity {
+    /// Where superblock and tree begin, in bytes.
+    #[must_use]
+    pub fn hash_offset(&self) -> u64 {
+        u64::from(self.blocks) * 4096
+    }
 }
 
 /// How an image wants to be run (OCI image-spec, config.md, `config`).

@@ -1,4 +1,4 @@
-//! The store: one folder an image, named by its digest, each whole or not there.
+//! The store: one folder an image, named by its digest, each whole or not there; or disks, named by what they hold.
 
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::layout::{Parts, hex_of};
-use crate::{Config, Error, Image, RegistryOptions, Result, Source, archive, docker, layout, registry, unpack};
+use crate::{
+    Error, Form, Image, RegistryOptions, Result, Root, Source, archive, disk, docker, layout, registry, unpack,
+};
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -26,8 +28,8 @@ impl Store {
         Ok(Self { folder: folder.to_owned() })
     }
 
-    /// The image at `source` for `platform` (`os/architecture`), unpacked if it is not there yet. `progress` is told what
-    /// takes time.
+    /// The image at `source` for `platform` (`os/architecture`), its root kept as `form` says, unpacked if it is not there yet.
+    /// `progress` is told what takes time.
     ///
     /// # Errors
     /// [`Error`]; nothing is left of an image that was refused.
@@ -35,6 +37,7 @@ impl Store {
         &self,
         source: &Source,
         platform: &str,
+        form: Form,
         options: &RegistryOptions,
         progress: &(dyn Fn(&str) + Sync),
     ) -> Result<Image> {
@@ -56,23 +59,23 @@ impl Store {
                 layout::open(work.path(), platform, None)?
             }
         };
-        self.add(&parts, work.path(), progress)
-    }
-
-    fn add(&self, parts: &Parts, work: &Path, progress: &(dyn Fn(&str) + Sync)) -> Result<Image> {
-        let name = hex_of(&parts.digest)?;
         // One at a time makes an image; who comes second finds it.
         let path = self.folder.join("lock");
         let lock = File::create(&path).map_err(Error::file(&path))?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|error| Error::file(&path)(error.into()))?;
-        let target = self.folder.join(name);
-        let image = |config: &Config| Image {
-            digest: parts.digest.clone(),
-            rootfs: target.join("rootfs"),
-            config: config.clone(),
+        let root = match form {
+            Form::Folder => Root::Folder(self.folder(&parts, work.path(), &lock, progress)?),
+            Form::Disks => Root::Disks(disk::disks(&self.folder.join("disks"), &parts.layers, work.path(), progress)?),
         };
+        Ok(Image { digest: parts.digest, root, config: parts.config })
+    }
+
+    /// The image as a folder.
+    fn folder(&self, parts: &Parts, work: &Path, lock: &File, progress: &(dyn Fn(&str) + Sync)) -> Result<PathBuf> {
+        let target = self.folder.join(hex_of(&parts.digest)?);
+        let found = target.join("rootfs");
         if target.is_dir() {
-            return Ok(image(&parts.config));
+            return Ok(found);
         }
         let making = work.join("image");
         let rootfs = making.join("rootfs");
@@ -81,8 +84,8 @@ impl Store {
             progress(&format!("unpacking layer {} of {}", number + 1, parts.layers.len()));
             unpack::layer(layer, &rootfs)?;
         }
-        rustix::fs::syncfs(&lock).map_err(|error| Error::file(&path)(error.into()))?;
+        rustix::fs::syncfs(lock).map_err(|error| Error::file(&self.folder)(error.into()))?;
         std::fs::rename(&making, &target).map_err(Error::file(&target))?;
-        Ok(image(&parts.config))
+        Ok(found)
     }
 }

@@ -6,17 +6,17 @@
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
 use tar::EntryType;
 
-use crate::layout::{Layer, hex_of};
+use crate::layer::{self, broken};
+use crate::layout::Layer;
 use crate::{Error, Result};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -24,66 +24,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Applies a layer to `root`, and verifies both of its digests to the last byte.
 pub(crate) fn layer(layer: &Layer, root: &Path) -> Result<()> {
-    if let Some(digest) = &layer.digest {
-        // Read once before anything is written: a wrong blob is refused whole.
-        hex_of(digest)?;
-        let file = File::open(&layer.file).map_err(Error::file(&layer.file))?;
-        let mut reader = Hashing::new(file);
-        std::io::copy(&mut reader, &mut std::io::sink()).map_err(Error::file(&layer.file))?;
-        reader.expect("a layer", digest)?;
-    }
-    let file = File::open(&layer.file).map_err(Error::file(&layer.file))?;
-    let mut reader = Hashing::new(decompress(file, &layer.file)?);
-    apply(&mut reader, root)?;
-    // What follows the archive's end belongs to the digest, too.
-    std::io::copy(&mut reader, &mut std::io::sink()).map_err(broken)?;
-    reader.expect("a layer's contents", &layer.diff_id)
-}
-
-fn broken(error: std::io::Error) -> Error {
-    Error::Refused(format!("a layer can't be read: {error}"))
-}
-
-fn decompress(file: File, path: &Path) -> Result<Box<dyn Read>> {
-    let mut magic = [0; 4];
-    let mut start = BufReader::new(file);
-    let buffer = std::io::BufRead::fill_buf(&mut start).map_err(Error::file(path))?;
-    for (place, byte) in magic.iter_mut().zip(buffer) {
-        *place = *byte;
-    }
-    Ok(match magic {
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(start)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::with_buffer(start).map_err(broken)?),
-        _ => Box::new(start),
-    })
-}
-
-/// Reads and hashes.
-struct Hashing<R> {
-    inner: R,
-    hash: Sha256,
-}
-
-impl<R> Hashing<R> {
-    fn new(inner: R) -> Self {
-        Self { inner, hash: Sha256::new() }
-    }
-
-    fn expect(self, what: &str, expected: &str) -> Result<()> {
-        let found = format!("sha256:{}", hex::encode(self.hash.finalize()));
-        if found == expected {
-            return Ok(());
-        }
-        Err(Error::Digest { what: what.to_owned(), expected: expected.to_owned(), found })
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..count]);
-        Ok(count)
-    }
+    layer::read(layer, |reader| apply(reader, root))
 }
 
 fn apply(reader: impl Read, root: &Path) -> Result<()> {
@@ -329,6 +270,8 @@ fn remove(parent: &OwnedFd, name: &OsStr) -> std::result::Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    use sha2::{Digest, Sha256};
 
     use super::*;
 

@@ -36,24 +36,26 @@ pub(crate) struct Setup {
     pub(crate) network: Option<PathBuf>,
     /// Kernel settings of the namespaces that the pod's containers share.
     pub(crate) sysctls: HashMap<String, String>,
+    /// Whether its containers need files of the host.
+    pub(crate) shares_files: bool,
+    /// Disks of its first container's root.
+    pub(crate) disks: Vec<Device>,
 }
 
 /// Boots the pod's machine. When the future is dropped, nothing is left of it.
 pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let config = &sandbox.config;
-    let shared = config.folder.join("shared");
-    let cleanup = Shared { folder: shared.clone(), kept: false };
-    mount::share(&shared)?;
-    let (virtiofsd, storage, device) = match &config.virtiofsd {
-        Some(candidates) => {
+    let shared = if setup.shares_files { Some(Shared::make(config.folder.join("shared"))?) } else { None };
+    let (virtiofsd, storage, device) = match (&config.virtiofsd, &shared) {
+        (Some(candidates), Some(shared)) => {
             let candidates = candidates.clone();
             let server = tokio::task::spawn_blocking(move || coracle_storage::find_virtiofsd(&candidates));
             let server = server.await.map_err(|error| Error::Failed(error.to_string()))??;
-            let plan = coracle_storage::shared_fs(&server, &shared, &config.folder.join("fs.sock"));
+            let plan = coracle_storage::shared_fs(&server, &shared.folder, &config.folder.join("fs.sock"));
             let (child, messages) = start_virtiofsd(&plan)?;
             (Some((child, messages)), Some(plan.storage), Some(plan.device))
         }
-        None => (None, None, None),
+        _ => (None, None, None),
     };
     let (network, mut devices) = match &setup.network {
         Some(path) => {
@@ -67,6 +69,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         None => (None, Vec::new()),
     };
     devices.extend(device);
+    devices.extend(setup.disks.iter().cloned());
     let machine = sandbox.driver.boot(machine_spec(config, setup, devices)).await?;
     let greeted = greet(config, &*machine, virtiofsd.as_ref()).await;
     let lifeline = match greeted {
@@ -99,7 +102,8 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let pod = Arc::new(Pod {
         machine,
         agent,
-        shared: mount::host_side(&shared),
+        shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
+        has_disks: (!setup.disks.is_empty()).into(),
         virtiofsd,
         has_shm: !setup.sandbox_id.is_empty(),
         network,
@@ -107,7 +111,9 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         sysctls: setup.sysctls.clone(),
         _lifeline: lifeline.into(),
     });
-    cleanup.keep();
+    if let Some(shared) = shared {
+        shared.keep();
+    }
     watch(sandbox, &pod);
     clock::follow(&pod, config.clock_period);
     Ok(pod)
@@ -120,6 +126,12 @@ struct Shared {
 }
 
 impl Shared {
+    fn make(folder: PathBuf) -> Result<Self> {
+        let made = Self { folder, kept: false };
+        mount::share(&made.folder)?;
+        Ok(made)
+    }
+
     fn keep(mut self) {
         self.kept = true;
     }
@@ -151,7 +163,7 @@ fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpe
         cpus: Cpus { boot: cpus, max: cpus },
         memory: Memory {
             size_mib: config.memory_mib + setup.memory_mib.unwrap_or(0),
-            kind: MemoryKind::Shared,
+            kind: if setup.shares_files { MemoryKind::Shared } else { MemoryKind::Private },
             huge_pages: config.huge_pages,
         },
         devices,
@@ -185,16 +197,13 @@ async fn greet(config: &Config, machine: &dyn Machine, virtiofsd: Option<&(Child
         }
     };
     let words = async {
-        let mut stream = machine.guest_connection().await?;
-        let mut line = Vec::new();
-        while !line.ends_with(b"\n") && line.len() < hello::LINE_BYTES {
-            match stream.read_u8().await {
-                Ok(byte) => line.push(byte),
-                Err(_) => break,
-            }
+        loop {
+            let mut stream = machine.guest_connection().await?;
+            // One that breaks is no greeting: a guest that waited too long for it has given it up and dials again.
+            let Some(line) = first_line(&mut stream).await else { continue };
+            hello::check(&line, &config.version).map_err(|error| Error::Missing(error.to_string()))?;
+            return Ok(stream);
         }
-        hello::check(&line, &config.version).map_err(|error| Error::Missing(error.to_string()))?;
-        Ok(stream)
     };
     tokio::select! {
         biased;
@@ -206,6 +215,15 @@ async fn greet(config: &Config, machine: &dyn Machine, virtiofsd: Option<&(Child
             Err(Error::Timeout(format!("the guest did not come up within {seconds} s (`guest.boot_timeout_seconds`)")))
         }
     }
+}
+
+/// The first line of a stream, or as much as a greeting may have; `None` where it ends before.
+async fn first_line(stream: &mut GuestStream) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") && line.len() < hello::LINE_BYTES {
+        line.push(stream.read_u8().await.ok()?);
+    }
+    Some(line)
 }
 
 /// How long the machine's own end may follow the end of a server of its devices: then it is the reason to tell.

@@ -2,20 +2,21 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use coracle_protocol::agent::{CreateContainerRequest, RemoveContainerRequest};
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
 use coracle_protocol::protobuf::{Message, MessageField};
 use coracle_protocol::{REQUEST_BYTES_MAX, oci};
-use coracle_storage::ContainerPlan;
+use coracle_storage::{ContainerPlan, Wanted};
 use tokio::sync::oneshot;
 
 use crate::agent::Patience;
 use crate::boot;
-use crate::io::{self, Connected, Ports, Wanted};
+use crate::io::{self, Connected, Ports};
 use crate::pod::Pod;
 use crate::state::{Container, Process, State};
-use crate::{CreateRequest, Error, Result, Sandbox, mount, spec};
+use crate::{CreateRequest, Error, Result, Sandbox, copy, mount, spec};
 
 impl Sandbox {
     /// Makes a container whose process waits for its start.
@@ -24,11 +25,12 @@ impl Sandbox {
     /// Whatever a step says; then nothing of the container is left.
     pub async fn create(&self, request: CreateRequest) -> Result<()> {
         let CreateRequest { id, spec, root, rootfs, stdio } = request;
-        let streams = Wanted::from(&stdio);
+        let streams = io::Wanted::from(&stdio);
         let process = Process::new(streams.terminal, stdio, None);
         let name = id.clone();
         let mut cancelled = self.ask(move |state| reserve(state, name, process, false)).await??;
-        let plan = Plan { id: id.clone(), spec, root, rootfs, streams };
+        let wanted = Wanted { id: id.clone(), root, rootfs, mounts: spec.Mounts.clone(), pod_shm: false };
+        let plan = Plan { id: id.clone(), spec, wanted, streams };
         let sandbox = self.clone();
         // On its own, so that it comes to its end even where who asked has gone.
         let made = tokio::spawn(async move {
@@ -44,9 +46,8 @@ impl Sandbox {
 struct Plan {
     id: String,
     spec: oci::Spec,
-    root: std::path::PathBuf,
-    rootfs: Vec<coracle_storage::HostMount>,
-    streams: Wanted,
+    wanted: Wanted,
+    streams: io::Wanted,
 }
 
 /// What a create leaves to the container.
@@ -122,9 +123,18 @@ pub(crate) async fn unless<T>(
 
 async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<Made> {
     spec::check(&plan.spec)?;
-    let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, spec::setup(&plan.spec)?)).await?;
+    let setup = spec::setup(&plan.spec, &plan.wanted)?;
+    let needs_disks = !setup.disks.is_empty();
+    let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, setup)).await?;
+    if needs_disks && !pod.has_disks.swap(false, Ordering::Relaxed) {
+        return Err(Error::Unsupported(format!(
+            "container {}: its root is made of disks, and the pod's machine, which is running already, takes no more",
+            plan.id
+        )));
+    }
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan).await?;
+    unless(cancelled, &plan.id, until_end(&pod, copy::files(&pod, &mounted.plan.copies))).await?;
     let connecting = until_end(&pod, io::connect(&pod, plan.streams));
     let connected = unless(cancelled, &plan.id, connecting).await?;
     let request = request(plan, &mounted.plan, &pod, connected.ports, sandbox.config.labels)?;
@@ -160,6 +170,7 @@ fn request(
     let mut request = CreateContainerRequest {
         container_id: plan.id.clone(),
         OCI: MessageField::some(spec::for_guest(plan.spec.clone(), storage, plan.streams.terminal, labels)),
+        storages: storage.storages.clone(),
         sandbox_pidns: spec::shares_pids(&plan.spec),
         stdin_port: ports.stdin,
         stdout_port: ports.stdout,
@@ -210,11 +221,10 @@ struct Mounted {
 
 impl Mounted {
     async fn new(pod: &Arc<Pod>, plan: &Plan) -> Result<Self> {
-        let (shared, id, root) = (pod.shared.clone(), plan.id.clone(), plan.root.clone());
-        let (rootfs, mounts, pod_shm) = (plan.rootfs.clone(), plan.spec.Mounts.clone(), pod.has_shm);
+        let (shared, wanted) = (pod.shared.clone(), Wanted { pod_shm: pod.has_shm, ..plan.wanted.clone() });
         // A look at a source, and a mount, may take their time (a network file system): they get a thread.
         let work = move || {
-            let plan = coracle_storage::container(&shared, &id, &root, &rootfs, &mounts, pod_shm)?;
+            let plan = coracle_storage::container(shared.as_deref(), &wanted)?;
             mount::apply(&plan).map(|()| Self { plan, kept: false })
         };
         tokio::task::spawn_blocking(work).await.map_err(|error| Error::Failed(error.to_string()))?

@@ -14,6 +14,7 @@ mod agent;
 mod boot;
 mod bounded;
 mod clock;
+mod copy;
 mod create;
 mod delete;
 mod error;

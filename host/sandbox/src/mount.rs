@@ -45,8 +45,10 @@ pub(crate) fn unshare(shared: &Path) {
 
 /// Makes a container's mounts; where one fails, those before it are undone.
 pub(crate) fn apply(plan: &ContainerPlan) -> Result<()> {
-    std::fs::create_dir_all(&plan.folder)
-        .map_err(|error| Error::Failed(format!("make {}: {error}", plan.folder.display())))?;
+    if let Some(folder) = &plan.folder {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| Error::Failed(format!("make {}: {error}", folder.display())))?;
+    }
     for wanted in &plan.mounts {
         if let Err(error) = make(wanted) {
             undo(plan);
@@ -68,10 +70,11 @@ pub(crate) fn undo(plan: &ContainerPlan) {
         };
     }
     // Only empty folders are removed: what could still be mounted below is not ours to delete.
-    if let Err(error) = std::fs::remove_dir(&plan.folder)
+    if let Some(folder) = &plan.folder
+        && let Err(error) = std::fs::remove_dir(folder)
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        log::warn!("{} stays: {error}", plan.folder.display());
+        log::warn!("{} stays: {error}", folder.display());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use coracle_machine::{GuestStream, Machine};
 use coracle_process::Child;
@@ -11,12 +12,14 @@ use crate::agent::Agent;
 use crate::forward::Forward;
 use crate::network::Network;
 
-/// See the module. It is shared by the futures that act on it; it has no state of its own.
+/// See the module. It is shared by the futures that act on it; it has no state of its own, but what is taken once.
 pub(crate) struct Pod {
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) agent: Agent,
-    /// The host's side of the folder that the guest sees.
-    pub(crate) shared: PathBuf,
+    /// The host's side of the folder that the guest sees. None where the machine shares no files.
+    pub(crate) shared: Option<PathBuf>,
+    /// Whether the machine has disks for its first container's root, which has not taken them yet.
+    pub(crate) has_disks: AtomicBool,
     pub(crate) virtiofsd: Option<Child>,
     /// Whether its containers share memory in the guest.
     pub(crate) has_shm: bool,

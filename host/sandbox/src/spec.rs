@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use coracle_protocol::oci;
-use coracle_storage::ContainerPlan;
+use coracle_storage::{ContainerPlan, Wanted};
 
 use crate::boot::Setup;
 use crate::{Error, Result};
@@ -139,8 +139,10 @@ pub(crate) fn shares_pids(spec: &oci::Spec) -> bool {
     namespaces.iter().any(|namespace| namespace.Type == "pid" && !namespace.Path.is_empty())
 }
 
-/// What a pod of one container is set up with: the size that its limits ask for.
-pub(crate) fn setup(spec: &oci::Spec) -> Result<Setup> {
+/// What a pod of one container is set up with: the size that its limits ask for, and what its storage needs from the start.
+pub(crate) fn setup(spec: &oci::Spec, wanted: &Wanted) -> Result<Setup> {
+    let disks = coracle_storage::root_disks(&wanted.id, &wanted.rootfs)?;
+
     let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
     let cpu = resources.and_then(|resources| resources.CPU.as_ref());
     let memory = resources.and_then(|resources| resources.Memory.as_ref());
@@ -148,6 +150,8 @@ pub(crate) fn setup(spec: &oci::Spec) -> Result<Setup> {
         cpus: cpu.and_then(|cpu| processors(cpu.Quota, cpu.Period)),
         memory_mib: memory.and_then(|memory| mebibytes(memory.Limit)),
         network: network(spec)?,
+        shares_files: wanted.needs_share(disks.is_some()),
+        disks: disks.map(|disks| disks.devices).unwrap_or_default(),
         ..Default::default()
     })
 }
@@ -182,6 +186,9 @@ pub(crate) fn pod_setup(id: &str, spec: &oci::Spec) -> Result<Setup> {
         sandbox_id: id.to_owned(),
         network: network(spec)?,
         sysctls: spec.Linux.as_ref().map(|linux| linux.Sysctl.clone()).unwrap_or_default(),
+        // What its containers will need nobody has said.
+        shares_files: true,
+        disks: Vec::new(),
     })
 }
 
@@ -202,7 +209,7 @@ mod tests {
     use super::*;
 
     fn plan() -> ContainerPlan {
-        ContainerPlan { folder: "/s/c".into(), mounts: vec![], guest_mounts: vec![], guest_root: "/g/c/rootfs".into() }
+        ContainerPlan { guest_root: "/g/c/rootfs".into(), ..ContainerPlan::default() }
     }
 
     #[test]
@@ -255,7 +262,7 @@ mod tests {
             let mut spec: oci::Spec = coracle_protocol::from_json(json).unwrap();
             let network = oci::LinuxNamespace { Type: "network".into(), ..Default::default() };
             spec.Linux.mut_or_insert_default().Namespaces.push(network);
-            let setup = setup(&spec).unwrap();
+            let setup = setup(&spec, &Wanted::default()).unwrap();
             (setup.cpus, setup.memory_mib)
         };
         assert_eq!(size("{}"), (None, None));

@@ -26,6 +26,15 @@ pub enum Monitor {
     Auto,
 }
 
+/// What the root of a container of `coracle run` is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rootfs {
+    /// Disks of the machine: the image's layers, and one to write to.
+    Erofs,
+    /// A folder of the host's, shared with the machine.
+    Virtiofs,
+}
+
 /// The machine type of QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MachineType {
@@ -127,6 +136,7 @@ macro_rules! words {
 
 words!(Accelerator, "one of \"kvm\", \"any\", \"emulation\"", "kvm" = Kvm, "any" = Any, "emulation" = Emulation);
 words!(Monitor, "one of \"qemu\", \"builtin\", \"auto\"", "qemu" = Qemu, "builtin" = Builtin, "auto" = Auto);
+words!(Rootfs, "one of \"erofs\", \"virtiofs\"", "erofs" = Erofs, "virtiofs" = Virtiofs);
 words!(MachineType, "one of \"q35\", \"microvm\"", "q35" = Q35, "microvm" = Microvm);
 
 /// One entry of the reference.
@@ -221,6 +231,12 @@ settings! {
         "Where `coracle run --network NAME` looks for CNI networks: files *.conflist and *.conf.";
     network_subnets: Vec<String> = "network.subnets", vec!["10.89.0.0/24".into()],
         "The addresses of containers of `coracle run` on the network \"bridge\": of each subnet, of IPv4 or IPv6, a container has one. They must be nobody else's on this host.";
+    run_rootfs: Rootfs = "run.rootfs", Rootfs::Erofs,
+        "What the root of a container of `coracle run` is made of. \"erofs\" is read-only disks, one for each layer of the image and shared by all containers, and a disk of its own to write to; the host shares no files then but volumes. \"virtiofs\" is a folder of the host.";
+    run_verity: bool = "run.verity", false,
+        "Whether the guest verifies what it reads of an image's layers by their hashes (dm-verity), where `run.rootfs` is \"erofs\".";
+    run_writable_mib: u64 = "run.writable_mib", 16384,
+        "The most that a container of `coracle run` can have written to its root, in MiB, where `run.rootfs` is \"erofs\". The host's disk is used as it writes.";
     run_folder: PathBuf = "run.folder", "/run/coracle".into(),
         "The folder for what lives as long as a pod. Its path must be short: sockets are below it.";
 }

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use coracle_protocol::agent::Storage;
 use coracle_protocol::{oci, paths};
 use sha2::{Digest, Sha256};
 
-use crate::Error;
+use crate::{Error, root_disks};
 
 /// A mount to make on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,81 +45,96 @@ pub struct IdMap {
     pub count: u32,
 }
 
+/// A container, as far as its storage goes.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Its name.
+    pub id: String,
+    /// Its root as a folder, where `rootfs` is empty.
+    pub root: PathBuf,
+    /// The mounts that containerd asks for.
+    pub rootfs: Vec<HostMount>,
+    /// The specification's mounts.
+    pub mounts: Vec<oci::Mount>,
+    /// Whether the shared memory that a container runtime has made on the host for the pod becomes that of the guest, which the
+    /// pod's containers share.
+    pub pod_shm: bool,
+}
+
+impl Wanted {
+    /// Whether it needs files of the host to be shared with the guest.
+    #[must_use]
+    pub fn needs_share(&self, has_root_disks: bool) -> bool {
+        let shares = |mount: &oci::Mount| is_bind(mount) && !is_copy(mount) && !(self.pod_shm && is_pod_shm(mount));
+        !has_root_disks || self.mounts.iter().any(shares)
+    }
+}
+
+/// A file to copy to the guest before the container is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copy {
+    /// The host's file.
+    pub source: PathBuf,
+    /// Its path in the guest.
+    pub target: String,
+}
+
 /// What a container's storage needs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ContainerPlan {
-    /// The container's folder below the shared one, removed with the container.
-    pub folder: PathBuf,
+    /// The container's folder below the shared one, removed with the container. None where nothing is shared.
+    pub folder: Option<PathBuf>,
     /// Mounts to make on the host, in order.
     pub mounts: Vec<HostMount>,
+    /// Files to copy to the guest.
+    pub copies: Vec<Copy>,
+    /// What the guest makes before the container, in order.
+    pub storages: Vec<Storage>,
     /// The container's mounts for the guest.
     pub guest_mounts: Vec<oci::Mount>,
     /// The root's path in the guest.
     pub guest_root: String,
 }
 
-/// Plans a container's storage below the pod's `shared` folder.
-///
-/// `rootfs` are the mounts that containerd asks for; where there are none the root is `root`, a folder. `spec_mounts` are
-/// the specification's. With `pod_shm` the shared memory that a container runtime has made on the host for the pod becomes that
-/// of the guest, which the pod's containers share.
+/// Plans a container's storage: below the pod's `shared` folder, or without one where the pod's machine shares none.
 ///
 /// # Errors
 /// [`Error`].
-pub fn container(
-    shared: &Path,
-    id: &str,
-    root: &Path,
-    rootfs: &[HostMount],
-    spec_mounts: &[oci::Mount],
-    pod_shm: bool,
-) -> Result<ContainerPlan, Error> {
-    let folder = shared.join(id);
-    let target = folder.join("rootfs");
-    let mut mounts = Vec::new();
-    if rootfs.is_empty() {
-        if !root.is_dir() {
-            return Err(Error::Invalid(format!("the bundle's root file system {} is not a folder", root.display())));
+pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan, Error> {
+    let guest_folder = format!("{}/{}", paths::SHARED, wanted.id);
+    let folder = shared.map(|shared| shared.join(&wanted.id));
+    let mut plan = ContainerPlan { folder: folder.clone(), ..ContainerPlan::default() };
+    match (root_disks(&wanted.id, &wanted.rootfs)?, &folder) {
+        (Some(disks), _) => (plan.storages, plan.guest_root) = (disks.storages, disks.guest_root),
+        (None, Some(folder)) => {
+            plan.mounts = root(wanted, &folder.join("rootfs"))?;
+            plan.guest_root = format!("{guest_folder}/rootfs");
         }
-        mounts.push(HostMount {
-            kind: "bind".into(),
-            source: root.to_owned(),
-            target,
-            options: vec!["rbind".into()],
-            owners: None,
-        });
-    } else {
-        mounts.extend(rootfs.iter().map(|mount| HostMount { target: target.clone(), ..mount.clone() }));
+        (None, None) => return Err(Error::NotShared("/".into())),
     }
-    if spec_mounts.len() > MOUNTS_MAX {
-        let count = spec_mounts.len();
+    if wanted.mounts.len() > MOUNTS_MAX {
+        let count = wanted.mounts.len();
         return Err(Error::Invalid(format!("the container has {count} mounts, and {MOUNTS_MAX} are the most")));
     }
-    let guest_folder = format!("{}/{id}", paths::SHARED);
-    let mut guest_mounts = Vec::new();
-    for mount in spec_mounts {
+    for mount in &wanted.mounts {
         let mut guest_mount = mount.clone();
-        if pod_shm && is_pod_shm(mount) {
+        if wanted.pod_shm && is_pod_shm(mount) {
             guest_mount.source = paths::SHM.into();
         } else if is_bind(mount) {
             let name = mount_name(mount);
-            let mut options = vec!["rbind".to_owned()];
-            // The guest is not to be trusted with it: what is read-only for the container is so on the host already.
-            if is_readonly(mount) {
-                options.push("ro".to_owned());
+            let target = format!("{guest_folder}/{name}");
+            match &folder {
+                Some(folder) => plan.mounts.push(host_bind(mount, folder.join(&name))?),
+                None if is_copy(mount) => {
+                    plan.copies.push(Copy { source: file_source(mount)?, target: target.clone() })
+                }
+                None => return Err(Error::NotShared(mount.destination.clone().into())),
             }
-            mounts.push(HostMount {
-                kind: "bind".into(),
-                source: bind_source(mount)?,
-                target: folder.join(&name),
-                options,
-                owners: owners(mount)?,
-            });
             // They are the host's to change.
             guest_mount.UIDMappings.clear();
             guest_mount.GIDMappings.clear();
-            guest_mount.options.retain(|option| !matches!(option.as_str(), "idmap" | "ridmap"));
-            guest_mount.source = format!("{guest_folder}/{name}");
+            guest_mount.options.retain(|option| !matches!(option.as_str(), "idmap" | "ridmap" | COPY));
+            guest_mount.source = target;
         } else if mount.destination == "/dev/shm" {
             // In the guest it is the memory of this pod.
             guest_mount.type_ = "tmpfs".into();
@@ -129,9 +145,54 @@ pub fn container(
                 kind: mount.type_.clone(),
             });
         }
-        guest_mounts.push(guest_mount);
+        plan.guest_mounts.push(guest_mount);
     }
-    Ok(ContainerPlan { folder, mounts, guest_mounts, guest_root: format!("{guest_folder}/rootfs") })
+    Ok(plan)
+}
+
+/// The mounts on the host that make the root at `target`.
+fn root(wanted: &Wanted, target: &Path) -> Result<Vec<HostMount>, Error> {
+    if !wanted.rootfs.is_empty() {
+        let all = wanted.rootfs.iter();
+        return Ok(all.map(|mount| HostMount { target: target.to_owned(), ..mount.clone() }).collect());
+    }
+    if !wanted.root.is_dir() {
+        let root = wanted.root.display();
+        return Err(Error::Invalid(format!("the bundle's root file system {root} is not a folder")));
+    }
+    Ok(vec![HostMount {
+        kind: "bind".into(),
+        source: wanted.root.clone(),
+        target: target.to_owned(),
+        options: vec!["rbind".into()],
+        owners: None,
+    }])
+}
+
+/// A bind mount on the host, at `target`.
+fn host_bind(mount: &oci::Mount, target: PathBuf) -> Result<HostMount, Error> {
+    let mut options = vec!["rbind".to_owned()];
+    // The guest is not to be trusted with it: what is read-only for the container is so on the host already.
+    if is_readonly(mount) {
+        options.push("ro".to_owned());
+    }
+    Ok(HostMount { kind: "bind".into(), source: bind_source(mount)?, target, options, owners: owners(mount)? })
+}
+
+/// The option of a bind mount of a file that the container has for its own: where nothing is shared the guest gets a copy of it.
+/// (To mount(8) what begins with `x-` is a comment.)
+const COPY: &str = "x-coracle.copy";
+
+fn is_copy(mount: &oci::Mount) -> bool {
+    mount.options.iter().any(|option| option == COPY)
+}
+
+fn file_source(mount: &oci::Mount) -> Result<PathBuf, Error> {
+    let source = bind_source(mount)?;
+    if source.is_file() {
+        return Ok(source);
+    }
+    Err(Error::Invalid(format!("the mount {} is to be copied, and {} is no file", mount.destination, mount.source)))
 }
 
 /// The most mounts of a container: far more than any has, and far fewer than a kernel takes long for.
@@ -221,12 +282,18 @@ mod tests {
         }
     }
 
+    /// A plan with a shared folder `/run/s` and the root `root`.
+    fn plan_of(root: &Path, mounts: &[oci::Mount], pod_shm: bool) -> Result<ContainerPlan, Error> {
+        let (root, mounts) = (root.to_owned(), mounts.to_vec());
+        container(Some(Path::new("/run/s")), &Wanted { id: "c1".into(), root, rootfs: Vec::new(), mounts, pod_shm })
+    }
+
     #[test]
     fn bind_mounts_move_below_the_shared_folder() {
         let source = tempfile::tempdir().unwrap();
         let path = source.path().to_str().unwrap();
         let mounts = [mount("/data", "bind", path, &["rbind", "ro"]), mount("/proc", "proc", "proc", &[])];
-        let plan = container(Path::new("/run/s"), "c1", source.path(), &[], &mounts, false).unwrap();
+        let plan = plan_of(source.path(), &mounts, false).unwrap();
         assert_eq!(plan.mounts.len(), 2);
         assert_eq!(plan.mounts[1].source, source.path());
         assert!(plan.mounts[1].target.starts_with("/run/s/c1"));
@@ -241,30 +308,61 @@ mod tests {
     fn shared_memory_is_the_guests() {
         let root = tempfile::tempdir().unwrap();
         let mounts = [mount("/dev/shm", "bind", "/run/containerd/sandboxes/1/shm", &["rbind", "ro"])];
-        let plan = container(Path::new("/s"), "c", root.path(), &[], &mounts, true).unwrap();
+        let plan = plan_of(root.path(), &mounts, true).unwrap();
         assert_eq!(plan.mounts.len(), 1, "only the root is mounted on the host");
         assert_eq!(plan.guest_mounts[0].source, paths::SHM);
         let own = [mount("/dev/shm", "tmpfs", "shm", &[])];
-        let own = container(Path::new("/s"), "c", root.path(), &[], &own, true).unwrap();
+        let own = plan_of(root.path(), &own, true).unwrap();
         assert_eq!(own.guest_mounts[0].type_, "tmpfs");
         // A volume at that place is a volume.
         let volume = [mount("/dev/shm", "bind", root.path().to_str().unwrap(), &[])];
-        let plan = container(Path::new("/s"), "c", root.path(), &[], &volume, true).unwrap();
+        let plan = plan_of(root.path(), &volume, true).unwrap();
         assert_eq!(plan.mounts.len(), 2);
     }
 
     #[test]
     fn what_is_missing_or_unknown_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let plan = |mounts: &[oci::Mount]| {
-            container(Path::new("/s"), "c", root.path(), &[], mounts, false).unwrap_err().to_string()
-        };
+        let plan = |mounts: &[oci::Mount]| plan_of(root.path(), mounts, false).unwrap_err().to_string();
         assert!(plan(&[mount("/d", "bind", "/nowhere", &[])]).contains("/nowhere"));
         assert!(plan(&[mount("/d", "bind", "relative", &[])]).contains("not absolute"));
         assert!(plan(&[mount("/d", "nfs", "x", &[])]).contains("nfs"));
         assert!(plan(&[mount("/d", "bind", "/dev/null", &[])]).contains("device"));
-        let missing = container(Path::new("/s"), "c", Path::new("/nowhere"), &[], &[], false).unwrap_err().to_string();
+        let missing = plan_of(Path::new("/nowhere"), &[], false).unwrap_err().to_string();
         assert!(missing.contains("/nowhere"));
+    }
+
+    #[test]
+    fn a_machine_that_shares_nothing_gets_disks_and_copies() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hosts");
+        std::fs::write(&file, "127.0.0.1 localhost").unwrap();
+        let disk = |kind: &str| HostMount {
+            kind: kind.into(),
+            source: "/d".into(),
+            target: "".into(),
+            options: vec![],
+            owners: None,
+        };
+        let mut wanted = Wanted {
+            id: "c1".into(),
+            root: "/nowhere".into(),
+            rootfs: vec![disk("erofs"), disk("ext4"), disk("overlay")],
+            mounts: vec![mount("/etc/hosts", "bind", file.to_str().unwrap(), &["bind", "rw", "x-coracle.copy"])],
+            pod_shm: false,
+        };
+        assert!(!wanted.needs_share(true) && wanted.needs_share(false));
+        let plan = container(None, &wanted).unwrap();
+        assert!(plan.mounts.is_empty() && plan.folder.is_none());
+        assert_eq!((plan.storages.len(), plan.guest_root.as_str()), (3, "/run/kata-containers/c1/rootfs"));
+        assert_eq!(plan.copies, [Copy { source: file, target: plan.guest_mounts[0].source.clone() }]);
+        assert_eq!(plan.guest_mounts[0].options, ["bind", "rw"]);
+        // What the host and the container are both to see can't be copied, nor can a folder.
+        wanted.mounts.push(mount("/data", "bind", folder.path().to_str().unwrap(), &["bind"]));
+        assert!(wanted.needs_share(true));
+        assert!(container(None, &wanted).unwrap_err().to_string().contains("/data"));
+        wanted.mounts[1].options.push("x-coracle.copy".into());
+        assert!(container(None, &wanted).unwrap_err().to_string().contains("no file"));
     }
 
     #[test]

@@ -2,15 +2,18 @@
 //!
 //! Nothing here has an effect. A pod's shared file system becomes a server to start, a device for the machine and a storage
 //! for the guest ([`shared_fs`]); a container's root and bind mounts become mounts on the host below the shared folder and
-//! paths in the guest ([`container`]). The sandbox carries the plans out.
+//! paths in the guest ([`container`]), or disks of the machine and files to copy ([`root_disks`]). The sandbox carries the plans
+//! out.
 
 mod container;
+mod disks;
 mod shared_fs;
 mod shm;
 
 use std::path::PathBuf;
 
-pub use container::{ContainerPlan, HostMount, IdMap, Owners, container};
+pub use container::{ContainerPlan, Copy, HostMount, IdMap, Owners, Wanted, container};
+pub use disks::{RootDisks, root_disks};
 pub use shared_fs::{SOCKET_FD, SharedFsPlan, Virtiofsd, find_virtiofsd, shared_fs};
 pub use shm::shm;
 
@@ -31,4 +34,9 @@ pub enum Error {
         /// Its type.
         kind: String,
     },
+    /// A mount needs the host's files, and the pod's machine shares none.
+    #[error(
+        "the mount {0} needs a file of the host, and the pod's machine, whose first container needed none, shares no files"
+    )]
+    NotShared(PathBuf),
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_flow::{Bench, Scripted, beside, captured, first, greet, in_own_mounts};
+use coracle_machine::fake::FakeGuest;
 use coracle_protocol::oci;
 use coracle_sandbox::{Error, Event, Status, Stdio};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Answers that are due within 100 ms are given ten times as long: the machine is shared.
 const SOON: Duration = Duration::from_secs(1);
@@ -196,6 +197,27 @@ fn a_guest_that_says_nothing_or_rubbish_fails_the_create_in_time() {
         let bench = Bench::with(rubbish, |_| {});
         let error = bench.create("c1", "true", Stdio::default()).await.unwrap_err();
         assert!(error.to_string().contains("malformed"), "{error}");
+    });
+}
+
+#[test]
+fn a_greeting_that_breaks_off_is_followed_by_another_one() {
+    in_own_mounts(async {
+        let agent = Scripted::hanging_in("");
+        let inner = agent.program();
+        let program = Arc::new(move |guest: FakeGuest| {
+            let (agent, hello) = (inner(guest.clone()), guest.hello_socket());
+            Box::pin(async move {
+                for words in ["", "{\"version\":"] {
+                    let mut host = tokio::net::UnixStream::connect(&hello).await.unwrap();
+                    host.write_all(words.as_bytes()).await.unwrap();
+                }
+                agent.await
+            }) as futures::future::BoxFuture<'static, String>
+        });
+        let bench = Bench::with(program, |_| {});
+        soon("the create", bench.create("c1", "true", Stdio::default())).await.unwrap();
+        bench.sandbox.stop().await.unwrap();
     });
 }
 

@@ -76,8 +76,10 @@ fn check_files(config: &Config, spec: &MachineSpec) -> Result<()> {
     readable("the guest's kernel", &spec.kernel.path, "run `coracle image build` or set `guest.folder`")?;
     readable("the guest's initrd", &spec.initrd, "run `coracle image build` or set `guest.folder`")?;
     for device in &spec.devices {
-        if let Device::SharedFs { socket, .. } = device {
-            readable_socket(socket)?;
+        match device {
+            Device::SharedFs { socket, .. } => readable_socket(socket)?,
+            Device::Block { path, .. } => readable("the disk", path, "it has to be there before the machine")?,
+            _ => {}
         }
     }
     Ok(())

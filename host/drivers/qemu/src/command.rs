@@ -56,7 +56,9 @@ pub(crate) fn arguments(
         MachineType::Microvm => "microvm,acpi=on,rtc=on,isa-serial=on,auto-kernel-cmdline=off",
     };
     let memory = spec.memory.size_mib;
-    let share = if spec.memory.kind == MemoryKind::Shared { "on" } else { "off" };
+    // Our own server of the vsock maps it, too.
+    let is_shared = spec.memory.kind == MemoryKind::Shared || vsock == VsockKind::Server;
+    let share = if is_shared { "on" } else { "off" };
     let processor = if config.accelerator == Accelerator::Kvm { "host" } else { "max" };
     add(&["-name", &spec.name]);
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
@@ -114,6 +116,24 @@ pub(crate) fn arguments(
                 add(&["-netdev", &format!("tap,id=net{number},fd={fd}")]);
                 add(&["-device", &format!("{net},netdev=net{number},mac={mac}{rom}{modern}")]);
             }
+            Device::Block { path, read_only, direct, serial } => {
+                let on = |flag: bool| if flag { "on" } else { "off" };
+                let kind = if is_block_device(path) { "host_device" } else { "file" };
+                let (path, serial) = (escaped(path)?, escaped(std::path::Path::new(serial))?);
+                // What the guest frees is freed on the host.
+                let discard = if *read_only { "ignore" } else { "unmap" };
+                add(&[
+                    "-blockdev",
+                    &format!(
+                        "driver=raw,node-name=disk{number},read-only={},discard={discard},cache.direct={},\
+                         file.driver={kind},file.filename={path}",
+                        on(*read_only),
+                        on(*direct)
+                    ),
+                ]);
+                let disk = bus("virtio-blk");
+                add(&["-device", &format!("{disk},drive=disk{number},serial={serial}{modern}")]);
+            }
             other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
         }
     }
@@ -146,6 +166,17 @@ fn plain(path: &std::path::Path) -> Result<&str> {
     path.to_str()
         .filter(|text| !text.contains(','))
         .ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))
+}
+
+/// A path in an option that may have any: a comma is written twice.
+fn escaped(path: &std::path::Path) -> Result<String> {
+    let text = path.to_str().ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))?;
+    Ok(text.replace(',', ",,"))
+}
+
+fn is_block_device(path: &std::path::Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
 #[cfg(test)]
@@ -217,6 +248,26 @@ mod tests {
         assert!(!needs(MachineType::Q35, Accelerator::Emulation));
         assert_eq!(command_line(&spec("x"), Some(2600)), "quiet tsc_early_khz=2600000 console=ttyS0");
         assert_eq!(command_line(&spec("x"), None), "quiet console=ttyS0");
+    }
+
+    #[test]
+    fn disks_have_their_paths_whole() {
+        let disk = |path: &str, read_only| Device::Block {
+            path: path.into(),
+            read_only,
+            direct: !read_only,
+            serial: "root-0".into(),
+        };
+        let mut spec = spec("x");
+        spec.devices.extend([disk("/images/a,readonly=off", true), disk("/c/rw", false)]);
+        let all = arguments(&config(MachineType::Microvm), &spec, VsockKind::Server, None).unwrap();
+        let blocks = after(&all, "-blockdev");
+        let expected = "driver=raw,node-name=disk3,read-only=on,discard=ignore,cache.direct=off,file.driver=file,\
+            file.filename=/images/a,,readonly=off";
+        assert_eq!(blocks[0], expected);
+        assert!(blocks[1].to_str().unwrap().contains("read-only=off,discard=unmap,cache.direct=on"));
+        let devices = after(&all, "-device");
+        assert_eq!(devices[3], "virtio-blk-device,drive=disk3,serial=root-0");
     }
 
     #[test]

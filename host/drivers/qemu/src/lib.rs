@@ -77,7 +77,13 @@ impl Qemu {
 impl Driver for Qemu {
     fn capabilities(&self, _: &MachineSpec) -> Capabilities {
         Capabilities {
-            coldplug: vec![DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::SharedFs, DeviceKind::Net],
+            coldplug: vec![
+                DeviceKind::Vsock,
+                DeviceKind::Rng,
+                DeviceKind::SharedFs,
+                DeviceKind::Block,
+                DeviceKind::Net,
+            ],
             hotplug: Vec::new(),
             resize: false,
             pause: true,

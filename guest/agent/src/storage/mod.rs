@@ -1,0 +1,224 @@
+//! Storages of the wire: what must be mounted in the guest before a container can use it.
+
+mod block;
+mod device_mapper;
+mod verity;
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use coracle_protocol::agent::Storage;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::state::Agent;
+use crate::thread::on_thread;
+use crate::{Config, Error, Result, SharedSource};
+
+/// The drivers that [`attach`] knows, by their names on the wire.
+pub(crate) const DRIVERS: [&str; 5] = ["blk", "ephemeral", "local", "overlayfs", "virtio-fs"];
+
+/// The folder below which the host may have things mounted.
+const ALLOWED: &str = "/run/kata-containers";
+
+/// What is attached, by where it is. A storage that several containers name is there once.
+#[derive(Debug, Default)]
+pub(crate) struct Storages(Mutex<HashMap<PathBuf, Held>>);
+
+#[derive(Debug)]
+struct Held {
+    users: usize,
+    /// None of one that lives as long as the pod.
+    undo: Option<Undo>,
+}
+
+/// What the end of a container's own storage takes.
+#[derive(Debug)]
+struct Undo {
+    target: PathBuf,
+    verity: Option<device_mapper::Device>,
+}
+
+impl Undo {
+    fn run(self) {
+        // What still uses it keeps it; nobody else finds it any more.
+        let _ = umount2(&self.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        let _ = std::fs::remove_dir(&self.target);
+        if let Some(device) = self.verity {
+            device.remove_when_unused();
+        }
+    }
+}
+
+/// The storages of one container, which are let go of by [`release`].
+pub(crate) type Names = Vec<PathBuf>;
+
+/// Attaches what a container needs; where one fails, those before it are let go of.
+pub(crate) async fn attach_all(agent: &Arc<Agent>, wanted: Vec<Storage>) -> Result<Names> {
+    let agent = Arc::clone(agent);
+    on_thread(move || {
+        let mut names = Names::new();
+        for storage in wanted {
+            match attach(&agent.config, &agent.storages, &storage) {
+                Ok(()) => names.push(storage.mount_point.into()),
+                Err(error) => {
+                    release(&agent.storages, &names);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(names)
+    })
+    .await
+}
+
+/// Lets go of storages, the last one first. It may wait for the host.
+pub(crate) fn release(storages: &Storages, names: &[PathBuf]) {
+    let mut held = storages.0.lock().unwrap_or_else(PoisonError::into_inner);
+    for name in names.iter().rev() {
+        let Some(one) = held.get_mut(name) else { continue };
+        one.users = one.users.saturating_sub(1);
+        if one.users == 0
+            && let Some(undo) = one.undo.take()
+        {
+            held.remove(name);
+            undo.run();
+        }
+    }
+}
+
+/// Mounts one storage, unless it is there.
+fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()> {
+    let target = allowed(&storage.mount_point)?;
+    let mut held = storages.0.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(one) = held.get_mut(target) {
+        one.users += 1;
+        return Ok(());
+    }
+    let undo = match storage.driver.as_str() {
+        "virtio-fs" if config.shared == SharedSource::InPlace => None,
+        "virtio-fs" => {
+            mount_at(target, &storage.source, "virtiofs", &storage.options)?;
+            None
+        }
+        "ephemeral" if storage.fstype == "tmpfs" && config.shared == SharedSource::VirtioFs => {
+            mount_at(target, "tmpfs", "tmpfs", &storage.options)?;
+            None
+        }
+        "ephemeral" if storage.fstype == "tmpfs" => {
+            make(target)?;
+            None
+        }
+        "local" => {
+            make(target)?;
+            None
+        }
+        "blk" => Some(disk(target, storage)?),
+        "overlayfs" => Some(overlay(target, storage)?),
+        other => return Err(Error::Unsupported(format!("the storage driver {other}"))),
+    };
+    held.insert(target.to_owned(), Held { users: 1, undo });
+    Ok(())
+}
+
+/// A path that the host may name: below its own folder, whatever it says.
+fn allowed(path: &str) -> Result<&Path> {
+    let wanted = Path::new(path);
+    let inside = wanted.strip_prefix(ALLOWED).is_ok_and(|rest| rest.components().next().is_some());
+    if inside && wanted.components().all(|part| !matches!(part, Component::ParentDir)) {
+        Ok(wanted)
+    } else {
+        Err(Error::Invalid(format!("{} is no place for a storage", path.escape_default())))
+    }
+}
+
+/// A file system on a disk, whose blocks are verified where the options name a root hash.
+fn disk(target: &Path, storage: &Storage) -> Result<Undo> {
+    // No more than these: a file system's code is a way into the guest's kernel.
+    if !matches!(storage.fstype.as_str(), "erofs" | "ext4") {
+        return Err(Error::Unsupported(format!("a disk with the file system {}", storage.fstype.escape_default())));
+    }
+    let disk = block::find(&storage.source)?;
+    let verity = verity::open(&disk, &storage.driver_options)?;
+    let source = verity.as_ref().map_or_else(|| disk.path(), device_mapper::Device::path);
+    match mount_at(target, &source, &storage.fstype, &storage.options) {
+        Ok(()) => Ok(Undo { target: target.to_owned(), verity }),
+        Err(error) => {
+            if let Some(device) = verity {
+                device.remove_when_unused();
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Folders over one another. The upper and the working one are made.
+fn overlay(target: &Path, storage: &Storage) -> Result<Undo> {
+    for option in &storage.options {
+        match option.split_once('=') {
+            Some(("lowerdir", folders)) => {
+                for folder in folders.split(':') {
+                    allowed(folder)?;
+                }
+            }
+            Some(("upperdir" | "workdir", folder)) => make(allowed(folder)?)?,
+            _ => return Err(Error::Invalid(format!("{} is no option of an overlay", option.escape_default()))),
+        }
+    }
+    mount_at(target, "overlay", "overlay", &storage.options)?;
+    Ok(Undo { target: target.to_owned(), verity: None })
+}
+
+fn make(target: &Path) -> Result<()> {
+    std::fs::create_dir_all(target).map_err(Error::system(format!("make {}", target.display())))
+}
+
+fn mount_at(target: &Path, source: &str, kind: &str, options: &[String]) -> Result<()> {
+    make(target)?;
+    let mut flags = MsFlags::empty();
+    let mut data = Vec::new();
+    for option in options {
+        match option.as_str() {
+            "nodev" => flags |= MsFlags::MS_NODEV,
+            "nosuid" => flags |= MsFlags::MS_NOSUID,
+            "noexec" => flags |= MsFlags::MS_NOEXEC,
+            "ro" => flags |= MsFlags::MS_RDONLY,
+            "rw" | "" => {}
+            other => data.push(other),
+        }
+    }
+    let data = data.join(",");
+    mount(Some(source), target, Some(kind), flags, Some(data.as_str()))
+        .map_err(Error::system(format!("mount {source} ({kind}) on {}", target.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn try_attach(storage: Storage) -> Result<()> {
+        attach(&Config::guest(), &Storages::default(), &storage)
+    }
+
+    #[test]
+    fn storages_stay_in_their_place() {
+        for mount_point in ["/etc", "/run/kata-containers/../x", "relative", "", "/run/kata-containers"] {
+            let storage = Storage { driver: "local".into(), mount_point: mount_point.into(), ..Default::default() };
+            assert!(matches!(try_attach(storage), Err(Error::Invalid(_))), "{mount_point}");
+        }
+        let at = |driver: &str, fstype: &str, options: &[&str]| Storage {
+            driver: driver.into(),
+            fstype: fstype.into(),
+            source: "/dev/disk/by-id/virtio-x".into(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            mount_point: "/run/kata-containers/x".into(),
+            ..Default::default()
+        };
+        assert!(matches!(try_attach(at("scsi", "", &[])), Err(Error::Unsupported(_))));
+        assert!(matches!(try_attach(at("blk", "ntfs", &[])), Err(Error::Unsupported(_))));
+        for option in ["lowerdir=/run/kata-containers/a:/etc", "upperdir=/run/kata-containers/../../etc", "metacopy=on"]
+        {
+            assert!(matches!(try_attach(at("overlayfs", "overlay", &[option])), Err(Error::Invalid(_))), "{option}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! A container's root made of disks: read-only layers, one that is written to, and an overlay of them in the guest. Nothing of the
+//! host is shared for it.
+
+use coracle_machine::Device;
+use coracle_protocol::agent::Storage;
+use coracle_protocol::paths;
+
+use crate::{Error, HostMount};
+
+/// By which the guest finds a disk, after its serial number.
+const BY_SERIAL: &str = "/dev/disk/by-id/virtio-";
+
+/// Options of mount(8) for a verified file system; the guest needs them, the kernel's mount does not.
+const VERITY: &str = "verity.";
+
+/// What such a root needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RootDisks {
+    /// The disks, for the machine from its start.
+    pub devices: Vec<Device>,
+    /// What the guest makes of them, in order.
+    pub storages: Vec<Storage>,
+    /// The root's path in the guest.
+    pub guest_root: String,
+}
+
+/// Plans the root of the container `id`, where `rootfs` is made of disks: mounts of the type `erofs`, the topmost layer first, one
+/// of the type `ext4` to write to, and the `overlay` of them all, whose options name what is before it (containerd's mount
+/// templates). `None` where it is anything else.
+///
+/// # Errors
+/// [`Error::Invalid`] for such a root that has more, or too little.
+pub fn root_disks(id: &str, rootfs: &[HostMount]) -> Result<Option<RootDisks>, Error> {
+    let of = |kind: &'static str| rootfs.iter().filter(move |mount| mount.kind == kind);
+    if of("erofs").next().is_none() || of("ext4").next().is_none() {
+        return Ok(None);
+    }
+    let overlays = rootfs.iter().filter(|mount| mount.kind == "overlay" || mount.kind.ends_with("/overlay"));
+    let (layers, writable) = (of("erofs").count(), of("ext4").count());
+    if writable != 1 || overlays.count() != 1 || rootfs.len() != layers + 2 {
+        return Err(Error::Invalid(
+            "a root of disks has layers of EROFS, one disk of ext4 and one overlay, and nothing else".into(),
+        ));
+    }
+    let folder = format!("{}/{id}", paths::STATE);
+    let (mut devices, mut storages, mut lower) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, layer) in of("erofs").enumerate() {
+        let (serial, place) = (format!("layer-{number}"), format!("{folder}/layers/{number}"));
+        let verity = layer.options.iter().filter(|option| option.starts_with(VERITY)).cloned().collect();
+        devices.push(disk(layer, true, &serial));
+        storages.push(storage(&serial, "erofs", &["ro"], &place, verity));
+        lower.push(place);
+    }
+    let writable = format!("{folder}/writable");
+    for mount in of("ext4") {
+        devices.push(disk(mount, false, "writable"));
+        // What is deleted is free again on the host.
+        storages.push(storage("writable", "ext4", &["discard"], &writable, Vec::new()));
+    }
+    let guest_root = format!("{folder}/rootfs");
+    storages.push(Storage {
+        driver: "overlayfs".into(),
+        source: "overlay".into(),
+        fstype: "overlay".into(),
+        options: vec![
+            format!("lowerdir={}", lower.join(":")),
+            format!("upperdir={writable}/upper"),
+            format!("workdir={writable}/work"),
+        ],
+        mount_point: guest_root.clone(),
+        ..Default::default()
+    });
+    Ok(Some(RootDisks { devices, storages, guest_root }))
+}
+
+fn disk(mount: &HostMount, read_only: bool, serial: &str) -> Device {
+    Device::Block { path: mount.source.clone(), read_only, direct: false, serial: serial.into() }
+}
+
+fn storage(serial: &str, fstype: &str, options: &[&str], place: &str, verity: Vec<String>) -> Storage {
+    Storage {
+        driver: "blk".into(),
+        driver_options: verity,
+        source: format!("{BY_SERIAL}{serial}"),
+        fstype: fstype.into(),
+        options: options.iter().map(|&option| option.to_owned()).collect(),
+        mount_point: place.into(),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(kind: &str, source: &str, options: &[&str]) -> HostMount {
+        HostMount {
+            kind: kind.into(),
+            source: source.into(),
+            target: "".into(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            owners: None,
+        }
+    }
+
+    #[test]
+    fn layers_become_disks_with_the_topmost_first() {
+        let rootfs = [
+            mount("erofs", "/i/top.erofs", &["ro", "loop", "verity.roothash=ab", "verity.hashoffset=8192"]),
+            mount("erofs", "/i/base.erofs", &["ro", "loop"]),
+            mount("ext4", "/c/writable.ext4", &["rw", "loop"]),
+            mount("format/mkdir/overlay", "overlay", &["lowerdir={{ overlay 0 1 }}"]),
+        ];
+        let plan = root_disks("c1", &rootfs).unwrap().unwrap();
+        let serials: Vec<_> = plan
+            .devices
+            .iter()
+            .map(|device| match device {
+                Device::Block { serial, read_only, .. } => (serial.as_str(), *read_only),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(serials, [("layer-0", true), ("layer-1", true), ("writable", false)]);
+        assert_eq!(plan.storages[0].driver_options, ["verity.roothash=ab", "verity.hashoffset=8192"]);
+        assert!(plan.storages[1].driver_options.is_empty());
+        let overlay = plan.storages.last().unwrap();
+        let layers = "/run/kata-containers/c1/layers";
+        assert_eq!(overlay.options[0], format!("lowerdir={layers}/0:{layers}/1"));
+        assert_eq!(
+            (overlay.mount_point.as_str(), plan.guest_root.as_str()),
+            (plan.guest_root.as_str(), "/run/kata-containers/c1/rootfs")
+        );
+    }
+
+    #[test]
+    fn other_roots_are_the_hosts_to_mount() {
+        let overlay = || mount("overlay", "overlay", &["lowerdir=/a"]);
+        for rootfs in
+            [vec![], vec![overlay()], vec![mount("erofs", "/a", &["ro"])], vec![mount("ext4", "/dev/mapper/x", &[])]]
+        {
+            assert_eq!(root_disks("c", &rootfs).unwrap(), None, "{rootfs:?}");
+        }
+        let (layer, writable) = (|| mount("erofs", "/a", &[]), || mount("ext4", "/b", &[]));
+        for rootfs in [
+            vec![layer(), writable()],
+            vec![layer(), writable(), writable(), overlay()],
+            vec![layer(), writable(), overlay(), mount("bind", "/c", &[])],
+        ] {
+            assert!(matches!(root_disks("c", &rootfs), Err(Error::Invalid(_))), "{rootfs:?}");
+        }
+    }
+}
