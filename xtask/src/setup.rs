@@ -22,22 +22,25 @@ pub(crate) const VIRTIOFSD: [&str; 3] =
     ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd"];
 
 /// What building and running takes.
-const RUN: [Need; 5] = [
+const RUN: [Need; 6] = [
     need(&["/usr/bin/gcc"], "gcc"),
     need(&["/usr/lib/x86_64-linux-gnu/libc.a", "/usr/lib/aarch64-linux-gnu/libc.a"], "libc6-dev"),
     need(&["/usr/bin/qemu-system-x86_64"], "qemu-system-x86"),
     need(&VIRTIOFSD, "virtiofsd"),
     need(&["/bin/busybox", "/usr/bin/busybox"], "busybox-static"),
+    need(&["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"], "e2fsprogs"),
 ];
 
 const CONTAINERD: [Need; 2] =
     [need(&["/usr/bin/containerd"], "containerd"), need(&["/usr/sbin/runc", "/usr/bin/runc"], "runc")];
 
-const TEST: [Need; 4] = [
+const TEST: [Need; 6] = [
     need(&["/usr/sbin/iptables", "/sbin/iptables"], "iptables"),
     need(&["/usr/bin/docker-registry"], "docker-registry"),
     need(&["/usr/lib/cni/bridge"], "containernetworking-plugins"),
     need(&["/usr/sbin/ip", "/usr/bin/ip", "/sbin/ip"], "iproute2"),
+    need(&["/usr/bin/mkfs.erofs", "/usr/sbin/mkfs.erofs"], "erofs-utils"),
+    need(&["/usr/sbin/veritysetup", "/sbin/veritysetup"], "cryptsetup-bin"),
 ];
 
 /// Which things are to be there.

@@ -38,8 +38,9 @@ pub(crate) struct Setup {
     pub(crate) sysctls: HashMap<String, String>,
     /// Whether its containers need files of the host.
     pub(crate) shares_files: bool,
-    /// Disks of its first container's root.
+    /// Disks of its first container's root, and that container.
     pub(crate) disks: Vec<Device>,
+    pub(crate) disks_of: Option<String>,
 }
 
 /// Boots the pod's machine. When the future is dropped, nothing is left of it.
@@ -103,7 +104,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         machine,
         agent,
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
-        has_disks: (!setup.disks.is_empty()).into(),
+        disks_of: setup.disks_of.clone().into(),
         virtiofsd,
         has_shm: !setup.sandbox_id.is_empty(),
         network,

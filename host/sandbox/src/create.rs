@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use coracle_protocol::agent::{CreateContainerRequest, RemoveContainerRequest};
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
@@ -29,7 +28,7 @@ impl Sandbox {
         let process = Process::new(streams.terminal, stdio, None);
         let name = id.clone();
         let mut cancelled = self.ask(move |state| reserve(state, name, process, false)).await??;
-        let wanted = Wanted { id: id.clone(), root, rootfs, mounts: spec.Mounts.clone(), pod_shm: false };
+        let wanted = Wanted { id: id.clone(), root, rootfs, mounts: spec.Mounts.clone(), ..Wanted::default() };
         let plan = Plan { id: id.clone(), spec, wanted, streams };
         let sandbox = self.clone();
         // On its own, so that it comes to its end even where who asked has gone.
@@ -124,14 +123,7 @@ pub(crate) async fn unless<T>(
 async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<Made> {
     spec::check(&plan.spec)?;
     let setup = spec::setup(&plan.spec, &plan.wanted)?;
-    let needs_disks = !setup.disks.is_empty();
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, setup)).await?;
-    if needs_disks && !pod.has_disks.swap(false, Ordering::Relaxed) {
-        return Err(Error::Unsupported(format!(
-            "container {}: its root is made of disks, and the pod's machine, which is running already, takes no more",
-            plan.id
-        )));
-    }
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan).await?;
     unless(cancelled, &plan.id, until_end(&pod, copy::files(&pod, &mounted.plan.copies))).await?;
@@ -221,7 +213,10 @@ struct Mounted {
 
 impl Mounted {
     async fn new(pod: &Arc<Pod>, plan: &Plan) -> Result<Self> {
-        let (shared, wanted) = (pod.shared.clone(), Wanted { pod_shm: pod.has_shm, ..plan.wanted.clone() });
+        // Only the container for which the machine was booted has its disks there, and only once.
+        let has_disks = pod.has_disks_of(&plan.id);
+        let (shared, pod_shm) = (pod.shared.clone(), pod.has_shm);
+        let wanted = Wanted { has_disks, pod_shm, ..plan.wanted.clone() };
         // A look at a source, and a mount, may take their time (a network file system): they get a thread.
         let work = move || {
             let plan = coracle_storage::container(shared.as_deref(), &wanted)?;

@@ -61,9 +61,9 @@ impl From<coracle_storage::Error> for Error {
         match error {
             coracle_storage::Error::Missing(_) => Self::Missing(text),
             coracle_storage::Error::Invalid(_) => Self::Invalid(text),
-            coracle_storage::Error::Unsupported { .. } | coracle_storage::Error::NotShared(_) => {
-                Self::Unsupported(text)
-            }
+            coracle_storage::Error::Unsupported { .. }
+            | coracle_storage::Error::OnlyDisks(_)
+            | coracle_storage::Error::NotShared(_) => Self::Unsupported(text),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::PoisonError;
 
 use coracle_machine::{GuestStream, Machine};
 use coracle_process::Child;
@@ -18,8 +18,8 @@ pub(crate) struct Pod {
     pub(crate) agent: Agent,
     /// The host's side of the folder that the guest sees. None where the machine shares no files.
     pub(crate) shared: Option<PathBuf>,
-    /// Whether the machine has disks for its first container's root, which has not taken them yet.
-    pub(crate) has_disks: AtomicBool,
+    /// The container of whose root the machine has the disks, until it has taken them. A look, never held across an await.
+    pub(crate) disks_of: std::sync::Mutex<Option<String>>,
     pub(crate) virtiofsd: Option<Child>,
     /// Whether its containers share memory in the guest.
     pub(crate) has_shm: bool,
@@ -31,4 +31,12 @@ pub(crate) struct Pod {
     pub(crate) sysctls: HashMap<String, String>,
     /// Open for as long as the agent lives; the agent ends when it is closed.
     pub(crate) _lifeline: Mutex<GuestStream>,
+}
+
+impl Pod {
+    /// Whether the machine has the disks of this container's root. It is asked once: they can't be used again.
+    pub(crate) fn has_disks_of(&self, container: &str) -> bool {
+        let mut of = self.disks_of.lock().unwrap_or_else(PoisonError::into_inner);
+        of.take_if(|of| of == container).is_some()
+    }
 }

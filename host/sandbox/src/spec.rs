@@ -151,6 +151,7 @@ pub(crate) fn setup(spec: &oci::Spec, wanted: &Wanted) -> Result<Setup> {
         memory_mib: memory.and_then(|memory| mebibytes(memory.Limit)),
         network: network(spec)?,
         shares_files: wanted.needs_share(disks.is_some()),
+        disks_of: disks.as_ref().map(|_| wanted.id.clone()),
         disks: disks.map(|disks| disks.devices).unwrap_or_default(),
         ..Default::default()
     })
@@ -189,6 +190,7 @@ pub(crate) fn pod_setup(id: &str, spec: &oci::Spec) -> Result<Setup> {
         // What its containers will need nobody has said.
         shares_files: true,
         disks: Vec::new(),
+        disks_of: None,
     })
 }
 

@@ -56,6 +56,8 @@ pub struct Wanted {
     pub rootfs: Vec<HostMount>,
     /// The specification's mounts.
     pub mounts: Vec<oci::Mount>,
+    /// Whether the machine has the disks of which the root may be made.
+    pub has_disks: bool,
     /// Whether the shared memory that a container runtime has made on the host for the pod becomes that of the guest, which the
     /// pod's containers share.
     pub pod_shm: bool,
@@ -104,7 +106,12 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
     let guest_folder = format!("{}/{}", paths::SHARED, wanted.id);
     let folder = shared.map(|shared| shared.join(&wanted.id));
     let mut plan = ContainerPlan { folder: folder.clone(), ..ContainerPlan::default() };
-    match (root_disks(&wanted.id, &wanted.rootfs)?, &folder) {
+    let disks = if wanted.has_disks { root_disks(&wanted.id, &wanted.rootfs)? } else { None };
+    // The host can't mount these.
+    if let (None, Some(layer)) = (&disks, wanted.rootfs.iter().find(|mount| mount.kind == "erofs")) {
+        return Err(Error::OnlyDisks(layer.source.clone()));
+    }
+    match (disks, &folder) {
         (Some(disks), _) => (plan.storages, plan.guest_root) = (disks.storages, disks.guest_root),
         (None, Some(folder)) => {
             plan.mounts = root(wanted, &folder.join("rootfs"))?;
@@ -285,7 +292,7 @@ mod tests {
     /// A plan with a shared folder `/run/s` and the root `root`.
     fn plan_of(root: &Path, mounts: &[oci::Mount], pod_shm: bool) -> Result<ContainerPlan, Error> {
         let (root, mounts) = (root.to_owned(), mounts.to_vec());
-        container(Some(Path::new("/run/s")), &Wanted { id: "c1".into(), root, rootfs: Vec::new(), mounts, pod_shm })
+        container(Some(Path::new("/run/s")), &Wanted { id: "c1".into(), root, mounts, pod_shm, ..Wanted::default() })
     }
 
     #[test]
@@ -349,6 +356,7 @@ mod tests {
             root: "/nowhere".into(),
             rootfs: vec![disk("erofs"), disk("ext4"), disk("overlay")],
             mounts: vec![mount("/etc/hosts", "bind", file.to_str().unwrap(), &["bind", "rw", "x-coracle.copy"])],
+            has_disks: true,
             pod_shm: false,
         };
         assert!(!wanted.needs_share(true) && wanted.needs_share(false));

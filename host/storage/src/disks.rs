@@ -24,14 +24,20 @@ pub struct RootDisks {
     pub guest_root: String,
 }
 
-/// Plans the root of the container `id`, where `rootfs` is made of disks: mounts of the type `erofs`, the topmost layer first, one
-/// of the type `ext4` to write to, and the `overlay` of them all, whose options name what is before it (containerd's mount
-/// templates). `None` where it is anything else.
+/// Plans the root of the container `id`, where `rootfs` is made of disks. It is one file system of the type `ext4` (containerd's
+/// snapshotters `blockfile` and `devmapper`); or mounts of the type `erofs`, the topmost layer first, one of the type `ext4` to
+/// write to, and the `overlay` of them all, whose options name what is before it (containerd's mount templates). `None` where it is
+/// anything else.
 ///
 /// # Errors
-/// [`Error::Invalid`] for such a root that has more, or too little.
+/// [`Error::Invalid`] for layers with more, or too little.
 pub fn root_disks(id: &str, rootfs: &[HostMount]) -> Result<Option<RootDisks>, Error> {
     let of = |kind: &'static str| rootfs.iter().filter(move |mount| mount.kind == kind);
+    if let [whole] = rootfs
+        && whole.kind == "ext4"
+    {
+        return Ok(Some(one_disk(id, whole)));
+    }
     if of("erofs").next().is_none() || of("ext4").next().is_none() {
         return Ok(None);
     }
@@ -71,6 +77,20 @@ pub fn root_disks(id: &str, rootfs: &[HostMount]) -> Result<Option<RootDisks>, E
         ..Default::default()
     });
     Ok(Some(RootDisks { devices, storages, guest_root }))
+}
+
+/// A root that is one file system.
+fn one_disk(id: &str, mount: &HostMount) -> RootDisks {
+    let guest_root = format!("{}/{id}/rootfs", paths::STATE);
+    let read_only = mount.options.iter().any(|option| option == "ro");
+    // How the host would have to mount it is not the guest's.
+    let options = mount.options.iter().map(String::as_str).filter(|option| !matches!(*option, "loop" | "rw"));
+    let options: Vec<&str> = options.collect();
+    RootDisks {
+        devices: vec![disk(mount, read_only, "root")],
+        storages: vec![storage("root", "ext4", &options, &guest_root, Vec::new())],
+        guest_root,
+    }
 }
 
 fn disk(mount: &HostMount, read_only: bool, serial: &str) -> Device {
@@ -130,6 +150,16 @@ mod tests {
             (overlay.mount_point.as_str(), plan.guest_root.as_str()),
             (plan.guest_root.as_str(), "/run/kata-containers/c1/rootfs")
         );
+    }
+
+    #[test]
+    fn one_file_system_is_one_disk() {
+        let plan = |options: &[&str]| root_disks("c", &[mount("ext4", "/dev/mapper/x", options)]).unwrap().unwrap();
+        let whole = plan(&["loop", "rw", "discard"]);
+        assert!(matches!(&whole.devices[..], [Device::Block { read_only: false, serial, .. }] if serial == "root"));
+        assert_eq!(whole.storages[0].options, ["discard"]);
+        assert_eq!((whole.storages.len(), whole.storages[0].mount_point.as_str()), (1, whole.guest_root.as_str()));
+        assert!(matches!(plan(&["ro"]).devices[0], Device::Block { read_only: true, .. }));
     }
 
     #[test]

@@ -34,6 +34,11 @@ pub enum Error {
         /// Its type.
         kind: String,
     },
+    /// A root is made of disks that the pod's machine has not.
+    #[error(
+        "the root of the container is made of disks such as {0}, and the pod's machine, which runs already, takes no more"
+    )]
+    OnlyDisks(PathBuf),
     /// A mount needs the host's files, and the pod's machine shares none.
     #[error(
         "the mount {0} needs a file of the host, and the pod's machine, whose first container needed none, shares no files"

@@ -18,12 +18,8 @@ fn blob(folder: &Path, bytes: &[u8]) -> String {
     digest
 }
 
-/// A layout with one layer of these entries, names unchecked.
-///
-/// # Panics
-/// Where files can't be written.
-pub fn layout_with_layer(folder: &Path, entries: &[LayerEntry<'_>]) {
-    std::fs::create_dir_all(folder.join("blobs/sha256")).expect("a layout");
+/// A layer of these entries, names unchecked.
+fn layer(entries: &[LayerEntry<'_>]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, kind, content) in entries {
         let mut header = tar::Header::new_ustar();
@@ -41,7 +37,16 @@ pub fn layout_with_layer(folder: &Path, entries: &[LayerEntry<'_>]) {
         header.set_cksum();
         builder.append(&header, data).expect("an entry");
     }
-    let layer = builder.into_inner().expect("a layer");
+    builder.into_inner().expect("a layer")
+}
+
+/// A layout with one layer of these entries, names unchecked.
+///
+/// # Panics
+/// Where files can't be written.
+pub fn layout_with_layer(folder: &Path, entries: &[LayerEntry<'_>]) {
+    std::fs::create_dir_all(folder.join("blobs/sha256")).expect("a layout");
+    let layer = layer(entries);
     let layer_digest = blob(folder, &layer);
     let config = json!({ "architecture": "amd64", "os": "linux", "config": { "Cmd": ["/x"] },
         "rootfs": { "type": "layers", "diff_ids": [layer_digest] } });
@@ -51,6 +56,22 @@ pub fn layout_with_layer(folder: &Path, entries: &[LayerEntry<'_>]) {
     let digest = blob(folder, manifest.to_string().as_bytes());
     let index = json!({ "schemaVersion": 2, "manifests": [{ "digest": digest }] });
     std::fs::write(folder.join("index.json"), index.to_string()).expect("the index");
+}
+
+/// Copies a layout with more layers on its own.
+///
+/// # Panics
+/// Where files can't be read or written.
+pub fn copy_layout_with_layers(from: &Path, to: &Path, layers: &[&[LayerEntry<'_>]]) {
+    change_layout(from, to, |manifest, config| {
+        for entries in layers {
+            let bytes = layer(entries);
+            let digest = blob(to, &bytes);
+            config["rootfs"]["diff_ids"].as_array_mut().expect("layers").push(digest.as_str().into());
+            let descriptor = json!({ "digest": digest, "size": bytes.len() });
+            manifest["layers"].as_array_mut().expect("layers").push(descriptor);
+        }
+    });
 }
 
 /// Copies a layout, to spoil the copy.
@@ -70,6 +91,11 @@ pub fn copy_layout(from: &Path, to: &Path) {
 /// # Panics
 /// Where files can't be read or written.
 pub(crate) fn copy_layout_with_command(from: &Path, to: &Path, command: &[&str]) {
+    change_layout(from, to, |_, config| config["config"]["Cmd"] = json!(command));
+}
+
+/// Copies a layout, with its manifest and configuration changed.
+fn change_layout(from: &Path, to: &Path, change: impl FnOnce(&mut serde_json::Value, &mut serde_json::Value)) {
     copy_layout(from, to);
     std::fs::copy(from.join("oci-layout"), to.join("oci-layout")).expect("a layout");
     let read = |digest: &serde_json::Value| -> serde_json::Value {
@@ -80,7 +106,7 @@ pub(crate) fn copy_layout_with_command(from: &Path, to: &Path, command: &[&str])
     let mut index: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
     let mut manifest = read(&index["manifests"][0]["digest"]);
     let mut config = read(&manifest["config"]["digest"]);
-    config["config"]["Cmd"] = json!(command);
+    change(&mut manifest, &mut config);
     let write = |document: &serde_json::Value| {
         let bytes = document.to_string();
         (blob(to, bytes.as_bytes()), bytes.len())

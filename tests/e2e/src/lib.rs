@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub use audit::Left;
 pub use containerd::Containerd;
 pub use cri::{Cri, Pod};
-pub use images::{LayerEntry, copy_layout, docker_archive, layout_archive, layout_with_layer};
+pub use images::{LayerEntry, copy_layout, copy_layout_with_layers, docker_archive, layout_archive, layout_with_layer};
 pub use netns::{Netns, ip, try_ip};
 pub use pod_shim::{POD_CONFIG, PodShim, read_metrics};
 pub use run::{Outcome, Running};

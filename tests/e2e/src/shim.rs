@@ -88,6 +88,26 @@ impl Shim {
         self.create_as(&self.id)
     }
 
+    /// Creates the container with a root that is mounts, as containerd's snapshotters give them: type, source, options.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn create_with_root(&self, id: &str, mounts: &[(&str, &str, &[&str])]) -> Result<(), Refused> {
+        let mount = |(kind, source, options): &(&str, &str, &[&str])| api::Mount {
+            type_: (*kind).into(),
+            source: (*source).into(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            ..Default::default()
+        };
+        let request = api::CreateTaskRequest {
+            id: id.into(),
+            bundle: self.bundle.display().to_string(),
+            rootfs: mounts.iter().map(mount).collect(),
+            ..Default::default()
+        };
+        self.client.create(patience(), &request).map(drop).map_err(refused)
+    }
+
     /// Creates a container of this name from the same bundle.
     ///
     /// # Errors

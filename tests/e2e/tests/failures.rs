@@ -60,7 +60,7 @@ fn a_missing_qemu_is_named_with_its_mend() {
 #[test]
 fn a_missing_virtiofsd_is_named_with_its_mend() {
     refused(
-        Host::new().set("virtiofsd.paths", "[\"/nowhere/virtiofsd\"]"),
+        Host::new().set("run.rootfs", "\"virtiofs\"").set("virtiofsd.paths", "[\"/nowhere/virtiofsd\"]"),
         &["/nowhere/virtiofsd", "virtiofsd.paths", "install"],
     );
 }
@@ -145,7 +145,7 @@ fn the_monitor_killed_is_an_exit_and_nothing_stays() {
 
 #[test]
 fn virtiofsd_killed_is_an_exit_and_nothing_stays() {
-    let host = Host::new();
+    let host = Host::new().set("run.rootfs", "\"virtiofs\"");
     assert_eq!(killed(&host, "virtiofsd").code, 137);
     host.audit();
 }
