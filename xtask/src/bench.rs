@@ -3,6 +3,7 @@
 mod agent;
 mod calls;
 mod devices;
+mod rootfs;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,6 +27,9 @@ pub(crate) struct Args {
     /// Print JSON only.
     #[arg(long)]
     json: bool,
+    /// Only this part of the report, by its name there.
+    #[arg(long, value_name = "PART")]
+    only: Option<String>,
     /// How many pairs of `coracle run` and `runc run` are timed.
     #[arg(long, default_value_t = 20)]
     pairs: usize,
@@ -111,32 +115,42 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Result<Value> {
-    let sizes = sizes(bench)?;
-    let idle = step("an idle pod", || idle_pod(bench, run_folder))?;
-    let memory = step(&format!("memory of {PODS} pods"), || memory(bench))?;
-    let instructions = step("instructions to ready", || instructions(bench, guest, run_folder))?;
-    let ratio = step(&format!("{} pairs with runc", args.pairs), || ratio(bench, args.pairs))?;
-    let pods = step("pods through containerd", || pods::measure(&bench.built, args.pairs))?;
-    let lane = Lane {
-        built: &bench.built,
-        guest: guest.to_owned(),
-        other: Some(tests::other_guest(&bench.built, tests::OTHER_KERNEL)?),
-        usual: None,
-        image: bench.image.clone(),
+    let part = |name: &str, text: &str, work: &dyn Fn() -> Result<Value>| -> Result<(String, Value)> {
+        let wanted = args.only.as_deref().is_none_or(|only| only == name);
+        let value = if wanted { step(text, work)? } else { Value::Null };
+        Ok((name.to_owned(), value))
     };
-    let devices = step("instructions of the built-in monitor's devices", devices::measure)?;
-    let monitor = step("the built-in monitor", || lane.measure())?;
-    Ok(json!({
-        "environment": environment(bench)?,
-        "sizes_bytes": sizes,
-        "idle_pod": idle,
-        "memory": memory,
-        "guest_instructions_to_ready": instructions,
-        "run_true_against_runc": ratio,
-        "pods": pods,
-        "device_instructions": devices,
-        "monitor": monitor,
-    }))
+    let lane = || -> Result<Value> {
+        let lane = Lane {
+            built: &bench.built,
+            guest: guest.to_owned(),
+            other: Some(tests::other_guest(&bench.built, tests::OTHER_KERNEL)?),
+            usual: None,
+            image: bench.image.clone(),
+        };
+        lane.measure()
+    };
+    let pairs = args.pairs;
+    let parts = [
+        part("sizes_bytes", "sizes", &|| sizes(bench))?,
+        part("idle_pod", "an idle pod", &|| idle_pod(bench, run_folder))?,
+        part("memory", &format!("memory of {PODS} pods"), &|| memory(bench))?,
+        part("guest_instructions_to_ready", "instructions to ready", &|| instructions(bench, guest, run_folder))?,
+        part("run_true_against_runc", &format!("{pairs} pairs with runc"), &|| ratio(bench, pairs))?,
+        part("rootfs", "what roots are made of", &|| rootfs::measure(bench, guest, run_folder))?,
+        part("pods", "pods through containerd", &|| pods::measure(&bench.built, pairs))?,
+        part("device_instructions", "instructions of the built-in monitor's devices", &devices::measure)?,
+        part("monitor", "the built-in monitor", &lane)?,
+    ];
+    let mut report = serde_json::Map::from_iter(parts);
+    if let Some(only) = &args.only
+        && report.get(only).is_none()
+    {
+        let names: Vec<&str> = report.keys().map(String::as_str).collect();
+        bail!("--only {only}: the parts are {}", names.join(", "));
+    }
+    report.insert("environment".into(), environment(bench)?);
+    Ok(report.into())
 }
 
 fn environment(bench: &Bench) -> Result<Value> {
@@ -288,23 +302,43 @@ fn instructions(bench: &Bench, guest: &Path, run_folder: &Path) -> Result<Value>
     Ok(json!({ "series": series, "spread_percent": spread }))
 }
 
+/// The image's root as a folder.
+fn unpacked(bench: &Bench, image: &Path) -> Result<PathBuf> {
+    let folder = bench.root.join("unpacked").join(image.file_name().unwrap_or_default());
+    if !folder.exists() {
+        let read = |digest: &Value| -> Result<Vec<u8>> {
+            let path =
+                image.join("blobs/sha256").join(digest.as_str().unwrap_or_default().trim_start_matches("sha256:"));
+            std::fs::read(&path).with_context(|| format!("read {}", path.display()))
+        };
+        let index: Value = serde_json::from_slice(&std::fs::read(image.join("index.json"))?)?;
+        let manifest: Value = serde_json::from_slice(&read(&index["manifests"][0]["digest"])?)?;
+        let layer = read(&manifest["layers"][0]["digest"])?;
+        tar::Archive::new(layer.as_slice()).unpack(&folder).context("unpack the image")?;
+    }
+    Ok(folder)
+}
+
+/// Writes runc's bundle for a command in a root.
+fn runc_bundle(bundle: &Path, root: &Path, readonly: bool, arguments: &Value) -> Result<()> {
+    let path = bundle.join("config.json");
+    let _ = std::fs::remove_file(&path);
+    let mut spec = command("runc", &["spec", "--bundle"]);
+    spec.arg(bundle);
+    crate::steps::run(spec)?;
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    config["process"]["terminal"] = false.into();
+    config["process"]["args"] = arguments.clone();
+    config["process"]["env"] = json!(["PATH=/bin"]);
+    config["root"] = json!({ "path": root, "readonly": readonly });
+    std::fs::write(&path, config.to_string()).context("write runc's bundle")
+}
+
 /// `coracle run` of true against `runc run` of the same root, in turn.
 fn ratio(bench: &Bench, pairs: usize) -> Result<Value> {
     let bundle = bench.root.join("runc");
     std::fs::create_dir_all(&bundle).context("runc's bundle")?;
-    let images = std::fs::read_dir(bench.root.join("images")).context("the store")?.flatten();
-    let rootfs = images.map(|entry| entry.path().join("rootfs")).find(|path| path.is_dir()).context("no image")?;
-    let mut spec = command("runc", &["spec", "--bundle"]);
-    spec.arg(&bundle);
-    let _ = std::fs::remove_file(bundle.join("config.json"));
-    crate::steps::run(spec)?;
-    let path = bundle.join("config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
-    config["process"]["terminal"] = false.into();
-    config["process"]["args"] = json!(["true"]);
-    config["process"]["env"] = json!(["PATH=/bin"]);
-    config["root"] = json!({ "path": rootfs, "readonly": true });
-    std::fs::write(&path, config.to_string())?;
+    runc_bundle(&bundle, &unpacked(bench, &bench.image)?, true, &json!(["true"]))?;
     let image = bench.image();
     let timed = |mut command: Command| -> Result<f64> {
         command.stdout(Stdio::null());

@@ -3,9 +3,14 @@
 //! `guest-probe vsock PORT BYTES`: connects to the host's vsock port and writes BYTES bytes (each its index modulo 251) in
 //! one call. It says how many the call took. `guest-probe get ADDRESS:PORT PATH`: prints what an HTTP server answers.
 //! As a guest's `/init` it prints the guest's clock at its first instruction, and waits.
+//! `guest-probe read FILE BYTES`, `random FILE COUNT` (reads of 4 KiB), `write FILE BYTES`, `files FOLDER COUNT` (made, looked at,
+//! removed): how many microseconds it takes.
 //! `guest-probe call NAME ARGUMENT`: makes a system call (keyctl, getpid), and prints "ok" or the kernel's refusal.
 
+use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -19,6 +24,7 @@ fn main() -> ExitCode {
         ("vsock", Ok(port), Ok(bytes)) => write_once(port, bytes).map(|taken| taken.to_string()),
         ("get", _, _) => get(first, second),
         ("call", _, Ok(argument)) => call(first, argument),
+        ("read" | "random" | "write" | "files", _, Ok(count)) => timed(verb, Path::new(first), count),
         _ => return usage(),
     };
     match outcome {
@@ -55,8 +61,68 @@ fn get(address: &str, path: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
+/// Microseconds of something that is done to files.
+fn timed(verb: &str, path: &Path, count: usize) -> std::io::Result<String> {
+    let start = std::time::Instant::now();
+    match verb {
+        "read" => read(path, count)?,
+        "random" => random(path, count)?,
+        "write" => write(path, count)?,
+        _ => files(path, count)?,
+    }
+    Ok(start.elapsed().as_micros().to_string())
+}
+
+/// The size of one read or write, in bytes.
+const PIECE: usize = 1 << 20;
+
+fn read(path: &Path, bytes: usize) -> std::io::Result<()> {
+    let (mut file, mut piece) = (File::open(path)?, vec![0; PIECE]);
+    for _ in 0..bytes / PIECE {
+        file.read_exact(&mut piece)?;
+    }
+    Ok(())
+}
+
+fn random(path: &Path, count: usize) -> std::io::Result<()> {
+    let (file, mut page) = (File::open(path)?, [0; 4096]);
+    let pages = file.metadata()?.len() / 4096;
+    let mut state = 1_u64;
+    for _ in 0..count {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        file.read_exact_at(&mut page, (state >> 20) % pages.max(1) * 4096)?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, bytes: usize) -> std::io::Result<()> {
+    let (mut file, piece) = (File::create(path)?, vec![1; PIECE]);
+    for _ in 0..bytes / PIECE {
+        file.write_all(&piece)?;
+    }
+    file.sync_all()
+}
+
+fn files(folder: &Path, count: usize) -> std::io::Result<()> {
+    std::fs::create_dir(folder)?;
+    let all = || (0..count).map(|number| folder.join(number.to_string()));
+    for path in all() {
+        File::create(path)?.write_all(b"small")?;
+    }
+    for path in all() {
+        std::fs::metadata(path)?;
+    }
+    for path in all() {
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
 fn usage() -> ExitCode {
-    eprintln!("usage: guest-probe vsock PORT BYTES | get ADDRESS:PORT PATH | call NAME ARGUMENT");
+    eprintln!(
+        "usage: guest-probe vsock PORT BYTES | get ADDRESS:PORT PATH | call NAME ARGUMENT | read FILE BYTES | random FILE COUNT | \
+         write FILE BYTES | files FOLDER COUNT"
+    );
     ExitCode::from(2)
 }
 
