@@ -34,12 +34,13 @@ const RUN: [Need; 6] = [
 const CONTAINERD: [Need; 2] =
     [need(&["/usr/bin/containerd"], "containerd"), need(&["/usr/sbin/runc", "/usr/bin/runc"], "runc")];
 
-const TEST: [Need; 6] = [
+const TEST: [Need; 7] = [
     need(&["/usr/sbin/iptables", "/sbin/iptables"], "iptables"),
     need(&["/usr/bin/docker-registry"], "docker-registry"),
     need(&["/usr/lib/cni/bridge"], "containernetworking-plugins"),
     need(&["/usr/sbin/ip", "/usr/bin/ip", "/sbin/ip"], "iproute2"),
     need(&["/usr/bin/mkfs.erofs", "/usr/sbin/mkfs.erofs"], "erofs-utils"),
+    need(&["/usr/bin/passt"], "passt"),
     need(&["/usr/sbin/veritysetup", "/sbin/veritysetup"], "cryptsetup-bin"),
 ];
 

@@ -42,7 +42,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
             "a hook in a specification: those of the guest's own folder are run, and it".into(),
         ));
     }
-    let storages = Attached { names: storage::attach_all(agent, request.storages).await?, agent, kept: false };
+    let storages = Attached { names: storage::attach_all(agent, request.storages).await?, agent: Arc::clone(agent) };
     let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
     let (theirs, ours) = Streams::new(terminal)?.split();
     let (program, parent) = (agent.config.program.clone(), agent.config.cgroups.clone());
@@ -95,23 +95,22 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
 }
 
 /// A container's storages, let go of where the making fails.
-struct Attached<'a> {
-    agent: &'a Agent,
+struct Attached {
+    agent: Arc<Agent>,
     names: storage::Names,
-    kept: bool,
 }
 
-impl Attached<'_> {
+impl Attached {
     fn keep(mut self) -> storage::Names {
-        self.kept = true;
         std::mem::take(&mut self.names)
     }
 }
 
-impl Drop for Attached<'_> {
+impl Drop for Attached {
     fn drop(&mut self) {
-        if !self.kept {
-            storage::release(&self.agent.storages, &self.names);
+        let (agent, names) = (Arc::clone(&self.agent), std::mem::take(&mut self.names));
+        if !names.is_empty() {
+            tokio::task::spawn_blocking(move || storage::release(&agent.storages, &names));
         }
     }
 }

@@ -97,8 +97,17 @@ pub(crate) async fn update_interface(_: &Arc<Agent>, request: UpdateInterfaceReq
         if mtu > 0 {
             changes.push((LINK_MTU, &mtu_bytes));
         }
-        set_link(netlink, link.index, &changes, UP)?;
-        for (ip, prefix) in addresses {
+        set_link(netlink, link.index, &changes, 0)?;
+        // Those of IPv4 come first, so that the link tells of them when it starts: whoever is at its other end then knows where the
+        // guest is, before it has said anything (a server of a user's network knows it by nothing else).
+        let (v4, v6): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|(ip, _)| ip.is_ipv4());
+        for (ip, prefix) in v4 {
+            add_address(netlink, link.index, ip, prefix)?;
+        }
+        let told = std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/arp_notify"), "1");
+        told.map_err(Error::system(format!("let {name} tell of its addresses")))?;
+        set_link(netlink, link.index, &[], UP)?;
+        for (ip, prefix) in v6 {
             add_address(netlink, link.index, ip, prefix)?;
         }
         Ok(interface)

@@ -33,10 +33,20 @@ pub(crate) struct Record {
     /// The network that it is part of, or is to be.
     #[serde(default)]
     pub(crate) network: Option<coracle_cni::Attachment>,
+    /// Ports of the host that the container's monitor, or its helper, serves for it: those of an ordinary user's.
+    #[serde(default)]
+    pub(crate) ports: Vec<coracle_cni::Port>,
     /// The shim's address while there is one.
     pub(crate) address: Option<String>,
     /// The exit code once it has ended.
     pub(crate) exit: Option<u32>,
+}
+
+impl Record {
+    /// The ports of the host that lead to the container, or are to.
+    pub(crate) fn published(&self) -> impl Iterator<Item = &coracle_cni::Port> {
+        self.network.iter().flat_map(|network| &network.ports).chain(&self.ports)
+    }
 }
 
 /// A container's folder.

@@ -6,6 +6,8 @@ use std::process::Command as Process;
 use anyhow::{Context, Result, bail};
 use coracle_guest_image::Package;
 
+use crate::place;
+
 /// The package whose dependency is the newest kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
@@ -25,9 +27,9 @@ pub(crate) struct Build {
     /// The agent's program; it is looked for beside this one.
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
-    /// Where the image goes.
-    #[arg(long, default_value = "/var/lib/coracle/guest", value_name = "DIR")]
-    output: PathBuf,
+    /// Where the image goes: /var/lib/coracle/guest for root, ~/.local/share/coracle/guest for others.
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
 }
 
 pub(crate) fn run(command: Command) -> Result<()> {
@@ -42,8 +44,9 @@ pub(crate) fn run(command: Command) -> Result<()> {
     };
     eprintln!("coracle: reading {}", file.display());
     let package = Package::open(&file)?;
-    let manifest = coracle_guest_image::build(&package, &agent, &args.output)?;
-    println!("{}: kernel {}, agent {}", args.output.display(), manifest.kernel_release, manifest.version);
+    let output = args.output.map_or_else(place::guest, Ok)?;
+    let manifest = coracle_guest_image::build(&package, &agent, &output)?;
+    println!("{}: kernel {}, agent {}", output.display(), manifest.kernel_release, manifest.version);
     Ok(())
 }
 

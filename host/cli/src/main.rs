@@ -11,6 +11,7 @@ mod image;
 mod kill;
 mod logs;
 mod network;
+mod place;
 mod ps;
 mod rm;
 mod rootfs;
@@ -22,6 +23,7 @@ mod stop;
 mod supervise;
 mod task;
 mod terminal;
+mod user;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,9 +34,9 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "coracle", version, about, max_term_width = 100)]
 struct Cli {
-    /// The folder for images and containers.
-    #[arg(long, global = true, default_value = "/var/lib/coracle", env = "CORACLE_ROOT", value_name = "DIR")]
-    root: PathBuf,
+    /// The folder for images and containers: /var/lib/coracle for root, ~/.local/share/coracle for others.
+    #[arg(long, global = true, env = "CORACLE_ROOT", value_name = "DIR")]
+    root: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -73,7 +75,6 @@ const OWN_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let root = container::Root::new(cli.root);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         }
     };
     let outcome = runtime.block_on(async {
+        let root = container::Root::new(cli.root.map_or_else(place::root, Ok)?);
         match cli.command {
             Command::Run(args) => run::run(&root, args).await,
             Command::Exec(args) => exec::run(&root, args).await,

@@ -5,12 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use coracle_cni::{Attachment, BRIDGE, Network, Port, Protocol, namespace, plan};
+use coracle_cni::{Attachment, BRIDGE, Network, Outcome, Port, Protocol, namespace, plan};
 use coracle_settings::Settings;
 use serde_json::{Value, json};
 
 use crate::container::{Folder, Record, Root};
 use crate::run::Args;
+use crate::{place, user};
 
 /// The name of no network.
 const NONE: &str = "none";
@@ -23,36 +24,52 @@ const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv
 
 /// What a container is to have.
 #[derive(Debug)]
-pub(crate) struct Wish {
+pub(crate) enum Wish {
+    /// No network.
+    None,
+    /// One that plugins make on the host.
+    Plugins(Plugins),
+    /// One that takes no privileges: an ordinary user's.
+    User(Vec<Port>),
+}
+
+/// See [`Wish::Plugins`].
+#[derive(Debug)]
+pub(crate) struct Plugins {
     network: Network,
     container: String,
     ports: Vec<Port>,
     plugin_folders: Vec<String>,
 }
 
-/// The network that the arguments, or else the settings, ask for; `None` for no network at all.
-pub(crate) fn plan(root: &Root, args: &Args, id: &str) -> Result<Option<Wish>> {
+/// The name of an ordinary user's network.
+const USER: &str = "user";
+
+/// The network that the arguments, or else the settings, ask for.
+pub(crate) fn plan(root: &Root, args: &Args, id: &str) -> Result<Wish> {
     let settings = Settings::load()?;
-    let is_root = rustix::process::geteuid().is_root();
+    let is_root = place::is_root();
     let name = match args.network.as_deref() {
-        None if !is_root && args.publish.is_empty() && settings.network_default != NONE => {
-            eprintln!("coracle: warning: the container has no network: only root can make one on the host");
-            return Ok(None);
-        }
+        None if !is_root && settings.network_default != NONE => USER,
         None => settings.network_default.as_str(),
         Some(name) => name,
     };
     match name {
-        NONE if args.publish.is_empty() => return Ok(None),
+        NONE if args.publish.is_empty() => return Ok(Wish::None),
         NONE => {
             bail!("--publish: a container without a network has no ports to publish; give it one by --network bridge")
         }
         "host" => bail!(
             "the network host: a machine can't share the host's own network; give --network bridge, and --publish for its ports"
         ),
+        USER => {
+            check_free(root, &args.publish)?;
+            return Ok(Wish::User(args.publish.clone()));
+        }
         _ if is_root => {}
         _ => bail!(
-            "the network {name}: only root can make one on the host; run this by sudo, or with --network none and no ports"
+            "the network {name}: only root can make one on the host; run this by sudo, or with --network user, which an ordinary \
+             user's container has where none is named"
         ),
     }
     let network = network(name, &settings)?;
@@ -66,7 +83,7 @@ pub(crate) fn plan(root: &Root, args: &Args, id: &str) -> Result<Option<Wish>> {
     }
     check_free(root, &args.publish)?;
     let plugin_folders = settings.network_plugin_folders;
-    Ok(Some(Wish { network, container: id.into(), ports: args.publish.clone(), plugin_folders }))
+    Ok(Wish::Plugins(Plugins { network, container: id.into(), ports: args.publish.clone(), plugin_folders }))
 }
 
 /// The network of that name.
@@ -85,35 +102,98 @@ pub(crate) fn readiness() -> Result<String> {
     if name == NONE {
         return Ok("none, by the settings".into());
     }
+    if !place::is_root() {
+        return Ok(match user_server(&settings) {
+            Some(passt) => format!("the user's own, by {}", passt.display()),
+            None => "the user's own, by QEMU; with passt installed, the host's loopback is out of its reach".into(),
+        });
+    }
     let folders: Vec<PathBuf> = settings.network_plugin_folders.iter().map(Into::into).collect();
     let programs = coracle_cni::programs(&network(name, &settings)?, &folders)?;
     if name == BRIDGE && !std::env::split_paths(plan::PATH).any(|folder| folder.join("iptables").is_file()) {
         bail!("the bridge's plugins need iptables, which is not in {}: install it", plan::PATH);
     }
-    if !rustix::process::geteuid().is_root() {
-        return Ok(format!("{name} for root, none for others"));
-    }
     let folder = programs.first().and_then(|program| program.parent()).unwrap_or(Path::new("/"));
     Ok(format!("{name}, by the plugins in {}", folder.display()))
 }
 
+/// The program that serves an ordinary user's network, where it is there.
+fn user_server(settings: &Settings) -> Option<PathBuf> {
+    settings.network_passt_paths.iter().map(PathBuf::from).find(|path| path.is_file())
+}
+
 impl Wish {
+    /// As that of the container in `folder`: what its record has of it from now on. Its specification names namespace and files.
+    pub(crate) fn apply(self, folder: &Folder, config: &mut Value, record: &mut Record) -> Result<()> {
+        match self {
+            Self::None => {}
+            Self::Plugins(wish) => record.network = Some(wish.of(folder, config)),
+            Self::User(ports) => {
+                own_files(folder, config);
+                let settings = Settings::load()?;
+                if user_server(&settings).is_none() {
+                    eprintln!(
+                        "coracle: warning: by QEMU's own network the container reaches what listens on this host's loopback, at \
+                         10.0.2.2; install passt, and it does not"
+                    );
+                }
+                let outcome = Outcome { addresses: vec![user::GUEST.into()], ..Outcome::default() };
+                write_files(folder, &record.id, &outcome, &format!("nameserver {}\n", user::NAMES))?;
+                let text: Vec<String> = ports.iter().map(user::forward).collect();
+                // It is QEMU's, or a program's that speaks with QEMU.
+                record.overrides =
+                    format!("{}\nnetwork.user = true\nnetwork.user_ports = {text:?}", with_qemu(&record.overrides)?);
+                record.ports = ports;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Settings of a container with QEMU as its monitor, unless they name another one.
+fn with_qemu(overrides: &str) -> Result<String> {
+    if overrides.contains("\"builtin\"") {
+        bail!(
+            "--hypervisor builtin: an ordinary user's network needs QEMU; give --network none, or leave --hypervisor out"
+        );
+    }
+    Ok(if overrides.is_empty() { "machine.monitor = \"qemu\"".into() } else { overrides.to_owned() })
+}
+
+/// Mounts the container's own files, before the user's own mounts, which may be at the same place.
+fn own_files(folder: &Folder, config: &mut Value) {
+    if let Some(mounts) = config["mounts"].as_array_mut() {
+        let own = FILES.map(|(name, target)| {
+            json!({ "destination": target, "type": "bind", "source": folder.join(name), "options": ["bind", "rprivate", "rw", "x-coracle.copy"] })
+        });
+        let first_own = mounts.iter().position(|mount| mount["type"] == "bind").unwrap_or(mounts.len());
+        mounts.splice(first_own..first_own, own);
+    }
+}
+
+/// Writes the container's own files.
+fn write_files(folder: &Folder, container: &str, outcome: &Outcome, names: &str) -> Result<()> {
+    for ((name, _), text) in FILES.iter().zip([plan::hosts(container, outcome), names.to_owned()]) {
+        let path = folder.join(name);
+        let written = std::fs::write(&path, text);
+        // Whatever the caller's mask: everybody in the container reads them.
+        written
+            .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)))
+            .with_context(|| format!("write the container's {name}"))?;
+    }
+    Ok(())
+}
+
+impl Plugins {
     /// As that of the container in `folder`, whose specification names its namespace and files from now on.
-    pub(crate) fn of(self, folder: &Folder, config: &mut Value) -> Attachment {
+    fn of(self, folder: &Folder, config: &mut Value) -> Attachment {
         let namespace = folder.join("netns");
         for entry in config["linux"]["namespaces"].as_array_mut().into_iter().flatten() {
             if entry["type"] == "network" {
                 entry["path"] = namespace.display().to_string().into();
             }
         }
-        if let Some(mounts) = config["mounts"].as_array_mut() {
-            // Before the user's own, which may be at the same place.
-            let own = FILES.map(|(name, target)| {
-                json!({ "destination": target, "type": "bind", "source": folder.join(name), "options": ["bind", "rprivate", "rw", "x-coracle.copy"] })
-            });
-            let first_own = mounts.iter().position(|mount| mount["type"] == "bind").unwrap_or(mounts.len());
-            mounts.splice(first_own..first_own, own);
-        }
+        own_files(folder, config);
         let plugin_folders = self.plugin_folders.into_iter().map(Into::into).collect();
         let Self { network, container, ports, .. } = self;
         Attachment { network, container, namespace, ports, plugin_folders, result: None }
@@ -149,15 +229,7 @@ async fn connect(folder: &Folder, record: &mut Record) -> Result<()> {
     if !names.contains("nameserver") {
         eprintln!("coracle: warning: the container finds no names: the host names no server that it could ask");
     }
-    for ((name, _), text) in FILES.iter().zip([plan::hosts(&attachment.container, &outcome), names]) {
-        let path = folder.join(name);
-        let written = std::fs::write(&path, text);
-        // Whatever the caller's mask: everybody in the container reads them.
-        written
-            .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)))
-            .with_context(|| format!("write the container's {name}"))?;
-    }
-    Ok(())
+    write_files(folder, &attachment.container, &outcome, &names)
 }
 
 /// A port that is published already, by another container or by a program of the host's.
@@ -166,7 +238,7 @@ fn check_free(root: &Root, ports: &[Port]) -> Result<()> {
     for port in ports {
         let same = |other: &Port| (other.host_port, other.protocol) == (port.host_port, port.protocol);
         for (_, record) in &all {
-            if record.network.iter().any(|network| network.ports.iter().any(same)) {
+            if record.published().any(same) {
                 bail!("--publish {}: the container {} has that port", port.host_port, record.name);
             }
         }
@@ -183,7 +255,7 @@ fn check_free(root: &Root, ports: &[Port]) -> Result<()> {
 /// The host's `resolv.conf`, or what stands behind it where it names only the host itself.
 fn resolv_conf() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let is_of_use = |text: &String| plan::resolv_conf(text, &coracle_cni::Outcome::default()).contains("nameserver");
+    let is_of_use = |text: &String| plan::resolv_conf(text, &Outcome::default()).contains("nameserver");
     let all = RESOLV_CONF.map(read);
     all.iter().find(|text| is_of_use(text)).unwrap_or(&all[0]).clone()
 }
@@ -219,7 +291,7 @@ mod tests {
             "linux": { "namespaces": [{ "type": "pid" }, { "type": "network" }] }
         });
         let network = Network::bridge(&["10.89.0.0/24".into()], temporary.path());
-        let wish = Wish { network, container: "abc".into(), ports: Vec::new(), plugin_folders: vec!["/x".into()] };
+        let wish = Plugins { network, container: "abc".into(), ports: Vec::new(), plugin_folders: vec!["/x".into()] };
         let attachment = wish.of(&folder, &mut config);
         assert_eq!(config["linux"]["namespaces"][1]["path"], json!(attachment.namespace));
         let places: Vec<_> = config["mounts"].as_array().unwrap().iter().map(|mount| &mount["destination"]).collect();

@@ -76,6 +76,8 @@ pub(crate) fn mounts(folder: &Folder, root: &Root, settings: &Settings) -> Vec<a
                 format!("lowerdir={{{{ overlay 0 {} }}}}", count.saturating_sub(1)),
                 format!("upperdir={{{{ mount {count} }}}}/upper"),
                 format!("workdir={{{{ mount {count} }}}}/work"),
+                // It goes with the container.
+                "volatile".into(),
             ];
             all.push(mount("format/mkdir/overlay", Path::new("overlay"), options));
             all
@@ -83,8 +85,16 @@ pub(crate) fn mounts(folder: &Folder, root: &Root, settings: &Settings) -> Vec<a
     }
 }
 
+/// What roots are made of, or what that lacks.
+pub(crate) fn readiness() -> Result<String> {
+    match Settings::load()?.run_rootfs {
+        Rootfs::Erofs => Ok(format!("disks, by {}", mkfs()?.display())),
+        Rootfs::Virtiofs => Ok("shared folders".into()),
+    }
+}
+
 /// Where mkfs.ext4 is, or the mend.
-pub(crate) fn mkfs() -> Result<std::path::PathBuf> {
+fn mkfs() -> Result<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(MORE_FOLDERS.map(Into::into));
     let found = folders.map(|folder| folder.join("mkfs.ext4")).find(|program| program.is_file());

@@ -38,8 +38,9 @@ pub(crate) struct Args {
     /// Show a file or folder of the host in the container.
     #[arg(short, long, value_name = "SRC:DST[:ro]")]
     pub(crate) volume: Vec<String>,
-    /// The network: bridge (addresses behind the host's own), none, or the name of a CNI network. Not given, it is what the
-    /// setting network.default says: bridge, where nobody has changed it.
+    /// The network: bridge (addresses behind the host's own), user (one that needs no root), none, or the name of a CNI network. Not
+    /// given, it is user for an ordinary user's container, and for root's what the setting network.default says: bridge, where
+    /// nobody has changed it.
     #[arg(long, value_name = "NAME")]
     pub(crate) network: Option<String>,
     /// Let a port of the host lead to one of the container.
@@ -120,9 +121,8 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
     let turn = if args.publish.is_empty() { None } else { Some(root.turn()?) };
     let network = network::plan(root, &args, &id)?;
     let folder = root.create(&name)?;
-    let network = network.map(|network| network.of(&folder, &mut config));
     let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let record = Record {
+    let mut record = Record {
         id: id.clone(),
         name,
         image: args.image.clone(),
@@ -135,11 +135,13 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
         accelerator,
         root: image.root,
         overrides,
-        network,
+        network: None,
+        ports: Vec::new(),
         address: None,
         exit: None,
     };
-    if let Err(error) = fill(&folder, &config, &record, &settings) {
+    let filled = network.apply(&folder, &mut config, &mut record);
+    if let Err(error) = filled.and_then(|()| fill(&folder, &config, &record, &settings)) {
         folder.clear()?;
         return Err(error);
     }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::container::{Folder, Record};
+use crate::place;
 
 /// The namespace of containers that `coracle run` starts.
 const NAMESPACE: &str = "coracle";
@@ -24,12 +25,13 @@ fn program() -> PathBuf {
     beside.filter(|path| path.exists()).unwrap_or_else(|| PROGRAM.into())
 }
 
-fn command(overrides: &str) -> Command {
+fn command(overrides: &str) -> Result<Command> {
     let mut command = Command::new(program());
-    command.env(coracle_settings::DEFAULTS, DEFAULTS).env(coracle_settings::OVERRIDES, overrides);
+    let defaults = format!("{DEFAULTS}\n{}", place::settings()?);
+    command.env(coracle_settings::DEFAULTS, defaults).env(coracle_settings::OVERRIDES, overrides);
     // No containerd listens for events.
     command.env_remove("TTRPC_ADDRESS").env_remove("MAX_SHIM_VERSION").stdin(Stdio::null());
-    command
+    Ok(command)
 }
 
 fn output(mut command: Command) -> Result<Vec<u8>> {
@@ -43,7 +45,7 @@ fn output(mut command: Command) -> Result<Vec<u8>> {
 
 /// Starts the container's shim, and gives its address.
 pub(crate) fn start(folder: &Folder, record: &Record) -> Result<String> {
-    let mut command = command(&record.overrides);
+    let mut command = command(&record.overrides)?;
     command.args(["-namespace", NAMESPACE, "-id", &record.id]);
     if std::env::var_os("CORACLE_DEBUG").is_some() {
         command.arg("-debug");
@@ -54,14 +56,14 @@ pub(crate) fn start(folder: &Folder, record: &Record) -> Result<String> {
 
 /// Cleans up after a shim that has died.
 pub(crate) fn delete(folder: &Path, record: &Record) -> Result<()> {
-    let mut command = command(&record.overrides);
+    let mut command = command(&record.overrides)?;
     command.args(["-namespace", NAMESPACE, "-id", &record.id, "delete"]).current_dir(folder);
     output(command).map(drop)
 }
 
 /// What this host offers.
 pub(crate) fn probe(overrides: &str) -> Result<Value> {
-    let mut command = command(overrides);
+    let mut command = command(overrides)?;
     command.arg("probe");
     serde_json::from_slice(&output(command)?).context("the shim's report")
 }

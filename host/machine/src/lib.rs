@@ -18,8 +18,8 @@ pub use address::{AgentAddress, GuestListener, GuestStream};
 pub use ends::{Ends, unsupported};
 pub use error::Error;
 pub use spec::{
-    Accelerator, Architecture, Capabilities, Cpus, Device, DeviceKind, Kernel, KernelForm, MachineSpec, Memory,
-    MemoryKind, NETS_MAX, Platform, Tap, mac_text,
+    Accelerator, Architecture, Capabilities, Cpus, Descriptor, Device, DeviceKind, Forward, Kernel, KernelForm,
+    MachineSpec, Memory, MemoryKind, NETS_MAX, Platform, mac_text,
 };
 
 /// What the port gives back.

@@ -125,9 +125,36 @@ pub enum Device {
     Net {
         /// The guest's hardware address.
         mac: [u8; 6],
-        /// The tap.
-        tap: Tap,
+        /// The tap (Linux: Documentation/networking/tuntap.rst), with a virtio-net header before each packet.
+        tap: Descriptor,
     },
+    /// A network link whose other end is a program that gives the guest a network without privileges: a connected stream socket with
+    /// frames, each behind its length in four bytes, the most significant first.
+    NetStream {
+        /// The guest's hardware address.
+        mac: [u8; 6],
+        /// The socket.
+        stream: Descriptor,
+    },
+    /// A network link whose other end is the monitor itself, which does what the guest asks for as a user of the host:
+    /// 10.0.2.15/24, the host at 10.0.2.2, names at 10.0.2.3.
+    NetUser {
+        /// The guest's hardware address.
+        mac: [u8; 6],
+        /// Ports of the host that lead to the guest.
+        forwards: Vec<Forward>,
+    },
+}
+
+/// A port of the host that leads to one of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// Whether it is of UDP, and not of TCP.
+    pub is_udp: bool,
+    /// The host's address and port.
+    pub host: std::net::SocketAddr,
+    /// The guest's port.
+    pub guest: u16,
 }
 
 /// A hardware address as text: six pairs of hexadecimal digits with colons between them.
@@ -136,18 +163,18 @@ pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// A tap's descriptor (Linux: Documentation/networking/tuntap.rst), with a virtio-net header before each packet.
+/// A descriptor of the host's that a device uses.
 #[derive(Debug, Clone)]
-pub struct Tap(std::sync::Arc<std::os::fd::OwnedFd>);
+pub struct Descriptor(std::sync::Arc<std::os::fd::OwnedFd>);
 
-impl Tap {
-    /// Takes the descriptor of an open tap.
+impl Descriptor {
+    /// Takes it.
     #[must_use]
     pub fn new(fd: std::os::fd::OwnedFd) -> Self {
         Self(std::sync::Arc::new(fd))
     }
 
-    /// Another descriptor of the same tap.
+    /// Another descriptor of the same.
     ///
     /// # Errors
     /// Where the process has no room for one.
@@ -156,13 +183,13 @@ impl Tap {
     }
 }
 
-impl PartialEq for Tap {
+impl PartialEq for Descriptor {
     fn eq(&self, other: &Self) -> bool {
         std::sync::Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for Tap {}
+impl Eq for Descriptor {}
 
 /// A device's kind, for [`Capabilities`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,6 +205,10 @@ pub enum DeviceKind {
     Block,
     /// See [`Device::Net`].
     Net,
+    /// See [`Device::NetStream`].
+    NetStream,
+    /// See [`Device::NetUser`].
+    NetUser,
 }
 
 impl Device {
@@ -190,6 +221,8 @@ impl Device {
             Self::SharedFs { .. } => DeviceKind::SharedFs,
             Self::Block { .. } => DeviceKind::Block,
             Self::Net { .. } => DeviceKind::Net,
+            Self::NetStream { .. } => DeviceKind::NetStream,
+            Self::NetUser { .. } => DeviceKind::NetUser,
         }
     }
 }

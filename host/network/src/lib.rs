@@ -16,6 +16,7 @@ pub mod plan;
 mod read;
 mod steer;
 mod tap;
+pub mod user;
 
 use coracle_machine::NETS_MAX;
 pub use link::{Address, Contents, Link, Neighbour, Route, RouteKind};

@@ -16,7 +16,7 @@ use crate::agent::{Agent, Patience};
 use crate::network::Network;
 use crate::pod::Pod;
 use crate::state::Phase;
-use crate::{Config, Error, Event, Result, Sandbox, clock, mount};
+use crate::{Config, Error, Event, Result, Sandbox, clock, mount, network, user_network};
 
 /// How many lines of the guest's console an error carries.
 const CONSOLE_LINES: usize = 10;
@@ -69,9 +69,21 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         }
         None => (None, Vec::new()),
     };
+    let served = match (&setup.network, &config.user_network) {
+        (None, Some(wanted)) => {
+            let (served, device) = user_network::start(wanted)?;
+            devices.push(device);
+            Some(served)
+        }
+        _ => None,
+    };
     devices.extend(device);
     devices.extend(setup.disks.iter().cloned());
-    let machine = sandbox.driver.boot(machine_spec(config, setup, devices)).await?;
+    let booted = sandbox.driver.boot(machine_spec(config, setup, devices)).await;
+    let machine = match booted {
+        Ok(machine) => machine,
+        Err(error) => return Err(server_failed(virtiofsd.as_ref()).await.unwrap_or_else(|| error.into())),
+    };
     let greeted = greet(config, &*machine, virtiofsd.as_ref()).await;
     let lifeline = match greeted {
         Ok(lifeline) => lifeline,
@@ -81,7 +93,8 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
             return Err(with_console(error, &console));
         }
     };
-    let agent = match reach(config, &*machine, create_sandbox(config, setup, storage), network.as_ref()).await {
+    let told = Told { network: network.as_ref(), is_user: served.is_some() };
+    let agent = match reach(config, &*machine, create_sandbox(config, setup, storage), &told).await {
         Ok(agent) => agent,
         Err(error) => {
             machine.stop().await?;
@@ -108,6 +121,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         virtiofsd,
         has_shm: !setup.sandbox_id.is_empty(),
         network,
+        served,
         _forward: forward,
         sysctls: setup.sysctls.clone(),
         _lifeline: lifeline.into(),
@@ -218,6 +232,13 @@ async fn greet(config: &Config, machine: &dyn Machine, virtiofsd: Option<&(Child
     }
 }
 
+/// The end of the file server, where it is the reason that a machine did not start: that one only misses what it was to be connected to.
+async fn server_failed(virtiofsd: Option<&(Child, Ring)>) -> Option<Error> {
+    let (child, messages) = virtiofsd?;
+    let status = tokio::time::timeout(SERVER_END_PATIENCE, child.wait()).await.ok()?;
+    Some(Error::Failed(format!("virtiofsd ended with {status}: {}", messages.last_lines(3).join("; "))))
+}
+
 /// The first line of a stream, or as much as a greeting may have; `None` where it ends before.
 async fn first_line(stream: &mut GuestStream) -> Option<Vec<u8>> {
     let mut line = Vec::new();
@@ -250,12 +271,19 @@ fn with_console(error: Error, lines: &[String]) -> Error {
     }
 }
 
+/// The networks of which the guest is told.
+struct Told<'a> {
+    network: Option<&'a Network>,
+    /// Whether it has that of the host's user.
+    is_user: bool,
+}
+
 /// Connects to the agent and sets the pod up, unless the machine ends or the time is over.
 async fn reach(
     config: &Config,
     machine: &dyn Machine,
     request: CreateSandboxRequest,
-    network: Option<&Network>,
+    networks: &Told<'_>,
 ) -> Result<Agent> {
     let work = async {
         let stream = machine.agent_address().connect(ports::AGENT).await?;
@@ -263,8 +291,11 @@ async fn reach(
         let sandbox = agent
             .call("CreateSandbox", Patience::Bounded, async |agent, ctx| agent.create_sandbox(ctx, &request).await);
         tokio::try_join!(sandbox, clock::set(&agent))?;
-        if let Some(network) = network {
+        if let Some(network) = networks.network {
             network.tell(&agent).await?;
+        }
+        if networks.is_user {
+            network::tell(&agent, &coracle_network::user::contents()).await?;
         }
         Ok(agent)
     };
@@ -294,11 +325,19 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>) {
     let end = pod.machine.wait();
     let weak = Arc::downgrade(pod);
     let server = pod.virtiofsd.as_ref().map(Child::wait);
+    let passt = pod.served.as_ref().and_then(|served| served.passt.as_ref());
+    let passt = passt.map(|(child, messages)| (child.wait(), messages.clone()));
     let handle = sandbox.clone();
     tokio::spawn(async move {
         let server = async {
             match server {
                 Some(end) => end.await,
+                None => std::future::pending().await,
+            }
+        };
+        let passt = async {
+            match passt {
+                Some((end, messages)) => (end.await, messages),
                 None => std::future::pending().await,
             }
         };
@@ -313,6 +352,15 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>) {
                     let _ = pod.machine.stop().await;
                 }
                 reason.unwrap_or_else(|| format!("virtiofsd ended with {status}"))
+            }
+            (status, messages) = passt => {
+                let mut reason = None;
+                if let Some(pod) = weak.upgrade() {
+                    reason = ends_now(&*pod.machine, SERVER_END_PATIENCE).await;
+                    // A pod that says nothing of it would be cut off for ever.
+                    let _ = pod.machine.stop().await;
+                }
+                reason.unwrap_or_else(|| format!("passt ended with {status}: {}", messages.last_lines(3).join("; ")))
             }
         };
         handle.tell(move |state| state.machine_ended(&reason));

@@ -35,6 +35,7 @@ mod stats;
 mod stop;
 mod terminal;
 mod update;
+mod user_network;
 mod wait;
 
 use std::path::PathBuf;
@@ -75,6 +76,8 @@ pub struct Config {
     pub vcpus: u32,
     /// Where virtiofsd is looked for. None: the machine's file system is in place already (a fake).
     pub virtiofsd: Option<Vec<String>>,
+    /// The network of a pod that has no network namespace. None: none.
+    pub user_network: Option<UserNetwork>,
     /// Whether labels of mandatory access control go to the guest, whose profiles they then name.
     pub labels: bool,
     /// The folder of hooks in the guest; empty where there is none.
@@ -87,6 +90,15 @@ pub struct Config {
     pub agent_timeout: Duration,
     /// The version that the guest must have.
     pub version: String,
+}
+
+/// A network that takes no privileges on the host.
+#[derive(Debug, Clone)]
+pub struct UserNetwork {
+    /// Ports of the host that lead to the pod.
+    pub forwards: Vec<coracle_machine::Forward>,
+    /// Where passt is looked for; where it is nowhere, the monitor serves the network itself.
+    pub passt: Vec<String>,
 }
 
 /// A process: a container's first one, or one beside it.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use coracle_machine::{AgentAddress, Device, Tap};
+use coracle_machine::{AgentAddress, Descriptor, Device};
 use coracle_network::{Contents, Link, Namespace, Route, plan};
 use coracle_protocol::agent::{AddARPNeighborsRequest, UpdateInterfaceRequest, UpdateRoutesRequest};
 use coracle_protocol::oci;
@@ -92,7 +92,7 @@ impl Network {
             noted.push(link.index);
             note_taken(folder, &noted)?;
             let tap = match network.namespace.connect(&link).await {
-                Ok(tap) => Tap::new(tap),
+                Ok(tap) => Descriptor::new(tap),
                 Err(error) => {
                     // What it has is somebody else's.
                     noted.pop();
@@ -121,32 +121,7 @@ impl Network {
             let taken = self.lock();
             Contents { links: taken.links.clone(), barred: taken.barred.clone() }
         };
-        for link in &contents.links {
-            let interface = MessageField::some(plan::interface(link));
-            let request = UpdateInterfaceRequest { interface, ..Default::default() };
-            agent
-                .call("UpdateInterface", Patience::Bounded, async |agent, ctx| {
-                    agent.update_interface(ctx, &request).await
-                })
-                .await?;
-        }
-        let routes = plan::routes(&contents);
-        if !routes.Routes.is_empty() {
-            let request = UpdateRoutesRequest { routes: MessageField::some(routes), ..Default::default() };
-            agent
-                .call("UpdateRoutes", Patience::Bounded, async |agent, ctx| agent.update_routes(ctx, &request).await)
-                .await?;
-        }
-        let neighbours = plan::neighbours(&contents.links);
-        if !neighbours.ARPNeighbors.is_empty() {
-            let request = AddARPNeighborsRequest { neighbors: MessageField::some(neighbours), ..Default::default() };
-            agent
-                .call("AddARPNeighbors", Patience::Bounded, async |agent, ctx| {
-                    agent.add_arp_neighbors(ctx, &request).await
-                })
-                .await?;
-        }
-        Ok(())
+        tell(agent, &contents).await
     }
 
     /// Lets the loopback of the namespace lead to the guest's.
@@ -168,4 +143,30 @@ impl Drop for Network {
         // Where the pod was stopped in order there is nothing left to undo.
         tokio::spawn(async move { taken.give_back(&namespace, &folder).await });
     }
+}
+
+/// Tells the guest of its interfaces, routes and neighbours.
+pub(crate) async fn tell(agent: &Agent, contents: &Contents) -> Result<()> {
+    for link in &contents.links {
+        let interface = MessageField::some(plan::interface(link));
+        let request = UpdateInterfaceRequest { interface, ..Default::default() };
+        agent
+            .call("UpdateInterface", Patience::Bounded, async |agent, ctx| agent.update_interface(ctx, &request).await)
+            .await?;
+    }
+    let routes = plan::routes(contents);
+    if !routes.Routes.is_empty() {
+        let request = UpdateRoutesRequest { routes: MessageField::some(routes), ..Default::default() };
+        agent
+            .call("UpdateRoutes", Patience::Bounded, async |agent, ctx| agent.update_routes(ctx, &request).await)
+            .await?;
+    }
+    let neighbours = plan::neighbours(&contents.links);
+    if !neighbours.ARPNeighbors.is_empty() {
+        let request = AddARPNeighborsRequest { neighbors: MessageField::some(neighbours), ..Default::default() };
+        agent
+            .call("AddARPNeighbors", Patience::Bounded, async |agent, ctx| agent.add_arp_neighbors(ctx, &request).await)
+            .await?;
+    }
+    Ok(())
 }

@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use crate::agent::Agent;
 use crate::forward::Forward;
 use crate::network::Network;
+use crate::user_network::Served;
 
 /// See the module. It is shared by the futures that act on it; it has no state of its own, but what is taken once.
 pub(crate) struct Pod {
@@ -24,6 +25,8 @@ pub(crate) struct Pod {
     /// Whether its containers share memory in the guest.
     pub(crate) has_shm: bool,
     pub(crate) network: Option<Network>,
+    /// What serves the network of the host's user, where the pod has that.
+    pub(crate) served: Option<Served>,
     /// Ports of the guest's loopback on the host; it ends with the pod.
     pub(crate) _forward: Option<Forward>,
     /// Kernel settings of the namespaces that its containers share. The guest's kernel keeps them, so it does no harm that

@@ -61,7 +61,8 @@ impl Sandbox {
         }
         if let Some(pod) = &pod {
             pod.machine.stop().await?;
-            if let Some(server) = &pod.virtiofsd {
+            let passt = pod.served.as_ref().and_then(|served| served.passt.as_ref()).map(|(child, _)| child);
+            for server in pod.virtiofsd.iter().chain(passt) {
                 server.kill();
                 server.wait().await;
             }

@@ -231,6 +231,12 @@ settings! {
         "Where `coracle run --network NAME` looks for CNI networks: files *.conflist and *.conf.";
     network_subnets: Vec<String> = "network.subnets", vec!["10.89.0.0/24".into()],
         "The addresses of containers of `coracle run` on the network \"bridge\": of each subnet, of IPv4 or IPv6, a container has one. They must be nobody else's on this host.";
+    network_user: bool = "network.user", false,
+        "Whether a pod that has no network namespace gets a network that takes no privileges: by passt where it is installed, else by QEMU itself. `coracle run` sets it for containers of ordinary users.";
+    network_user_ports: Vec<String> = "network.user_ports", Vec::new(),
+        "Ports of the host that lead to such a pod: ADDRESS:PORT:PORT/tcp or /udp. `coracle run --publish` sets it.";
+    network_passt_paths: Vec<String> = "network.passt_paths", ["/usr/bin/passt", "/usr/local/bin/passt"].map(str::to_owned).into(),
+        "Where passt is looked for; where it is nowhere, QEMU's own network is used.";
     run_rootfs: Rootfs = "run.rootfs", Rootfs::Erofs,
         "What the root of a container of `coracle run` is made of. \"erofs\" is read-only disks, one for each layer of the image and shared by all containers, and a disk of its own to write to; the host shares no files then but volumes. \"virtiofs\" is a folder of the host.";
     run_verity: bool = "run.verity", false,

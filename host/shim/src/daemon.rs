@@ -49,9 +49,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// A mount namespace of this process's own, into which mounts of the host still propagate. What is mounted here ends with
 /// this process, however it ends.
+///
+/// An ordinary user's process may have one only in a user namespace of its own, in which it is the same user and has all
+/// capabilities, which what it starts has not. Where the host allows none, it goes on as it is: only what needs a mount fails.
 fn own_mounts() -> nix::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        if let Err(error) = user_namespace() {
+            ::log::warn!("no user namespace, and so no mounts: {error}");
+        }
+        return Ok(());
+    }
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
+}
+
+fn user_namespace() -> std::io::Result<()> {
+    let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    let write = |file: &str, text: String| std::fs::write(format!("/proc/self/{file}"), text);
+    write("setgroups", "deny".into())?;
+    write("uid_map", format!("{user} {user} 1"))?;
+    write("gid_map", format!("{group} {group} 1"))?;
+    Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)?)
 }
 
 async fn serve(args: &Args) -> Result<()> {

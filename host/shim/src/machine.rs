@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use coracle_driver_builtin::{Builtin, Config as BuiltinConfig};
 use coracle_driver_qemu::{Config as QemuConfig, KvmState, MachineType, Qemu, probe_kvm};
-use coracle_machine::{Accelerator, Driver, Kernel, KernelForm};
-use coracle_sandbox::{Config, Error};
+use coracle_machine::{Accelerator, Driver, Forward, Kernel, KernelForm};
+use coracle_sandbox::{Config, Error, UserNetwork};
 use coracle_settings::{self as settings, Settings};
 
 /// What runs the guest, or why nothing may.
@@ -65,6 +65,30 @@ pub(crate) fn driver(settings: &Settings) -> Result<Arc<dyn Driver>, Error> {
     })))
 }
 
+/// The network of a pod that has no namespace for one.
+fn user_network(settings: &Settings) -> Result<Option<UserNetwork>, Error> {
+    if !settings.network_user {
+        return Ok(None);
+    }
+    let forwards = settings.network_user_ports.iter().map(|text| forward(text)).collect::<Result<_, _>>()?;
+    Ok(Some(UserNetwork { forwards, passt: settings.network_passt_paths.clone() }))
+}
+
+/// `ADDRESS:PORT:PORT/tcp`.
+fn forward(text: &str) -> Result<Forward, Error> {
+    let parse = || {
+        let (rest, protocol) = text.rsplit_once('/')?;
+        let (host, guest) = rest.rsplit_once(':')?;
+        let is_udp = match protocol {
+            "udp" => true,
+            "tcp" => false,
+            _ => return None,
+        };
+        Some(Forward { is_udp, host: host.parse().ok()?, guest: guest.parse().ok()? })
+    };
+    parse().ok_or_else(|| Error::Invalid(format!("network.user_ports: {text:?} is not ADDRESS:PORT:PORT/tcp or /udp")))
+}
+
 /// The configuration of the pod `name` whose machine works in `folder`.
 pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<Config, Error> {
     let guest = &settings.guest_folder;
@@ -89,6 +113,7 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         huge_pages: settings.machine_huge_pages,
         vcpus: settings.machine_vcpus,
         virtiofsd: Some(settings.virtiofsd_path.clone()),
+        user_network: user_network(settings)?,
         labels: settings.guest_labels,
         hook_folder: settings.guest_hook_folder.clone(),
         clock_period: std::time::Duration::from_secs(settings.guest_clock_seconds),

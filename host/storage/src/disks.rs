@@ -13,6 +13,9 @@ const BY_SERIAL: &str = "/dev/disk/by-id/virtio-";
 /// Options of mount(8) for a verified file system; the guest needs them, the kernel's mount does not.
 const VERITY: &str = "verity.";
 
+/// Overlayfs' option for an upper folder whose contents are not to outlive the mount.
+const VOLATILE: &str = "volatile";
+
 /// What such a root needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RootDisks {
@@ -58,21 +61,27 @@ pub fn root_disks(id: &str, rootfs: &[HostMount]) -> Result<Option<RootDisks>, E
         lower.push(place);
     }
     let writable = format!("{folder}/writable");
+    // What overlayfs calls so: nobody reads it again, and nothing waits for the disk.
+    let is_volatile = rootfs.iter().any(|mount| mount.options.iter().any(|option| option == VOLATILE));
+    let volatile = is_volatile.then(|| VOLATILE.to_owned());
     for mount in of("ext4") {
         devices.push(disk(mount, false, "writable"));
         // What is deleted is free again on the host.
-        storages.push(storage("writable", "ext4", &["discard"], &writable, Vec::new()));
+        storages.push(storage("writable", "ext4", &["discard"], &writable, volatile.iter().cloned().collect()));
     }
     let guest_root = format!("{folder}/rootfs");
     storages.push(Storage {
         driver: "overlayfs".into(),
         source: "overlay".into(),
         fstype: "overlay".into(),
-        options: vec![
+        options: [
             format!("lowerdir={}", lower.join(":")),
             format!("upperdir={writable}/upper"),
             format!("workdir={writable}/work"),
-        ],
+        ]
+        .into_iter()
+        .chain(volatile)
+        .collect(),
         mount_point: guest_root.clone(),
         ..Default::default()
     });
@@ -144,6 +153,14 @@ mod tests {
         assert_eq!(plan.storages[0].driver_options, ["verity.roothash=ab", "verity.hashoffset=8192"]);
         assert!(plan.storages[1].driver_options.is_empty());
         let overlay = plan.storages.last().unwrap();
+        assert!(overlay.options.len() == 3 && plan.storages[2].driver_options.is_empty(), "what was written is kept");
+        let mut rootfs = rootfs;
+        rootfs[3].options.push("volatile".into());
+        let passing = root_disks("c1", &rootfs).unwrap().unwrap();
+        assert_eq!(
+            (passing.storages[2].driver_options[0].as_str(), passing.storages[3].options[3].as_str()),
+            (VOLATILE, VOLATILE)
+        );
         let layers = "/run/kata-containers/c1/layers";
         assert_eq!(overlay.options[0], format!("lowerdir={layers}/0:{layers}/1"));
         assert_eq!(

@@ -51,7 +51,8 @@ const C_PROGRAM: &str = "FUSE kernel interface";
 /// # Errors
 /// [`Error::Missing`] with the mend.
 pub fn find_virtiofsd(candidates: &[String]) -> Result<Virtiofsd, Error> {
-    let mend = "install the package virtiofsd (or Debian 12's qemu-system-common), or set `virtiofsd.paths`";
+    let mend =
+        "install the package virtiofsd (or Debian 12's qemu-system-common, for root only), or set `virtiofsd.paths`";
     let path = candidates.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or_else(|| {
         Error::Missing(format!("virtiofsd is missing: it is neither of {}; {mend}", candidates.join(", ")))
     })?;
@@ -62,8 +63,10 @@ pub fn find_virtiofsd(candidates: &[String]) -> Result<Virtiofsd, Error> {
             Ok(Virtiofsd { path, is_c })
         }
         Ok(answer) => {
-            let status = answer.status;
-            Err(Error::Missing(format!("{} --version ended with {status}; {mend}", path.display())))
+            let (status, words) = (answer.status, String::from_utf8_lossy(&answer.stderr).trim().to_owned());
+            let words = if words.is_empty() { words } else { format!(": {words}") };
+            // The program in C needs root for as much as this.
+            Err(Error::Missing(format!("{} --version ended with {status}{words}; {mend}", path.display())))
         }
         Err(error) => Err(Error::Missing(format!("{} can't be run: {error}; {mend}", path.display()))),
     }

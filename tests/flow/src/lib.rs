@@ -64,6 +64,7 @@ fn config(folder: &Path) -> Config {
         huge_pages: false,
         vcpus: 1,
         virtiofsd: None,
+        user_network: None,
         labels: false,
         hook_folder: String::new(),
         clock_period: Duration::from_secs(300),

@@ -37,10 +37,18 @@ struct Held {
 struct Undo {
     target: PathBuf,
     verity: Option<device_mapper::Device>,
+    /// Whether what was written has to be on the disk.
+    is_kept: bool,
 }
 
 impl Undo {
     fn run(self) {
+        // The machine may be stopped before the kernel has let go of the last use, which would write it.
+        if self.is_kept
+            && let Err(error) = std::fs::File::open(&self.target).and_then(|folder| Ok(rustix::fs::syncfs(folder)?))
+        {
+            println!("coracle-agent: write {} back: {error}", self.target.display());
+        }
         // What still uses it keeps it; nobody else finds it any more.
         let _ = umount2(&self.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
         let _ = std::fs::remove_dir(&self.target);
@@ -132,6 +140,9 @@ fn allowed(path: &str) -> Result<&Path> {
     }
 }
 
+/// The driver's option for a disk that nobody reads again.
+const VOLATILE: &str = "volatile";
+
 /// A file system on a disk, whose blocks are verified where the options name a root hash.
 fn disk(target: &Path, storage: &Storage) -> Result<Undo> {
     // No more than these: a file system's code is a way into the guest's kernel.
@@ -142,7 +153,11 @@ fn disk(target: &Path, storage: &Storage) -> Result<Undo> {
     let verity = verity::open(&disk, &storage.driver_options)?;
     let source = verity.as_ref().map_or_else(|| disk.path(), device_mapper::Device::path);
     match mount_at(target, &source, &storage.fstype, &storage.options) {
-        Ok(()) => Ok(Undo { target: target.to_owned(), verity }),
+        Ok(()) => {
+            let is_kept = !storage.options.iter().any(|option| option == "ro")
+                && !storage.driver_options.iter().any(|option| option == VOLATILE);
+            Ok(Undo { target: target.to_owned(), verity, is_kept })
+        }
         Err(error) => {
             if let Some(device) = verity {
                 device.remove_when_unused();
@@ -162,11 +177,13 @@ fn overlay(target: &Path, storage: &Storage) -> Result<Undo> {
                 }
             }
             Some(("upperdir" | "workdir", folder)) => make(allowed(folder)?)?,
+            None if option == VOLATILE => {}
             _ => return Err(Error::Invalid(format!("{} is no option of an overlay", option.escape_default()))),
         }
     }
     mount_at(target, "overlay", "overlay", &storage.options)?;
-    Ok(Undo { target: target.to_owned(), verity: None })
+    // The disk below it is what has to be written.
+    Ok(Undo { target: target.to_owned(), verity: None, is_kept: false })
 }
 
 fn make(target: &Path) -> Result<()> {

@@ -40,8 +40,8 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     if let Some(device) = device {
         spawn = spawn.descriptor(VHOST_FD, device);
     }
-    for (number, tap) in command::taps(&spec)? {
-        spawn = spawn.descriptor(number, tap.try_clone().map_err(Error::system("hand a tap to QEMU"))?);
+    for (number, net) in command::nets(&spec)? {
+        spawn = spawn.descriptor(number, net.try_clone().map_err(Error::system("hand a network link to QEMU"))?);
     }
     spawn.stdout = Output::Ring(console.clone());
     spawn.stderr = Output::Ring(messages.clone());

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use coracle_machine::{
-    Accelerator, Device, Error, KernelForm, MachineSpec, MemoryKind, NETS_MAX, Result, Tap, mac_text,
+    Accelerator, Descriptor, Device, Error, Forward, KernelForm, MachineSpec, MemoryKind, NETS_MAX, Result, mac_text,
 };
 
 use crate::{Config, MachineType};
@@ -11,20 +11,20 @@ use crate::{Config, MachineType};
 /// The descriptor on which QEMU finds its control channel, and that of the kernel's vsock.
 pub(crate) const QMP_FD: i32 = 3;
 pub(crate) const VHOST_FD: i32 = 4;
-/// The descriptor of the first tap; the others follow.
-const FIRST_TAP_FD: i32 = 5;
+/// The descriptor of the first network link; the others follow.
+const FIRST_NET_FD: i32 = 5;
 
-/// The taps of a machine, each with the number at which QEMU finds it.
-pub(crate) fn taps(spec: &MachineSpec) -> Result<Vec<(i32, &Tap)>> {
-    let taps = spec.devices.iter().filter_map(|device| match device {
-        Device::Net { tap, .. } => Some(tap),
+/// The descriptors of a machine's network links, each with the number at which QEMU finds it.
+pub(crate) fn nets(spec: &MachineSpec) -> Result<Vec<(i32, &Descriptor)>> {
+    let nets = spec.devices.iter().filter_map(|device| match device {
+        Device::Net { tap: descriptor, .. } | Device::NetStream { stream: descriptor, .. } => Some(descriptor),
         _ => None,
     });
-    let taps: Vec<_> = (FIRST_TAP_FD..).zip(taps).collect();
-    if taps.len() > NETS_MAX {
+    let nets: Vec<_> = (FIRST_NET_FD..).zip(nets).collect();
+    if nets.len() > NETS_MAX {
         return Err(Error::Unsupported(format!("more than {NETS_MAX} network devices")));
     }
-    Ok(taps)
+    Ok(nets)
 }
 
 /// How the guest's vsock is served.
@@ -86,7 +86,7 @@ pub(crate) fn arguments(
     }
     let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
     let modern = if pci { ",disable-legacy=on" } else { "" };
-    let mut tap_fds = FIRST_TAP_FD..;
+    let mut net_fds = FIRST_NET_FD..;
     for (number, device) in spec.devices.iter().enumerate() {
         match device {
             Device::Rng => add(&["-device", &format!("{}{modern}", bus("virtio-rng"))]),
@@ -107,13 +107,18 @@ pub(crate) fn arguments(
                 let fs = bus("vhost-user-fs");
                 add(&["-device", &format!("{fs},chardev=fs{number},tag={tag},queue-size={queue_size}")]);
             }
-            Device::Net { mac, tap: _ } => {
-                let fd = tap_fds.next().unwrap_or(FIRST_TAP_FD);
+            Device::Net { mac, .. } | Device::NetStream { mac, .. } | Device::NetUser { mac, .. } => {
+                let mut next = || net_fds.next().unwrap_or(FIRST_NET_FD);
+                let end = match device {
+                    Device::NetUser { forwards, .. } => user_network(forwards),
+                    Device::NetStream { .. } => format!("stream,addr.type=fd,addr.str={},server=off", next()),
+                    _ => format!("tap,fd={}", next()),
+                };
                 let mac = mac_text(*mac);
                 // Without the ROM for booting over the network, which is a package of its own.
                 let rom = if pci { ",romfile=" } else { "" };
                 let net = bus("virtio-net");
-                add(&["-netdev", &format!("tap,id=net{number},fd={fd}")]);
+                add(&["-netdev", &format!("{end},id=net{number}")]);
                 add(&["-device", &format!("{net},netdev=net{number},mac={mac}{rom}{modern}")]);
             }
             Device::Block { path, read_only, direct, serial } => {
@@ -142,6 +147,17 @@ pub(crate) fn arguments(
     arguments.extend(["-initrd".into(), spec.initrd.clone().into_os_string()]);
     arguments.extend(["-append".into(), command_line(spec, tsc_mhz).into()]);
     Ok(arguments)
+}
+
+/// QEMU's own network, with the addresses that it has where nobody gives others.
+fn user_network(forwards: &[Forward]) -> String {
+    let mut text = "user,ipv6=off".to_owned();
+    for Forward { is_udp, host, guest } in forwards {
+        let protocol = if *is_udp { "udp" } else { "tcp" };
+        // An address of IPv6 has brackets around it.
+        text.push_str(&format!(",hostfwd={protocol}:{host}-:{guest}"));
+    }
+    text
 }
 
 /// Whether the guest can't find out its clock's rate dependably (see [`crate::clock`]).
@@ -248,6 +264,20 @@ mod tests {
         assert!(!needs(MachineType::Q35, Accelerator::Emulation));
         assert_eq!(command_line(&spec("x"), Some(2600)), "quiet tsc_early_khz=2600000 console=ttyS0");
         assert_eq!(command_line(&spec("x"), None), "quiet console=ttyS0");
+    }
+
+    #[test]
+    fn networks_of_users_need_no_tap() {
+        let mut spec = spec("x");
+        let forward = |is_udp, host: &str, guest| Forward { is_udp, host: host.parse().unwrap(), guest };
+        let forwards = vec![forward(false, "0.0.0.0:8080", 80), forward(true, "127.0.0.1:53", 5353)];
+        spec.devices.push(Device::NetUser { mac: [2, 0, 0, 0, 0, 1], forwards });
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        spec.devices.push(Device::NetStream { mac: [2, 0, 0, 0, 0, 2], stream: Descriptor::new(socket.into()) });
+        let all = arguments(&config(MachineType::Q35), &spec, VsockKind::Server, None).unwrap();
+        let nets = after(&all, "-netdev");
+        let user = "user,ipv6=off,hostfwd=tcp:0.0.0.0:8080-:80,hostfwd=udp:127.0.0.1:53-:5353,id=net3";
+        assert_eq!(nets, [user, "stream,addr.type=fd,addr.str=5,server=off,id=net4"]);
     }
 
     #[test]

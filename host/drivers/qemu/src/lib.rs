@@ -83,6 +83,8 @@ impl Driver for Qemu {
                 DeviceKind::SharedFs,
                 DeviceKind::Block,
                 DeviceKind::Net,
+                DeviceKind::NetStream,
+                DeviceKind::NetUser,
             ],
             hotplug: Vec::new(),
             resize: false,
