@@ -31,7 +31,7 @@ pub struct Address {
 }
 
 /// A route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Route {
     /// Where it leads: the network of this address. None: everywhere.
     pub destination: Option<Address>,
@@ -54,9 +54,10 @@ pub struct Route {
 }
 
 /// What a route does with a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RouteKind {
     /// It sends it on.
+    #[default]
     Unicast,
     /// It drops it.
     Blackhole,

@@ -90,22 +90,8 @@ mod tests {
     use super::*;
     use crate::{Neighbour, RouteKind};
 
-    fn route() -> RouteOfLink {
-        RouteOfLink {
-            destination: None,
-            gateway: None,
-            source: None,
-            scope: 0,
-            flags: 0,
-            is_v6: false,
-            metric: 0,
-            mtu: 0,
-            kind: RouteKind::Unicast,
-        }
-    }
-
     fn link() -> Link {
-        let route = route();
+        let route = RouteOfLink::default();
         let near = Address { ip: "169.254.1.1".parse().unwrap(), prefix: 32 };
         Link {
             index: 2,
@@ -147,11 +133,15 @@ mod tests {
     #[test]
     fn metrics_tell_ways_to_one_place_apart() {
         let mut first = link();
-        let way = |gateway: &str, metric| RouteOfLink { gateway: Some(gateway.parse().unwrap()), metric, ..route() };
+        let way = |gateway: &str, metric| RouteOfLink {
+            gateway: Some(gateway.parse().unwrap()),
+            metric,
+            ..RouteOfLink::default()
+        };
         first.routes = vec![way("10.1.0.1", 0), way("10.1.0.2", 5)];
         let second =
             Link { name: "eth1".into(), routes: vec![way("10.2.0.1", 5), way("10.2.0.2", 9)], ..first.clone() };
-        let barred = vec![RouteOfLink { kind: RouteKind::Prohibit, metric: 77, ..route() }];
+        let barred = vec![RouteOfLink { kind: RouteKind::Prohibit, metric: 77, ..RouteOfLink::default() }];
         let routes = routes(&Contents { links: vec![first, second], barred }).Routes;
         let texts: Vec<_> = routes
             .iter()

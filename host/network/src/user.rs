@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use coracle_machine::Forward;
 
-use crate::{Address, Contents, Link, Route, RouteKind};
+use crate::{Address, Contents, Link, Route};
 
 /// The guest's hardware address. There is one guest on each such network.
 pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0x02, 0x0f];
@@ -24,17 +24,7 @@ const PREFIX: u8 = 24;
 /// The guest's end of it.
 #[must_use]
 pub fn contents() -> Contents {
-    let route = Route {
-        destination: None,
-        gateway: Some(GATEWAY.into()),
-        source: None,
-        scope: 0,
-        flags: 0,
-        is_v6: false,
-        metric: 0,
-        mtu: 0,
-        kind: RouteKind::Unicast,
-    };
+    let route = Route { gateway: Some(GATEWAY.into()), ..Route::default() };
     let link = Link {
         index: 0,
         name: "eth0".into(),
