@@ -1,10 +1,13 @@
 //! What was added to the machine: processors, memory and swap.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use coracle_protocol::agent::{AddSwapPathRequest, AddSwapRequest, OnlineCPUMemRequest};
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::state::Agent;
 use crate::thread::on_thread;
@@ -12,10 +15,21 @@ use crate::{Error, Result};
 
 const SYSTEM: &str = "/sys/devices/system";
 
-/// Turns processors on until there are `nb_cpus`, and all memory unless only processors are asked for.
+/// How long the kernel may take to see a processor that the machine has gained.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Turns processors on until there are `nb_cpus`, and waits for those that the kernel does not see yet; and all memory unless only
+/// processors are asked for.
 pub(crate) async fn online(_: &Arc<Agent>, request: OnlineCPUMemRequest) -> Result<Empty> {
     let work = move || {
-        processors(Path::new(SYSTEM), request.nb_cpus)?;
+        // Listened to before the look.
+        let events = KernelEvents::open().map_err(Error::system("listen to the kernel's events"))?;
+        let end = Instant::now() + PATIENCE;
+        while let Err(error) = processors(Path::new(SYSTEM), request.nb_cpus) {
+            if !events.wait(end).map_err(Error::system("wait for the kernel's events"))? {
+                return Err(error);
+            }
+        }
         if request.cpu_only {
             Ok(())
         } else {
@@ -24,6 +38,34 @@ pub(crate) async fn online(_: &Arc<Agent>, request: OnlineCPUMemRequest) -> Resu
     };
     on_thread(work).await?;
     Ok(Empty::new())
+}
+
+/// What the kernel says of its devices (Linux: lib/kobject_uevent.c).
+struct KernelEvents(OwnedFd);
+
+impl KernelEvents {
+    fn open() -> nix::Result<Self> {
+        use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let kind = SockProtocol::NetlinkKObjectUEvent;
+        let socket = socket(AddressFamily::Netlink, SockType::Datagram, flags, kind)?;
+        // The first group is the kernel's.
+        bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &NetlinkAddr::new(0, 1))?;
+        Ok(Self(socket))
+    }
+
+    /// Waits for the next ones; false where none comes before `end`.
+    fn wait(&self, end: Instant) -> rustix::io::Result<bool> {
+        let rest = Timespec::try_from(end.saturating_duration_since(Instant::now())).unwrap_or_default();
+        let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
+        if poll(&mut ready, Some(&rest))? == 0 {
+            return Ok(false);
+        }
+        // Which they are does not matter, nor that some were lost.
+        let mut bytes = [0; 4096];
+        while let Ok(1..) | Err(rustix::io::Errno::NOBUFS) = rustix::io::read(&self.0, &mut bytes) {}
+        Ok(true)
+    }
 }
 
 fn processors(system: &Path, wanted: u32) -> Result<()> {

@@ -25,6 +25,7 @@ pub async fn all(driver: &dyn Driver, spec: impl Fn() -> MachineSpec) {
     lives_and_stops(driver, spec()).await;
     says_unsupported(driver, spec()).await;
     pauses_or_says_no(driver, spec()).await;
+    grows_and_shrinks(driver, spec()).await;
     is_gone_when_dropped(driver, spec()).await;
     names_what_is_missing(driver, spec()).await;
     leaves_nothing_when_boot_is_dropped(driver, spec()).await;
@@ -71,6 +72,32 @@ pub async fn says_unsupported(driver: &dyn Driver, spec: MachineSpec) {
     }
     patiently("stop", machine.stop()).await.expect("stop");
 }
+
+/// What was promised to grow does, comes back, and no further than both its ends.
+pub async fn grows_and_shrinks(driver: &dyn Driver, mut spec: MachineSpec) {
+    spec.cpus.max = spec.cpus.boot + 1;
+    spec.memory.max_mib = spec.memory.size_mib + GROWTH_MIB;
+    if !driver.capabilities(&spec).resize {
+        return;
+    }
+    let (cpus, memory_mib) = (spec.cpus.boot, spec.memory.size_mib);
+    let machine = patiently("boot", driver.boot(spec)).await.expect("boot");
+    let mut greeting = patiently("greeting", machine.guest_connection()).await.expect("greeting");
+    patiently("first byte", greeting.read_exact(&mut [0])).await.expect("the guest speaks first");
+    for (cpus, memory_mib) in [(cpus + 1, memory_mib + GROWTH_MIB), (cpus + 1, memory_mib), (cpus, memory_mib)] {
+        patiently("resize", machine.resize(cpus, memory_mib)).await.expect("resize");
+        let stats = patiently("stats", machine.stats()).await.expect("stats");
+        assert_eq!((stats.cpus, stats.memory_bytes), (cpus, memory_mib << 20), "the size that was asked for");
+    }
+    for (cpus, memory_mib) in [(cpus + 2, memory_mib), (cpus, memory_mib + 2 * GROWTH_MIB), (cpus, memory_mib / 2)] {
+        let refused = patiently("resize", machine.resize(cpus, memory_mib)).await;
+        assert!(matches!(refused, Err(Error::Invalid(_))), "{cpus} processors and {memory_mib} MiB: {refused:?}");
+    }
+    patiently("stop", machine.stop()).await.expect("stop");
+}
+
+/// By how much the machine of the contract grows.
+const GROWTH_MIB: u64 = 256;
 
 /// Pause and resume work where they are promised.
 pub async fn pauses_or_says_no(driver: &dyn Driver, spec: MachineSpec) {
@@ -166,7 +193,7 @@ mod tests {
                 initrd: kernel.clone(),
                 command_line: String::new(),
                 cpus: Cpus { boot: 1, max: 1 },
-                memory: Memory { size_mib: 128, kind: MemoryKind::Shared, huge_pages: false },
+                memory: Memory { size_mib: 128, max_mib: 128, kind: MemoryKind::Shared, huge_pages: false },
                 devices: vec![Device::Vsock],
                 console: true,
             }

@@ -50,7 +50,9 @@ pub trait Machine: Send + Sync {
     /// Takes a device out.
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>>;
 
-    /// Changes processors and memory.
+    /// Changes processors and memory, within what the specification has at most and not below what it has from the start. It ends
+    /// when the guest has taken or given what was asked for, or has not for longer than it takes: then with what there is, which
+    /// [`Self::stats`] says. The guest still has to turn new processors on.
     fn resize(&self, cpus: u32, memory_mib: u64) -> BoxFuture<'_, Result<()>>;
 
     /// Stops the processors.

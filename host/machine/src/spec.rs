@@ -76,8 +76,10 @@ pub struct Cpus {
 /// Memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// Its size.
+    /// Its size from the start.
     pub size_mib: u64,
+    /// Its size at most; the same where it can't grow.
+    pub max_mib: u64,
     /// Its kind.
     pub kind: MemoryKind,
     /// Whether it is made of the host's huge pages of 2 MiB, which the administrator must have reserved.
@@ -101,6 +103,8 @@ pub enum Device {
     Vsock,
     /// Randomness from the host.
     Rng,
+    /// What gives memory back to the host that the guest has freed, and takes none by itself.
+    Balloon,
     /// A file system that a vhost-user server at `socket` shares (virtio-fs).
     SharedFs {
         /// The name by which the guest mounts it.
@@ -199,6 +203,8 @@ pub enum DeviceKind {
     Vsock,
     /// See [`Device::Rng`].
     Rng,
+    /// See [`Device::Balloon`].
+    Balloon,
     /// See [`Device::SharedFs`].
     SharedFs,
     /// See [`Device::Block`].
@@ -218,6 +224,7 @@ impl Device {
         match self {
             Self::Vsock => DeviceKind::Vsock,
             Self::Rng => DeviceKind::Rng,
+            Self::Balloon => DeviceKind::Balloon,
             Self::SharedFs { .. } => DeviceKind::SharedFs,
             Self::Block { .. } => DeviceKind::Block,
             Self::Net { .. } => DeviceKind::Net,
@@ -237,7 +244,7 @@ pub struct Capabilities {
     pub coldplug: Vec<DeviceKind>,
     /// Devices that it can gain and lose.
     pub hotplug: Vec<DeviceKind>,
-    /// Whether its size can change.
+    /// Whether its size can change, between that from the start and that at most.
     pub resize: bool,
     /// Whether it can be paused.
     pub pause: bool,

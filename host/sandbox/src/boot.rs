@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_machine::{Architecture, Cpus, Device, GuestStream, Machine, MachineSpec, Memory, MemoryKind, Platform};
+use coracle_machine::{
+    Architecture, Cpus, Device, DeviceKind, GuestStream, Machine, MachineSpec, Memory, MemoryKind, Platform,
+};
 use coracle_process::{Child, Output, Ring, Spawn};
 use coracle_protocol::agent::{CreateSandboxRequest, GetOOMEventRequest, Storage};
 use coracle_protocol::{hello, ports};
@@ -15,6 +17,7 @@ use tokio::io::AsyncReadExt;
 use crate::agent::{Agent, Patience};
 use crate::network::Network;
 use crate::pod::Pod;
+use crate::size::{Range, Size};
 use crate::state::Phase;
 use crate::{Config, Error, Event, Result, Sandbox, clock, mount, network, user_network};
 
@@ -79,7 +82,18 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     };
     devices.extend(device);
     devices.extend(setup.disks.iter().cloned());
-    let booted = sandbox.driver.boot(machine_spec(config, setup, devices)).await;
+    let mut spec = machine_spec(config, setup, devices);
+    let capabilities = sandbox.driver.capabilities(&spec);
+    if capabilities.coldplug.contains(&DeviceKind::Balloon) {
+        spec.devices.push(Device::Balloon);
+    }
+    let least = Size { cpus: spec.cpus.boot, memory_mib: spec.memory.size_mib };
+    let range = capabilities.resize.then(|| Range {
+        base: Size { cpus: config.vcpus, memory_mib: config.memory_mib },
+        least,
+        most: Size { cpus: spec.cpus.max, memory_mib: spec.memory.max_mib },
+    });
+    let booted = sandbox.driver.boot(spec).await;
     let machine = match booted {
         Ok(machine) => machine,
         Err(error) => return Err(server_failed(virtiofsd.as_ref()).await.unwrap_or_else(|| error.into())),
@@ -116,6 +130,8 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let pod = Arc::new(Pod {
         machine,
         agent,
+        range,
+        size: least.into(),
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
         disks_of: setup.disks_of.clone().into(),
         virtiofsd,
@@ -162,8 +178,15 @@ impl Drop for Shared {
     }
 }
 
+/// The unit in which a kernel takes memory that it gains, in MiB (Linux' memory blocks on x86-64).
+const GROWTH_UNIT_MIB: u64 = 128;
+
 fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpec {
     let cpus = setup.cpus.unwrap_or(config.vcpus).max(config.vcpus);
+    let memory_mib = config.memory_mib + setup.memory_mib.unwrap_or(0);
+    // Huge pages were reserved for what there is, and nobody knows how many are left.
+    let room = if config.huge_pages { 0 } else { config.memory_max_mib.saturating_sub(memory_mib) };
+    let most = memory_mib + room / GROWTH_UNIT_MIB * GROWTH_UNIT_MIB;
     let mut devices = vec![Device::Vsock, Device::Rng];
     devices.extend(more);
     MachineSpec {
@@ -175,9 +198,10 @@ fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpe
         kernel: config.kernel.clone(),
         initrd: config.initrd.clone(),
         command_line: config.command_line.clone(),
-        cpus: Cpus { boot: cpus, max: cpus },
+        cpus: Cpus { boot: cpus, max: cpus.max(config.vcpus_max) },
         memory: Memory {
-            size_mib: config.memory_mib + setup.memory_mib.unwrap_or(0),
+            size_mib: memory_mib,
+            max_mib: most,
             kind: if setup.shares_files { MemoryKind::Shared } else { MemoryKind::Private },
             huge_pages: config.huge_pages,
         },

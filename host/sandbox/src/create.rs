@@ -14,6 +14,7 @@ use crate::agent::Patience;
 use crate::boot;
 use crate::io::{self, Connected, Ports};
 use crate::pod::Pod;
+use crate::size::{self, Limits};
 use crate::state::{Container, Process, State};
 use crate::{CreateRequest, Error, Result, Sandbox, copy, mount, spec};
 
@@ -26,8 +27,8 @@ impl Sandbox {
         let CreateRequest { id, spec, root, rootfs, stdio } = request;
         let streams = io::Wanted::from(&stdio);
         let process = Process::new(streams.terminal, stdio, None);
-        let name = id.clone();
-        let mut cancelled = self.ask(move |state| reserve(state, name, process, false)).await??;
+        let (name, limits) = (id.clone(), Limits::of(&spec));
+        let mut cancelled = self.ask(move |state| reserve(state, name, process, Some(limits))).await??;
         let wanted = Wanted { id: id.clone(), root, rootfs, mounts: spec.Mounts.clone(), ..Wanted::default() };
         let plan = Plan { id: id.clone(), spec, wanted, streams };
         let sandbox = self.clone();
@@ -64,8 +65,13 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     Err(Error::Invalid(format!("\"{shown}\" is no name for a container or process")))
 }
 
-/// Takes the name `id`.
-pub(crate) fn reserve(state: &mut State, id: String, init: Process, is_pod: bool) -> Result<oneshot::Receiver<()>> {
+/// Takes the name `id`, for a container with these limits, or for the one that stands for the pod and has none.
+pub(crate) fn reserve(
+    state: &mut State,
+    id: String,
+    init: Process,
+    limits: Option<Limits>,
+) -> Result<oneshot::Receiver<()>> {
     check_name(&id)?;
     if state.containers.contains_key(&id) {
         return Err(Error::Exists(format!("container {id}")));
@@ -73,10 +79,11 @@ pub(crate) fn reserve(state: &mut State, id: String, init: Process, is_pod: bool
     let (sender, receiver) = oneshot::channel();
     let container = Container {
         init,
-        is_pod,
+        is_pod: limits.is_none(),
         execs: HashMap::new(),
         creating: Some(sender),
         paused: false,
+        limits: limits.unwrap_or_default(),
         deleting: false,
         stats: None,
         storage: None,
@@ -124,6 +131,8 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     spec::check(&plan.spec)?;
     let setup = spec::setup(&plan.spec, &plan.wanted)?;
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, setup)).await?;
+    // The first one has the machine that was booted for it; each further one adds to it.
+    unless(cancelled, &plan.id, until_end(&pod, size::fit(sandbox, &pod))).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan).await?;
     unless(cancelled, &plan.id, until_end(&pod, copy::files(&pod, &mounted.plan.copies))).await?;

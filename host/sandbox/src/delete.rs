@@ -7,7 +7,7 @@ use coracle_protocol::agent::RemoveContainerRequest;
 use crate::agent::Patience;
 use crate::bounded::bounded;
 use crate::state::Status;
-use crate::{Error, Exit, ProcessId, Result, Sandbox, mount};
+use crate::{Error, Exit, ProcessId, Result, Sandbox, mount, size};
 
 /// How long the outputs of a process that has ended may take to reach their end: a child may hold them open.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
@@ -119,7 +119,16 @@ impl Sandbox {
                 .map_err(|error| Error::Failed(error.to_string()))?;
         }
         let name = id.to_owned();
-        self.ask(move |state| state.containers.remove(&name)).await?;
+        let pod = self.ask(move |state| state.containers.remove(&name).and(state.pod())).await?;
+        if let Some(pod) = pod {
+            let sandbox = self.clone();
+            // Nobody waits for what the guest gives back.
+            tokio::spawn(async move {
+                if let Err(error) = size::fit(&sandbox, &pod).await {
+                    log::warn!("the pod's machine keeps its size: {error}");
+                }
+            });
+        }
         Ok(())
     }
 }

@@ -28,6 +28,7 @@ mod owners;
 mod pause;
 mod pod;
 mod run_pod;
+mod size;
 mod spec;
 mod start;
 mod state;
@@ -70,6 +71,10 @@ pub struct Config {
     pub command_line: String,
     /// Memory of the machine before containers' limits are added.
     pub memory_mib: u64,
+    /// Memory that the machine can have at most, where it can grow.
+    pub memory_max_mib: u64,
+    /// Processors that it can have at most.
+    pub vcpus_max: u32,
     /// Whether the machine's memory is made of the host's huge pages.
     pub huge_pages: bool,
     /// Processors where containers ask for none.

@@ -11,12 +11,17 @@ use tokio::sync::Mutex;
 use crate::agent::Agent;
 use crate::forward::Forward;
 use crate::network::Network;
+use crate::size::{Range, Size};
 use crate::user_network::Served;
 
 /// See the module. It is shared by the futures that act on it; it has no state of its own, but what is taken once.
 pub(crate) struct Pod {
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) agent: Agent,
+    /// Between which sizes the machine can be; none where it can't change.
+    pub(crate) range: Option<Range>,
+    /// The machine's size, held by who changes it.
+    pub(crate) size: Mutex<Size>,
     /// The host's side of the folder that the guest sees. None where the machine shares no files.
     pub(crate) shared: Option<PathBuf>,
     /// The container of whose root the machine has the disks, until it has taken them. A look, never held across an await.

@@ -19,7 +19,7 @@ impl Sandbox {
         let setup = spec::pod_setup(id, spec)?;
         let name = id.to_owned();
         let process = Process::new(false, Stdio::default(), None);
-        let mut cancelled = self.ask(move |state| reserve(state, name, process, true)).await??;
+        let mut cancelled = self.ask(move |state| reserve(state, name, process, None)).await??;
         let (sandbox, name) = (self.clone(), id.to_owned());
         // On its own, so that it comes to its end even where who asked has gone.
         let made = tokio::spawn(async move {

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::io::{Connected, Stdio};
 use crate::pod::Pod;
+use crate::size::Limits;
 use crate::{Error, Event, Exit, ProcessId, Result};
 
 /// How far a process is.
@@ -81,6 +82,8 @@ pub(crate) struct Container {
     /// While it is being made: gives that up when it is sent or dropped.
     pub(crate) creating: Option<oneshot::Sender<()>>,
     pub(crate) paused: bool,
+    /// What it may use.
+    pub(crate) limits: Limits,
     /// Its delete was answered, or is about to be.
     pub(crate) deleting: bool,
     /// What it had used when that was read last.

@@ -199,6 +199,10 @@ settings! {
         "QEMU's machine type.";
     machine_memory_mib: u64 = "machine.memory_mib", 256,
         "Memory of a pod's machine in MiB, before the memory limits of its containers are added.";
+    machine_max_memory_mib: u64 = "machine.max_memory_mib", 65536,
+        "Memory that a pod's machine can have at most in MiB, where it can grow, and never more than the host has. A machine grows and shrinks with the limits of its containers.";
+    machine_max_vcpus: u32 = "machine.max_vcpus", 8,
+        "Processors that a pod's machine can have at most, where it can grow, and never more than the host has.";
     machine_huge_pages: bool = "machine.huge_pages", false,
         "Whether a machine's memory is made of huge pages of 2 MiB. They must be reserved on the host (vm.nr_hugepages) and are taken whole; a machine for which there are too few fails to start or is killed.";
     machine_vcpus: u32 = "machine.vcpus", 1,

@@ -65,6 +65,15 @@ pub(crate) fn driver(settings: &Settings) -> Result<Arc<dyn Driver>, Error> {
     })))
 }
 
+fn host_memory_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    (u64::from(info.mem_unit) * info.totalram) >> 20
+}
+
+fn host_processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
 /// The network of a pod that has no namespace for one.
 fn user_network(settings: &Settings) -> Result<Option<UserNetwork>, Error> {
     if !settings.network_user {
@@ -110,6 +119,8 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         initrd: guest.join(coracle_guest_image::INITRD),
         command_line: coracle_guest_image::command_line(),
         memory_mib: settings.machine_memory_mib,
+        memory_max_mib: settings.machine_max_memory_mib.min(host_memory_mib()),
+        vcpus_max: settings.machine_max_vcpus.min(host_processors()),
         huge_pages: settings.machine_huge_pages,
         vcpus: settings.machine_vcpus,
         virtiofsd: Some(settings.virtiofsd_path.clone()),

@@ -64,6 +64,8 @@ fn config(folder: &Path) -> Config {
         huge_pages: false,
         vcpus: 1,
         virtiofsd: None,
+        memory_max_mib: 256,
+        vcpus_max: 1,
         user_network: None,
         labels: false,
         hook_folder: String::new(),

@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 use crate::command::{self, QMP_FD, VHOST_FD};
 use crate::machine::{Parts, QemuMachine};
-use crate::{Config, clock, qmp, vsock};
+use crate::{Config, clock, devices, qmp, vsock};
 
 /// How much of the console and of QEMU's messages is kept, in bytes.
 const CONSOLE_BYTES: usize = 64 * 1024;
@@ -40,7 +40,7 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     if let Some(device) = device {
         spawn = spawn.descriptor(VHOST_FD, device);
     }
-    for (number, net) in command::nets(&spec)? {
+    for (number, net) in devices::nets(&spec)? {
         spawn = spawn.descriptor(number, net.try_clone().map_err(Error::system("hand a network link to QEMU"))?);
     }
     spawn.stdout = Output::Ring(console.clone());
@@ -63,7 +63,7 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
         parts.drain_messages().await;
         return Err(Error::Monitor(format!("QEMU did not start: {}", messages.last_lines(5).join("; "))));
     };
-    Ok(QemuMachine::start(config.accelerator, &spec, parts, control, events, console, messages))
+    Ok(QemuMachine::start(config, &spec, parts, control, events, console, messages))
 }
 
 /// Says what is missing before anything is started.

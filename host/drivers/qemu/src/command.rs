@@ -2,31 +2,13 @@
 
 use std::ffi::OsString;
 
-use coracle_machine::{
-    Accelerator, Descriptor, Device, Error, Forward, KernelForm, MachineSpec, MemoryKind, NETS_MAX, Result, mac_text,
-};
+use coracle_machine::{Accelerator, Error, KernelForm, MachineSpec, MemoryKind, Result};
 
-use crate::{Config, MachineType};
+use crate::{Config, MachineType, devices};
 
 /// The descriptor on which QEMU finds its control channel, and that of the kernel's vsock.
 pub(crate) const QMP_FD: i32 = 3;
 pub(crate) const VHOST_FD: i32 = 4;
-/// The descriptor of the first network link; the others follow.
-const FIRST_NET_FD: i32 = 5;
-
-/// The descriptors of a machine's network links, each with the number at which QEMU finds it.
-pub(crate) fn nets(spec: &MachineSpec) -> Result<Vec<(i32, &Descriptor)>> {
-    let nets = spec.devices.iter().filter_map(|device| match device {
-        Device::Net { tap: descriptor, .. } | Device::NetStream { stream: descriptor, .. } => Some(descriptor),
-        _ => None,
-    });
-    let nets: Vec<_> = (FIRST_NET_FD..).zip(nets).collect();
-    if nets.len() > NETS_MAX {
-        return Err(Error::Unsupported(format!("more than {NETS_MAX} network devices")));
-    }
-    Ok(nets)
-}
-
 /// How the guest's vsock is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum VsockKind {
@@ -69,10 +51,26 @@ pub(crate) fn arguments(
         add(&["-global", "virtio-mmio.force-legacy=false"]);
     }
     add(&["-accel", accelerator, "-cpu", processor]);
-    add(&["-smp", &format!("{},maxcpus={}", spec.cpus.boot, spec.cpus.max)]);
-    add(&["-m", &format!("{memory}M")]);
+    let grows = can_grow(config, spec);
+    let most = if grows { spec.cpus.max } else { spec.cpus.boot };
+    add(&["-smp", &format!("{},maxcpus={most}", spec.cpus.boot)]);
+    let growth = if grows { spec.memory.max_mib - memory } else { 0 };
+    add(&[
+        "-m",
+        &format!("{memory}M{}", if growth > 0 { format!(",maxmem={}M", memory + growth) } else { String::new() }),
+    ]);
     let pages = if spec.memory.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
-    add(&["-object", &format!("memory-backend-memfd,id=ram,size={memory}M,share={share}{pages}")]);
+    // What nobody else maps needs no file: a private mapping of one would have pages twice.
+    let backend = if is_shared || spec.memory.huge_pages {
+        format!("memory-backend-memfd,share={share}{pages}")
+    } else {
+        "memory-backend-ram".to_owned()
+    };
+    add(&["-object", &format!("{backend},id=ram,size={memory}M")]);
+    if growth > 0 {
+        add(&["-object", &format!("{backend},id=growth,size={growth}M,reserve=off")]);
+        add(&["-device", &format!("virtio-mem-pci,id={GROWTH},memdev=growth,requested-size=0,disable-legacy=on")]);
+    }
     add(&["-chardev", &format!("socket,id=qmp,fd={QMP_FD}"), "-mon", "chardev=qmp,mode=control"]);
     if spec.console {
         add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
@@ -84,64 +82,7 @@ pub(crate) fn arguments(
     if spec.firmware.is_some() {
         return Err(Error::Unsupported("firmware".into()));
     }
-    let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
-    let modern = if pci { ",disable-legacy=on" } else { "" };
-    let mut net_fds = FIRST_NET_FD..;
-    for (number, device) in spec.devices.iter().enumerate() {
-        match device {
-            Device::Rng => add(&["-device", &format!("{}{modern}", bus("virtio-rng"))]),
-            Device::Vsock => match vsock {
-                VsockKind::Kernel(cid) => {
-                    add(&["-device", &format!("{},guest-cid={cid},vhostfd={VHOST_FD}{modern}", bus("vhost-vsock"))]);
-                }
-                VsockKind::Server => {
-                    let socket = spec.folder.join(crate::vsock::MONITOR_SOCKET);
-                    let socket = plain(&socket)?;
-                    add(&["-chardev", &format!("socket,id=vsock,path={socket}")]);
-                    add(&["-device", &format!("{},chardev=vsock", bus("vhost-user-vsock"))]);
-                }
-            },
-            Device::SharedFs { tag, socket, queue_size } => {
-                let socket = plain(socket)?;
-                add(&["-chardev", &format!("socket,id=fs{number},path={socket}")]);
-                let fs = bus("vhost-user-fs");
-                add(&["-device", &format!("{fs},chardev=fs{number},tag={tag},queue-size={queue_size}")]);
-            }
-            Device::Net { mac, .. } | Device::NetStream { mac, .. } | Device::NetUser { mac, .. } => {
-                let mut next = || net_fds.next().unwrap_or(FIRST_NET_FD);
-                let end = match device {
-                    Device::NetUser { forwards, .. } => user_network(forwards),
-                    Device::NetStream { .. } => format!("stream,addr.type=fd,addr.str={},server=off", next()),
-                    _ => format!("tap,fd={}", next()),
-                };
-                let mac = mac_text(*mac);
-                // Without the ROM for booting over the network, which is a package of its own.
-                let rom = if pci { ",romfile=" } else { "" };
-                let net = bus("virtio-net");
-                add(&["-netdev", &format!("{end},id=net{number}")]);
-                add(&["-device", &format!("{net},netdev=net{number},mac={mac}{rom}{modern}")]);
-            }
-            Device::Block { path, read_only, direct, serial } => {
-                let on = |flag: bool| if flag { "on" } else { "off" };
-                let kind = if is_block_device(path) { "host_device" } else { "file" };
-                let (path, serial) = (escaped(path)?, escaped(std::path::Path::new(serial))?);
-                // What the guest frees is freed on the host.
-                let discard = if *read_only { "ignore" } else { "unmap" };
-                add(&[
-                    "-blockdev",
-                    &format!(
-                        "driver=raw,node-name=disk{number},read-only={},discard={discard},cache.direct={},\
-                         file.driver={kind},file.filename={path}",
-                        on(*read_only),
-                        on(*direct)
-                    ),
-                ]);
-                let disk = bus("virtio-blk");
-                add(&["-device", &format!("{disk},drive=disk{number},serial={serial}{modern}")]);
-            }
-            other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
-        }
-    }
+    devices::add(&mut arguments, config, spec, vsock)?;
     arguments.extend(config.extra_arguments.iter().map(Into::into));
     arguments.extend(["-kernel".into(), spec.kernel.path.clone().into_os_string()]);
     arguments.extend(["-initrd".into(), spec.initrd.clone().into_os_string()]);
@@ -149,15 +90,13 @@ pub(crate) fn arguments(
     Ok(arguments)
 }
 
-/// QEMU's own network, with the addresses that it has where nobody gives others.
-fn user_network(forwards: &[Forward]) -> String {
-    let mut text = "user,ipv6=off".to_owned();
-    for Forward { is_udp, host, guest } in forwards {
-        let protocol = if *is_udp { "udp" } else { "tcp" };
-        // An address of IPv6 has brackets around it.
-        text.push_str(&format!(",hostfwd={protocol}:{host}-:{guest}"));
-    }
-    text
+/// The device by which memory grows (virtio-mem), by QEMU's name.
+pub(crate) const GROWTH: &str = "growth0";
+
+/// Whether this machine can change its size: one of virtio-mmio devices has no way to tell its guest.
+pub(crate) fn can_grow(config: &Config, spec: &MachineSpec) -> bool {
+    let has_room = spec.cpus.max > spec.cpus.boot || spec.memory.max_mib > spec.memory.size_mib;
+    config.machine_type == MachineType::Q35 && has_room
 }
 
 /// Whether the guest can't find out its clock's rate dependably (see [`crate::clock`]).
@@ -177,27 +116,9 @@ fn command_line(spec: &MachineSpec, tsc_mhz: Option<u32>) -> String {
     line
 }
 
-/// A path as it may stand in an option: QEMU's options have commas between them.
-fn plain(path: &std::path::Path) -> Result<&str> {
-    path.to_str()
-        .filter(|text| !text.contains(','))
-        .ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))
-}
-
-/// A path in an option that may have any: a comma is written twice.
-fn escaped(path: &std::path::Path) -> Result<String> {
-    let text = path.to_str().ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))?;
-    Ok(text.replace(',', ",,"))
-}
-
-fn is_block_device(path: &std::path::Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
-}
-
 #[cfg(test)]
 mod tests {
-    use coracle_machine::{Architecture, Cpus, Kernel, Memory, Platform};
+    use coracle_machine::{Architecture, Cpus, Descriptor, Device, Forward, Kernel, Memory, Platform};
 
     use super::*;
 
@@ -224,7 +145,7 @@ mod tests {
             initrd: "/k/initrd.img".into(),
             command_line: "quiet".into(),
             cpus: Cpus { boot: 1, max: 1 },
-            memory: Memory { size_mib: 256, kind: MemoryKind::Shared, huge_pages: false },
+            memory: Memory { size_mib: 256, max_mib: 256, kind: MemoryKind::Shared, huge_pages: false },
             devices: vec![Device::Vsock, Device::Rng, Device::SharedFs { tag: "t".into(), socket, queue_size: 128 }],
             console: true,
         }
@@ -264,6 +185,23 @@ mod tests {
         assert!(!needs(MachineType::Q35, Accelerator::Emulation));
         assert_eq!(command_line(&spec("x"), Some(2600)), "quiet tsc_early_khz=2600000 console=ttyS0");
         assert_eq!(command_line(&spec("x"), None), "quiet console=ttyS0");
+    }
+
+    #[test]
+    fn only_a_machine_with_pci_has_room_to_grow() {
+        let mut spec = spec("x");
+        let words = |spec: &MachineSpec, machine_type| {
+            let all = arguments(&config(machine_type), spec, VsockKind::Kernel(3), None).unwrap();
+            all.into_iter().map(|word| word.into_string().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        let fixed = words(&spec, MachineType::Q35);
+        assert!(fixed.contains("-smp 1,maxcpus=1 -m 256M ") && !fixed.contains("virtio-mem"), "{fixed}");
+        spec.memory = Memory { max_mib: 1024, kind: MemoryKind::Private, ..spec.memory };
+        spec.cpus.max = 4;
+        let grows = words(&spec, MachineType::Q35);
+        assert!(grows.contains("-smp 1,maxcpus=4 -m 256M,maxmem=1024M "), "{grows}");
+        assert!(grows.contains("memory-backend-ram,id=growth,size=768M,reserve=off"), "{grows}");
+        assert!(words(&spec, MachineType::Microvm).contains("-smp 1,maxcpus=1 -m 256M "));
     }
 
     #[test]

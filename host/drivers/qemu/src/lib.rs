@@ -9,9 +9,11 @@
 mod boot;
 mod clock;
 mod command;
+mod devices;
 mod machine;
 mod probe;
 pub mod qmp;
+mod resize;
 mod vsock;
 
 use std::ffi::OsString;
@@ -75,11 +77,12 @@ impl Qemu {
 }
 
 impl Driver for Qemu {
-    fn capabilities(&self, _: &MachineSpec) -> Capabilities {
+    fn capabilities(&self, spec: &MachineSpec) -> Capabilities {
         Capabilities {
             coldplug: vec![
                 DeviceKind::Vsock,
                 DeviceKind::Rng,
+                DeviceKind::Balloon,
                 DeviceKind::SharedFs,
                 DeviceKind::Block,
                 DeviceKind::Net,
@@ -87,7 +90,7 @@ impl Driver for Qemu {
                 DeviceKind::NetUser,
             ],
             hotplug: Vec::new(),
-            resize: false,
+            resize: command::can_grow(&self.config, spec),
             pause: true,
             snapshot: false,
         }

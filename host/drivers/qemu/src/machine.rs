@@ -10,10 +10,12 @@ use coracle_machine::{
 use coracle_process::{Child, ExitStatus, Ring};
 use futures::future::BoxFuture;
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
-use crate::qmp;
+use crate::command::can_grow;
+use crate::resize::Size;
 use crate::vsock::Vsock;
+use crate::{Config, qmp};
 
 /// The processes and files of a machine; all of them go when this is dropped.
 pub(crate) struct Parts {
@@ -49,7 +51,10 @@ pub(crate) struct QemuMachine {
     address: AgentAddress,
     hello: GuestListener,
     control: qmp::Client,
-    stats: Stats,
+    /// Its size, and who changes it: one at a time.
+    size: Mutex<Size>,
+    /// What QEMU reports while it runs.
+    events: broadcast::Sender<qmp::Event>,
     console: Ring,
     end: Ends,
     stop: Arc<tokio::sync::Notify>,
@@ -57,7 +62,7 @@ pub(crate) struct QemuMachine {
 
 impl QemuMachine {
     pub(crate) fn start(
-        accelerator: Accelerator,
+        config: &Config,
         spec: &MachineSpec,
         mut parts: Parts,
         control: qmp::Client,
@@ -65,20 +70,22 @@ impl QemuMachine {
         console: Ring,
         messages: Ring,
     ) -> Self {
+        let (accelerator, can_grow) = (config.accelerator, can_grow(config, spec));
         let (sender, end) = watch::channel(None);
         let stop = Arc::new(tokio::sync::Notify::new());
         let address = parts.vsock.address.clone();
         #[expect(clippy::expect_used, reason = "it is put there by `new` and taken here only")]
         let hello = parts.hello.take().expect("the listener");
         let stopped = Arc::clone(&stop);
-        let watched = Outputs { console: console.clone(), messages };
+        let (reports, _) = broadcast::channel(REPORTS);
+        let watched = Outputs { console: console.clone(), messages, reports: reports.clone() };
         tokio::spawn(async move {
             let reason = supervise(&mut parts, events, &stopped, &watched).await;
             drop(parts);
             sender.send_replace(Some(End { reason }));
         });
-        let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot, ..Stats::default() };
-        Self { accelerator, address, hello, control, stats, console, end: Ends::new(end), stop }
+        let size = Mutex::new(Size::of(spec, can_grow));
+        Self { accelerator, address, hello, control, size, events: reports, console, end: Ends::new(end), stop }
     }
 
     async fn command(&self, name: &str) -> Result<()> {
@@ -96,7 +103,11 @@ impl Drop for QemuMachine {
 struct Outputs {
     console: Ring,
     messages: Ring,
+    reports: broadcast::Sender<qmp::Event>,
 }
+
+/// The most reports that wait for whoever reads them; who is slower misses the oldest.
+const REPORTS: usize = 64;
 
 /// Waits for the end of any process of the machine, ends the others, and gives the reason.
 async fn supervise(
@@ -112,19 +123,31 @@ async fn supervise(
             None => std::future::pending().await,
         }
     };
+    let mut shutdown = None;
+    let mut report = |event: qmp::Event| {
+        if event.name == "SHUTDOWN" {
+            shutdown = Some(event.data.clone());
+        }
+        // Mostly nobody waits for one.
+        let _ = outputs.reports.send(event);
+    };
+    let reports = async {
+        while let Some(event) = events.recv().await {
+            report(event);
+        }
+        std::future::pending::<()>().await;
+    };
     let reason = tokio::select! {
         biased;
         status = qemu.wait() => {
             // The pumps and the control channel see the end of their pipes in the same turns.
             parts.drain_messages().await;
-            let mut shutdown = None;
             while let Ok(event) = events.try_recv() {
-                if event.name == "SHUTDOWN" {
-                    shutdown = Some(event.data);
-                }
+                report(event);
             }
             reason(status, shutdown.as_ref(), outputs)
         }
+        () = reports => String::new(),
         status = server => {
             // The server ends with QEMU, too: then QEMU's end is the one to tell, and comes within the same moment.
             let grace = std::time::Duration::from_millis(500);
@@ -176,8 +199,16 @@ impl Machine for QemuMachine {
         unsupported(&format!("detaching {:?}", device.kind()))
     }
 
-    fn resize(&self, _: u32, _: u64) -> BoxFuture<'_, Result<()>> {
-        unsupported("resizing")
+    fn resize(&self, cpus: u32, memory_mib: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.end.check()?;
+            let mut size = self.size.lock().await;
+            tokio::select! {
+                biased;
+                end = self.wait() => Err(Error::Ended(end.reason)),
+                resized = size.change(&self.control, &self.events, cpus, memory_mib) => resized,
+            }
+        })
     }
 
     fn pause(&self) -> BoxFuture<'_, Result<()>> {
@@ -189,8 +220,11 @@ impl Machine for QemuMachine {
     }
 
     fn stats(&self) -> BoxFuture<'_, Result<Stats>> {
-        let answer = self.end.check().map(|()| self.stats.clone());
-        Box::pin(async move { answer })
+        Box::pin(async move {
+            self.end.check()?;
+            let size = self.size.lock().await;
+            Ok(Stats { memory_bytes: size.memory_bytes(), cpus: size.cpus(), ..Stats::default() })
+        })
     }
 
     fn wait(&self) -> BoxFuture<'static, End> {

@@ -45,7 +45,7 @@ async fn keeps_the_contract(machine_type: MachineType) {
             initrd: guest.join("initrd.img"),
             command_line: "panic=-1 reboot=t quiet loglevel=4 cryptomgr.notests".into(),
             cpus: Cpus { boot: 1, max: 1 },
-            memory: Memory { size_mib: 256, kind: MemoryKind::Shared, huge_pages: false },
+            memory: Memory { size_mib: 256, max_mib: 256, kind: MemoryKind::Shared, huge_pages: false },
             devices: vec![Device::Vsock, Device::Rng],
             console: true,
         }

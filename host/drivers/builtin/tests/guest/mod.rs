@@ -94,7 +94,7 @@ impl Given {
             initrd,
             command_line: "panic=-1 quiet loglevel=4 cryptomgr.notests".into(),
             cpus: Cpus { boot: 1, max: 1 },
-            memory: Memory { size_mib: 256, kind: MemoryKind::Private, huge_pages: false },
+            memory: Memory { size_mib: 256, max_mib: 256, kind: MemoryKind::Private, huge_pages: false },
             devices: vec![Device::Rng],
             console: true,
         }

@@ -1,0 +1,123 @@
+//! QEMU's words for a machine's devices.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use coracle_machine::{Descriptor, Device, Error, Forward, MachineSpec, NETS_MAX, Result, mac_text};
+
+use crate::command::{VHOST_FD, VsockKind};
+use crate::{Config, MachineType};
+
+/// The descriptor of the first network link; the others follow.
+const FIRST_NET_FD: i32 = 5;
+
+/// The descriptors of a machine's network links, each with the number at which QEMU finds it.
+pub(crate) fn nets(spec: &MachineSpec) -> Result<Vec<(i32, &Descriptor)>> {
+    let nets = spec.devices.iter().filter_map(|device| match device {
+        Device::Net { tap: descriptor, .. } | Device::NetStream { stream: descriptor, .. } => Some(descriptor),
+        _ => None,
+    });
+    let nets: Vec<_> = (FIRST_NET_FD..).zip(nets).collect();
+    if nets.len() > NETS_MAX {
+        return Err(Error::Unsupported(format!("more than {NETS_MAX} network devices")));
+    }
+    Ok(nets)
+}
+
+/// Adds the arguments for all devices.
+pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &MachineSpec, vsock: VsockKind) -> Result<()> {
+    let pci = config.machine_type == MachineType::Q35;
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| OsString::from(*word)));
+    let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
+    let modern = if pci { ",disable-legacy=on" } else { "" };
+    let mut net_fds = FIRST_NET_FD..;
+    for (number, device) in spec.devices.iter().enumerate() {
+        match device {
+            Device::Balloon => {
+                let balloon = bus("virtio-balloon");
+                add(&["-device", &format!("{balloon},free-page-reporting=on,deflate-on-oom=on{modern}")]);
+            }
+            Device::Rng => add(&["-device", &format!("{}{modern}", bus("virtio-rng"))]),
+            Device::Vsock => match vsock {
+                VsockKind::Kernel(cid) => {
+                    add(&["-device", &format!("{},guest-cid={cid},vhostfd={VHOST_FD}{modern}", bus("vhost-vsock"))]);
+                }
+                VsockKind::Server => {
+                    let socket = spec.folder.join(crate::vsock::MONITOR_SOCKET);
+                    let socket = plain(&socket)?;
+                    add(&["-chardev", &format!("socket,id=vsock,path={socket}")]);
+                    add(&["-device", &format!("{},chardev=vsock", bus("vhost-user-vsock"))]);
+                }
+            },
+            Device::SharedFs { tag, socket, queue_size } => {
+                let socket = plain(socket)?;
+                add(&["-chardev", &format!("socket,id=fs{number},path={socket}")]);
+                let fs = bus("vhost-user-fs");
+                add(&["-device", &format!("{fs},chardev=fs{number},tag={tag},queue-size={queue_size}")]);
+            }
+            Device::Net { mac, .. } | Device::NetStream { mac, .. } | Device::NetUser { mac, .. } => {
+                let mut next = || net_fds.next().unwrap_or(FIRST_NET_FD);
+                let end = match device {
+                    Device::NetUser { forwards, .. } => user_network(forwards),
+                    Device::NetStream { .. } => format!("stream,addr.type=fd,addr.str={},server=off", next()),
+                    _ => format!("tap,fd={}", next()),
+                };
+                let mac = mac_text(*mac);
+                // Without the ROM for booting over the network, which is a package of its own.
+                let rom = if pci { ",romfile=" } else { "" };
+                let net = bus("virtio-net");
+                add(&["-netdev", &format!("{end},id=net{number}")]);
+                add(&["-device", &format!("{net},netdev=net{number},mac={mac}{rom}{modern}")]);
+            }
+            Device::Block { path, read_only, direct, serial } => {
+                let on = |flag: bool| if flag { "on" } else { "off" };
+                let kind = if is_block_device(path) { "host_device" } else { "file" };
+                let (path, serial) = (escaped(path)?, escaped(Path::new(serial))?);
+                // What the guest frees is freed on the host.
+                let discard = if *read_only { "ignore" } else { "unmap" };
+                add(&[
+                    "-blockdev",
+                    &format!(
+                        "driver=raw,node-name=disk{number},read-only={},discard={discard},cache.direct={},\
+                         file.driver={kind},file.filename={path}",
+                        on(*read_only),
+                        on(*direct)
+                    ),
+                ]);
+                let disk = bus("virtio-blk");
+                add(&["-device", &format!("{disk},drive=disk{number},serial={serial}{modern}")]);
+            }
+            other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
+        }
+    }
+    Ok(())
+}
+
+/// QEMU's own network, with the addresses that it has where nobody gives others.
+fn user_network(forwards: &[Forward]) -> String {
+    let mut text = "user,ipv6=off".to_owned();
+    for Forward { is_udp, host, guest } in forwards {
+        let protocol = if *is_udp { "udp" } else { "tcp" };
+        // An address of IPv6 has brackets around it.
+        text.push_str(&format!(",hostfwd={protocol}:{host}-:{guest}"));
+    }
+    text
+}
+
+/// A path as it may stand in an option: QEMU's options have commas between them.
+fn plain(path: &Path) -> Result<&str> {
+    path.to_str()
+        .filter(|text| !text.contains(','))
+        .ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))
+}
+
+/// A path in an option that may have any: a comma is written twice.
+fn escaped(path: &Path) -> Result<String> {
+    let text = path.to_str().ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))?;
+    Ok(text.replace(',', ",,"))
+}
+
+fn is_block_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
+}

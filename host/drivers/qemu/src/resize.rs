@@ -1,0 +1,168 @@
+//! A machine that grows and shrinks: memory by virtio-mem, processors by ACPI.
+
+use std::time::Duration;
+
+use coracle_machine::{Error, MachineSpec, Result};
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+
+use crate::command::GROWTH;
+use crate::qmp;
+
+/// How long the guest may take to take or give memory without the size having changed, and to let go of a processor.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The unit in which a guest of Linux plugs memory, in MiB: two of the pages in which its kernel keeps free memory.
+const UNIT_MIB: u64 = 4;
+
+/// A machine's size.
+#[derive(Debug)]
+pub(crate) struct Size {
+    /// Whether it can change.
+    grows: bool,
+    least_cpus: u32,
+    most_cpus: u32,
+    least_mib: u64,
+    most_mib: u64,
+    /// What the guest has taken above the least, in bytes.
+    taken_bytes: u64,
+    /// Processors above the least, by QEMU's names for them, the oldest first.
+    added: Vec<String>,
+}
+
+impl Size {
+    pub(crate) fn of(spec: &MachineSpec, grows: bool) -> Self {
+        Self {
+            grows,
+            least_cpus: spec.cpus.boot,
+            most_cpus: spec.cpus.max,
+            least_mib: spec.memory.size_mib,
+            most_mib: spec.memory.max_mib,
+            taken_bytes: 0,
+            added: Vec::new(),
+        }
+    }
+
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        (self.least_mib << 20) + self.taken_bytes
+    }
+
+    pub(crate) fn cpus(&self) -> u32 {
+        self.least_cpus + u32::try_from(self.added.len()).unwrap_or(0)
+    }
+
+    /// Makes it so.
+    pub(crate) async fn change(
+        &mut self,
+        control: &qmp::Client,
+        events: &broadcast::Sender<qmp::Event>,
+        cpus: u32,
+        memory_mib: u64,
+    ) -> Result<()> {
+        if !self.grows {
+            return Err(Error::Unsupported("resizing".into()));
+        }
+        if !(self.least_cpus..=self.most_cpus).contains(&cpus) {
+            let (least, most) = (self.least_cpus, self.most_cpus);
+            return Err(Error::Invalid(format!("{cpus} processors: it has {least} at least and {most} at most")));
+        }
+        if !(self.least_mib..=self.most_mib).contains(&memory_mib) {
+            let (least, most) = (self.least_mib, self.most_mib);
+            return Err(Error::Invalid(format!("{memory_mib} MiB: it has {least} at least and {most} at most")));
+        }
+        // The guest needs memory for what its processors keep each: that comes first, and goes last.
+        if memory_mib << 20 > self.memory_bytes() {
+            self.change_memory(control, events, memory_mib).await?;
+        }
+        while self.cpus() < cpus {
+            self.add_cpu(control).await?;
+        }
+        while self.cpus() > cpus && self.take_cpu(control, events).await? {}
+        if (memory_mib << 20) < self.memory_bytes() {
+            self.change_memory(control, events, memory_mib).await?;
+        }
+        Ok(())
+    }
+
+    async fn change_memory(
+        &mut self,
+        control: &qmp::Client,
+        events: &broadcast::Sender<qmp::Event>,
+        memory_mib: u64,
+    ) -> Result<()> {
+        let most = self.most_mib - self.least_mib;
+        let wanted = (memory_mib - self.least_mib).next_multiple_of(UNIT_MIB).min(most) << 20;
+        // Listened to before it is asked for.
+        let mut events = events.subscribe();
+        let request = json!({ "path": path(), "property": "requested-size", "value": wanted });
+        control.execute("qom-set", request).await.map_err(failed)?;
+        loop {
+            let taken =
+                control.execute("qom-get", json!({ "path": path(), "property": "size" })).await.map_err(failed)?;
+            self.taken_bytes = taken.as_u64().ok_or_else(|| Error::Monitor(format!("QEMU says a size of {taken}")))?;
+            if self.taken_bytes == wanted || !reported(&mut events, "MEMORY_DEVICE_SIZE_CHANGE", None).await {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn add_cpu(&mut self, control: &qmp::Client) -> Result<()> {
+        let all = control.execute("query-hotpluggable-cpus", Value::Null).await.map_err(failed)?;
+        // They come with the highest number first.
+        let mut free = all.as_array().into_iter().flatten().rev().filter(|cpu| cpu.get("qom-path").is_none());
+        let Some(free) = free.next() else { return Err(Error::Monitor("QEMU has no place for a processor".into())) };
+        let name = format!("cpu{}", self.cpus());
+        let mut device = free.get("props").cloned().unwrap_or_else(|| json!({}));
+        if let Some(device) = device.as_object_mut() {
+            device.insert("id".into(), name.clone().into());
+            device.insert("driver".into(), free.get("type").cloned().unwrap_or_default());
+        }
+        control.execute("device_add", device).await.map_err(failed)?;
+        self.added.push(name);
+        Ok(())
+    }
+
+    /// Takes the last processor out; false where the guest keeps it.
+    async fn take_cpu(&mut self, control: &qmp::Client, events: &broadcast::Sender<qmp::Event>) -> Result<bool> {
+        let Some(name) = self.added.last() else { return Ok(false) };
+        let mut events = events.subscribe();
+        control.execute("device_del", json!({ "id": name })).await.map_err(failed)?;
+        let gone = reported(&mut events, "DEVICE_DELETED", Some(name)).await;
+        if gone {
+            self.added.pop();
+        }
+        Ok(gone)
+    }
+}
+
+fn path() -> String {
+    format!("/machine/peripheral/{GROWTH}")
+}
+
+fn failed(error: qmp::Error) -> Error {
+    Error::Monitor(error.to_string())
+}
+
+/// Waits for an event, of a device where it is named; false where none comes.
+async fn reported(events: &mut broadcast::Receiver<qmp::Event>, name: &str, device: Option<&str>) -> bool {
+    let path = device.map(|device| format!("/machine/peripheral/{device}"));
+    // Of a processor only the end of one of its parts is told, by its path.
+    let is_it = |event: &qmp::Event| {
+        let found = event.data.get("path").and_then(Value::as_str).unwrap_or_default();
+        let is_below =
+            |path: &String| found.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        event.name == name && path.as_ref().is_none_or(is_below)
+    };
+    let wait = async {
+        loop {
+            match events.recv().await {
+                Ok(event) if is_it(&event) => return true,
+                // Which ones were missed nobody knows: whoever waits looks for itself.
+                Err(broadcast::error::RecvError::Lagged(_)) => return device.is_none(),
+                Err(broadcast::error::RecvError::Closed) => return false,
+                Ok(_) => {}
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or(false)
+}

@@ -1,0 +1,207 @@
+//! The size of a pod's machine: what the machine itself takes, and what its containers may use together. It follows them.
+
+use coracle_protocol::agent::OnlineCPUMemRequest;
+use coracle_protocol::agent_ttrpc::AgentServiceClient;
+use coracle_protocol::oci;
+
+use crate::agent::Patience;
+use crate::pod::Pod;
+use crate::{Error, Result, Sandbox};
+
+/// What a container may use; 0 is as much as there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Thousandths of a processor.
+    cpu_milli: u64,
+    memory_bytes: u64,
+}
+
+/// The kernel's period for a quota of processor time, in microseconds.
+const PERIOD: u64 = 100_000;
+
+impl Limits {
+    /// Those of a specification.
+    pub(crate) fn of(spec: &oci::Spec) -> Self {
+        let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
+        resources.map_or_else(Self::default, |resources| Self::default().changed(resources))
+    }
+
+    /// With what `resources` names; what it does not name stays.
+    pub(crate) fn changed(self, resources: &oci::LinuxResources) -> Self {
+        let cpu = resources.CPU.as_ref().filter(|cpu| cpu.Quota != 0).map(|cpu| {
+            let period = if cpu.Period == 0 { PERIOD } else { cpu.Period };
+            // Below 0 it is none.
+            u64::try_from(cpu.Quota).unwrap_or(0).saturating_mul(1000).div_ceil(period)
+        });
+        let memory = resources.Memory.as_ref().map(|memory| memory.Limit).filter(|limit| *limit != 0);
+        Self {
+            cpu_milli: cpu.unwrap_or(self.cpu_milli),
+            memory_bytes: memory.map_or(self.memory_bytes, |limit| u64::try_from(limit).unwrap_or(0)),
+        }
+    }
+}
+
+/// A machine's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u64,
+}
+
+/// Between which sizes a machine can be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Range {
+    /// What it has where no container asks for anything.
+    pub(crate) base: Size,
+    /// What it has from its start.
+    pub(crate) least: Size,
+    /// What it has at most.
+    pub(crate) most: Size,
+}
+
+/// The size for containers with these limits, before what the machine can be.
+fn asked(range: &Range, containers: &[Limits]) -> Size {
+    let sum = |each: fn(&Limits) -> u64| containers.iter().map(each).fold(0, u64::saturating_add);
+    let cpus = u32::try_from(sum(|limits| limits.cpu_milli).div_ceil(1000)).unwrap_or(u32::MAX);
+    let memory_mib = sum(|limits| limits.memory_bytes).div_ceil(1 << 20);
+    Size { cpus: cpus.max(range.base.cpus), memory_mib: range.base.memory_mib.saturating_add(memory_mib) }
+}
+
+/// The nearest that the machine can be.
+fn within(range: &Range, size: Size) -> Size {
+    Size {
+        cpus: size.cpus.clamp(range.least.cpus, range.most.cpus),
+        memory_mib: size.memory_mib.clamp(range.least.memory_mib, range.most.memory_mib),
+    }
+}
+
+/// Whether more is asked for than the machine can have.
+fn is_beyond(range: &Range, size: Size) -> bool {
+    size.cpus > range.most.cpus || size.memory_mib > range.most.memory_mib
+}
+
+/// Gives the pod's machine the size that its containers ask for, as far as it can have it. Nothing is done where it can't change.
+pub(crate) async fn fit(sandbox: &Sandbox, pod: &Pod) -> Result<()> {
+    change(sandbox, pod, false).await
+}
+
+/// The same, unless that would take something away: what still uses it has to be told first.
+pub(crate) async fn grow(sandbox: &Sandbox, pod: &Pod) -> Result<()> {
+    change(sandbox, pod, true).await
+}
+
+async fn change(sandbox: &Sandbox, pod: &Pod, only_more: bool) -> Result<()> {
+    let Some(range) = &pod.range else { return Ok(()) };
+    let mut now = pod.size.lock().await;
+    // Looked at only now: whoever changed it meanwhile has had its turn.
+    let containers = containers(sandbox).await?;
+    let asked = asked(range, &containers);
+    if is_beyond(range, asked) {
+        log::warn!(
+            "the pod's containers may use {} processors and {} MiB together, and its machine can have {} and {} at most \
+             (`machine.max_vcpus`, `machine.max_memory_mib`)",
+            asked.cpus,
+            asked.memory_mib,
+            range.most.cpus,
+            range.most.memory_mib
+        );
+    }
+    let mut wanted = within(range, asked);
+    if only_more {
+        wanted = Size { cpus: wanted.cpus.max(now.cpus), memory_mib: wanted.memory_mib.max(now.memory_mib) };
+    }
+    if wanted == *now {
+        return Ok(());
+    }
+    pod.machine.resize(wanted.cpus, wanted.memory_mib).await?;
+    let stats = pod.machine.stats().await?;
+    if stats.cpus > now.cpus {
+        let request = OnlineCPUMemRequest { wait: true, nb_cpus: stats.cpus, cpu_only: true, ..Default::default() };
+        let online = async |agent: &AgentServiceClient, ctx| agent.online_cpu_mem(ctx, &request).await;
+        pod.agent.call("OnlineCPUMem", Patience::Bounded, online).await?;
+    }
+    *now = Size { cpus: stats.cpus, memory_mib: stats.memory_bytes >> 20 };
+    if *now != wanted {
+        log::warn!(
+            "the pod's machine has {now:?}, and was to have {wanted:?}: its guest has not taken, or given, all of it"
+        );
+    }
+    Ok(())
+}
+
+async fn containers(sandbox: &Sandbox) -> Result<Vec<Limits>> {
+    sandbox.ask(|state| state.containers.values().map(|container| container.limits).collect()).await
+}
+
+/// Refuses limits that the machine of the pod can never have.
+pub(crate) async fn check(sandbox: &Sandbox, pod: &Pod) -> Result<()> {
+    let Some(range) = &pod.range else { return Ok(()) };
+    let asked = asked(range, &containers(sandbox).await?);
+    if !is_beyond(range, asked) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "the containers of the pod would be allowed {} processors and {} MiB together, and its machine can have {} and {} at most \
+         (`machine.max_vcpus`, `machine.max_memory_mib`, and what the host has)",
+        asked.cpus, asked.memory_mib, range.most.cpus, range.most.memory_mib
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RANGE: Range = Range {
+        base: Size { cpus: 1, memory_mib: 256 },
+        least: Size { cpus: 2, memory_mib: 512 },
+        most: Size { cpus: 4, memory_mib: 4096 },
+    };
+
+    fn limits(cpu_milli: u64, memory_mib: u64) -> Limits {
+        Limits { cpu_milli, memory_bytes: memory_mib << 20 }
+    }
+
+    fn wanted(containers: &[Limits]) -> (u32, u64) {
+        let size = within(&RANGE, asked(&RANGE, containers));
+        (size.cpus, size.memory_mib)
+    }
+
+    #[test]
+    fn a_machine_follows_its_containers_between_its_ends() {
+        assert_eq!(wanted(&[]), (2, 512), "not below what it has from its start");
+        // Halves of processors come together before they are rounded.
+        assert_eq!(wanted(&[limits(1500, 300), limits(1500, 300)]), (3, 856));
+        assert_eq!(wanted(&[limits(0, 0), limits(2100, 1)]), (3, 512));
+        assert_eq!(wanted(&[limits(64_000, 1 << 20)]), (4, 4096), "not above what it has at most");
+        assert_eq!(wanted(&[limits(u64::MAX, u64::MAX >> 20), limits(u64::MAX, u64::MAX >> 20)]), (4, 4096));
+        assert!(is_beyond(&RANGE, asked(&RANGE, &[limits(4001, 0)])));
+        assert!(is_beyond(&RANGE, asked(&RANGE, &[limits(0, 3841)])));
+        assert!(!is_beyond(&RANGE, asked(&RANGE, &[limits(4000, 3840)])));
+    }
+
+    #[test]
+    fn every_sum_of_limits_is_within_and_more_limits_never_ask_for_less() {
+        // All pairs of a set that has the ends of every range.
+        let edges = [0, 1, 999, 1000, 1001, 4000, 1 << 20, u64::MAX >> 21];
+        let all: Vec<Limits> = edges.iter().flat_map(|cpu| edges.iter().map(|memory| limits(*cpu, *memory))).collect();
+        for one in &all {
+            let alone = wanted(&[*one]);
+            for other in &all {
+                let both = wanted(&[*one, *other]);
+                assert!((2..=4).contains(&both.0) && (512..=4096).contains(&both.1));
+                assert!(both.0 >= alone.0 && both.1 >= alone.1, "{one:?} {other:?}");
+                assert_eq!(both, wanted(&[*other, *one]), "the order does not count");
+            }
+        }
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names() {
+        let resources = |json: &str| coracle_protocol::from_json::<oci::LinuxResources>(json).unwrap();
+        let first = Limits::default().changed(&resources(r#"{"cpu":{"quota":150000},"memory":{"limit":1048576}}"#));
+        assert_eq!(first, limits(1500, 1));
+        assert_eq!(first.changed(&resources(r#"{"memory":{"limit":2097152}}"#)), limits(1500, 2));
+        assert_eq!(first.changed(&resources(r#"{"cpu":{"quota":50000,"period":200000}}"#)), limits(250, 1));
+        assert_eq!(first.changed(&resources(r#"{"cpu":{"quota":-1},"memory":{"limit":-1}}"#)), Limits::default());
+    }
+}
