@@ -42,7 +42,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
             "a hook in a specification: those of the guest's own folder are run, and it".into(),
         ));
     }
-    let storages = Attached { names: storage::attach_all(agent, request.storages).await?, agent: Arc::clone(agent) };
+    let storages = storage::Attached::new(agent, request.storages).await?;
     let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
     let (theirs, ours) = Streams::new(terminal)?.split();
     let (program, parent) = (agent.config.program.clone(), agent.config.cgroups.clone());
@@ -92,27 +92,6 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
         oom_watch,
     ));
     Ok(Empty::new())
-}
-
-/// A container's storages, let go of where the making fails.
-struct Attached {
-    agent: Arc<Agent>,
-    names: storage::Names,
-}
-
-impl Attached {
-    fn keep(mut self) -> storage::Names {
-        std::mem::take(&mut self.names)
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        let (agent, names) = (Arc::clone(&self.agent), std::mem::take(&mut self.names));
-        if !names.is_empty() {
-            tokio::task::spawn_blocking(move || storage::release(&agent.storages, &names));
-        }
-    }
 }
 
 /// With a pid namespace of its own a container ends when its first process does; without one this has to see to it.

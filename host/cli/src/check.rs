@@ -20,7 +20,8 @@ pub(crate) fn run() -> Result<u8> {
     if report["monitor"]["name"] != "builtin" {
         line("qemu", &report["qemu"], "path");
     }
-    // Only volumes of an ordinary user's containers need it, and not each host has one that such a user can start.
+    // Only volumes of an ordinary user's containers need it (and roots, where they are shared), and not each host has one that such a
+    // user can start.
     if place::is_root() || report["virtiofsd"]["ok"] == true {
         line("virtiofsd", &report["virtiofsd"], "path");
     } else {

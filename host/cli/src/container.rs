@@ -33,7 +33,7 @@ pub(crate) struct Record {
     /// The network that it is part of, or is to be.
     #[serde(default)]
     pub(crate) network: Option<coracle_cni::Attachment>,
-    /// Ports of the host that the container's monitor, or its helper, serves for it: those of an ordinary user's.
+    /// Ports of the host that the container's monitor, or its helper, serves for it where its network is the user's.
     #[serde(default)]
     pub(crate) ports: Vec<coracle_cni::Port>,
     /// The shim's address while there is one.
@@ -43,9 +43,11 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The ports of the host that lead to the container, or are to.
+    /// The ports of the host that lead to the container, or are to. Those of the user's network end with the container, those of
+    /// others when the network is taken down.
     pub(crate) fn published(&self) -> impl Iterator<Item = &coracle_cni::Port> {
-        self.network.iter().flat_map(|network| &network.ports).chain(&self.ports)
+        let own = self.ports.iter().filter(|_| self.exit.is_none());
+        self.network.iter().flat_map(|network| &network.ports).chain(own)
     }
 }
 

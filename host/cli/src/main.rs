@@ -83,8 +83,15 @@ fn main() -> ExitCode {
         }
     };
     let outcome = runtime.block_on(async {
+        // These look at no container.
+        let command = match cli.command {
+            Command::Check => return check::run(),
+            Command::Image(command) => return image::run(command).map(|()| 0),
+            Command::Settings(command) => return settings::run(command).map(|()| 0),
+            other => other,
+        };
         let root = container::Root::new(cli.root.map_or_else(place::root, Ok)?);
-        match cli.command {
+        match command {
             Command::Run(args) => run::run(&root, args).await,
             Command::Exec(args) => exec::run(&root, args).await,
             Command::Ps(args) => ps::run(&root, args).await.map(|()| 0),
@@ -92,10 +99,8 @@ fn main() -> ExitCode {
             Command::Kill(args) => kill::run(&root, args).await.map(|()| 0),
             Command::Rm(args) => rm::run(&root, args).await.map(|()| 0),
             Command::Logs(args) => logs::run(&root, args).await.map(|()| 0),
-            Command::Check => check::run(),
-            Command::Image(command) => image::run(command).map(|()| 0),
-            Command::Settings(command) => settings::run(command).map(|()| 0),
             Command::Supervise(args) => supervise::run(&root, args).await,
+            Command::Check | Command::Image(_) | Command::Settings(_) => Ok(0),
         }
     });
     // A thread that still reads the terminal must not hold up the end.

@@ -1,12 +1,12 @@
 //! `--network` and `--publish`: the network of a container, from its namespace to the files in which names are looked up.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use coracle_cni::{Attachment, BRIDGE, Network, Outcome, Port, Protocol, namespace, plan};
-use coracle_settings::Settings;
+use coracle_settings::{Monitor, Settings};
 use serde_json::{Value, json};
 
 use crate::container::{Folder, Record, Root};
@@ -63,6 +63,9 @@ pub(crate) fn plan(root: &Root, args: &Args, id: &str) -> Result<Wish> {
             "the network host: a machine can't share the host's own network; give --network bridge, and --publish for its ports"
         ),
         USER => {
+            if let Some(address) = args.publish.iter().filter_map(|port| port.host_ip).find(IpAddr::is_ipv6) {
+                bail!("--publish at {address}: a user's network is one of IPv4; give an address of that kind, or none");
+            }
             check_free(root, &args.publish)?;
             return Ok(Wish::User(args.publish.clone()));
         }
@@ -102,7 +105,11 @@ pub(crate) fn readiness() -> Result<String> {
     if name == NONE {
         return Ok("none, by the settings".into());
     }
-    if !place::is_root() {
+    if !place::is_root() || name == USER {
+        if !settings.qemu_path.is_file() {
+            let qemu = settings.qemu_path.display();
+            bail!("a user's network needs QEMU, and there is no {qemu}: install qemu-system-x86 or set `qemu.path`");
+        }
         return Ok(match user_server(&settings) {
             Some(passt) => format!("the user's own, by {}", passt.display()),
             None => "the user's own, by QEMU; with passt installed, the host's loopback is out of its reach".into(),
@@ -126,7 +133,8 @@ impl Wish {
     /// As that of the container in `folder`: what its record has of it from now on. Its specification names namespace and files.
     pub(crate) fn apply(self, folder: &Folder, config: &mut Value, record: &mut Record) -> Result<()> {
         match self {
-            Self::None => {}
+            // Whatever the administrator gives to pods without a namespace.
+            Self::None => record.overrides.push_str("\nnetwork.user = false"),
             Self::Plugins(wish) => record.network = Some(wish.of(folder, config)),
             Self::User(ports) => {
                 own_files(folder, config);
@@ -140,9 +148,7 @@ impl Wish {
                 let outcome = Outcome { addresses: vec![user::GUEST.into()], ..Outcome::default() };
                 write_files(folder, &record.id, &outcome, &format!("nameserver {}\n", user::NAMES))?;
                 let text: Vec<String> = ports.iter().map(user::forward).collect();
-                // It is QEMU's, or a program's that speaks with QEMU.
-                record.overrides =
-                    format!("{}\nnetwork.user = true\nnetwork.user_ports = {text:?}", with_qemu(&record.overrides)?);
+                record.overrides.push_str(&format!("\nnetwork.user = true\nnetwork.user_ports = {text:?}"));
                 record.ports = ports;
             }
         }
@@ -150,14 +156,21 @@ impl Wish {
     }
 }
 
-/// Settings of a container with QEMU as its monitor, unless they name another one.
-fn with_qemu(overrides: &str) -> Result<String> {
-    if overrides.contains("\"builtin\"") {
-        bail!(
-            "--hypervisor builtin: an ordinary user's network needs QEMU; give --network none, or leave --hypervisor out"
-        );
+/// Settings of a container that count more than the file's, with QEMU as its monitor where the network is QEMU's, or a program's that
+/// speaks with QEMU.
+pub(crate) fn with_monitor(args: &Args, overrides: String) -> Result<String> {
+    let settings = Settings::load()?;
+    let is_user = match args.network.as_deref() {
+        None => settings.network_default == USER || !place::is_root() && settings.network_default != NONE,
+        Some(name) => name == USER,
+    };
+    if !is_user {
+        return Ok(overrides);
     }
-    Ok(if overrides.is_empty() { "machine.monitor = \"qemu\"".into() } else { overrides.to_owned() })
+    if overrides.contains("\"builtin\"") || overrides.is_empty() && settings.monitor == Monitor::Builtin {
+        bail!("the built-in monitor has no network that takes no root: give --network none, or --hypervisor qemu");
+    }
+    Ok(if overrides.is_empty() { "machine.monitor = \"qemu\"".into() } else { overrides })
 }
 
 /// Mounts the container's own files, before the user's own mounts, which may be at the same place.
@@ -235,7 +248,11 @@ async fn connect(folder: &Folder, record: &mut Record) -> Result<()> {
 /// A port that is published already, by another container or by a program of the host's.
 fn check_free(root: &Root, ports: &[Port]) -> Result<()> {
     let all = if ports.is_empty() { Vec::new() } else { root.all()? };
-    for port in ports {
+    for (number, port) in ports.iter().enumerate() {
+        let again = |other: &Port| (other.host_port, other.protocol) == (port.host_port, port.protocol);
+        if ports.iter().take(number).any(again) {
+            bail!("--publish {}: it is published twice", port.host_port);
+        }
         let same = |other: &Port| (other.host_port, other.protocol) == (port.host_port, port.protocol);
         for (_, record) in &all {
             if record.published().any(same) {

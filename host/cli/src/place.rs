@@ -33,9 +33,9 @@ pub(crate) fn settings() -> Result<String> {
         return Ok(String::new());
     }
     let mut text = format!("run.folder = {:?}", run_folder()?.display().to_string());
-    let guest = home()?.join("guest");
-    // Without one of their own users share the administrator's.
-    if guest.join("manifest.json").exists() {
+    // Without one of their own users share the administrator's; who has no home has none.
+    let guest = home().map(|home| home.join("guest")).ok().filter(|guest| guest.join("manifest.json").exists());
+    if let Some(guest) = guest {
         text.push_str(&format!("\nguest.folder = {:?}", guest.display().to_string()));
     }
     Ok(text)
@@ -43,8 +43,14 @@ pub(crate) fn settings() -> Result<String> {
 
 /// A folder for what lives as long as a container, which nobody else can enter. Its path is short: sockets are below it.
 fn run_folder() -> Result<PathBuf> {
-    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute() && path.is_dir());
     let user = rustix::process::geteuid().as_raw();
+    // Another user's, as a variable that came along may name, is not taken.
+    let is_own = |path: &PathBuf| {
+        let found = std::fs::metadata(path);
+        path.is_absolute()
+            && found.is_ok_and(|found| found.is_dir() && found.uid() == user && found.mode() & 0o022 == 0)
+    };
+    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(is_own);
     let folder = match own {
         Some(own) => own.join("coracle"),
         None => std::env::temp_dir().join(format!("coracle-{user}")),

@@ -89,7 +89,7 @@ pub(crate) fn mounts(folder: &Folder, root: &Root, settings: &Settings) -> Vec<a
 pub(crate) fn readiness() -> Result<String> {
     match Settings::load()?.run_rootfs {
         Rootfs::Erofs => Ok(format!("disks, by {}", mkfs()?.display())),
-        Rootfs::Virtiofs => Ok("shared folders".into()),
+        Rootfs::Virtiofs => Ok("shared folders, by virtiofsd".into()),
     }
 }
 

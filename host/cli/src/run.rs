@@ -106,7 +106,7 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
     if args.detach && (args.interactive || args.tty) {
         bail!("--detach goes with neither --interactive nor --tty");
     }
-    let overrides = overrides(args.hypervisor.as_deref())?;
+    let overrides = network::with_monitor(&args, overrides(args.hypervisor.as_deref())?)?;
     let source: Source = args.image.parse()?;
     let store = Store::open(&root.images())?;
     let options = RegistryOptions { plain_http: args.plain_http, credentials: None };

@@ -45,6 +45,9 @@ struct Group<'a> {
     is_lowest: bool,
 }
 
+/// The form in which disks are made, in the name of their folder: what another one has made is not used.
+pub(crate) const FORM: &str = "1";
+
 /// What is known of a disk that was made: `<name>.json`. It is written last.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Record {
@@ -98,6 +101,11 @@ impl Group<'_> {
 
     fn make(&self, folder: &Path, path: &Path, work: &Path) -> Result<Option<Verity>> {
         let making = work.join("disk");
+        // One that has lost its disk would speak of another.
+        match std::fs::remove_file(self.record(folder)?) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::file(path)(error)),
+            _ => {}
+        }
         let (size, stands) = erofs::write(self.layers, self.is_lowest, &making)?;
         std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
         if stands == Stands::OnOthers {

@@ -1,6 +1,7 @@
 //! The store: one folder an image, named by its digest, each whole or not there; or disks, named by what they hold.
 
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,16 @@ use crate::layout::{Parts, hex_of};
 use crate::{
     Error, Form, Image, RegistryOptions, Result, Root, Source, archive, disk, docker, layout, registry, unpack,
 };
+
+/// How names of folders begin in which an image is being made.
+const WORK: &str = "tmp-";
+
+/// Locks a file or folder, until what this gives is dropped.
+fn lock(path: &Path, how: FlockOperation) -> Result<File> {
+    let file = File::open(path).map_err(Error::file(path))?;
+    flock(&file, how).map_err(|error| Error::file(path)(error.into()))?;
+    Ok(file)
+}
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -41,8 +52,10 @@ impl Store {
         options: &RegistryOptions,
         progress: &(dyn Fn(&str) + Sync),
     ) -> Result<Image> {
-        let work =
-            tempfile::Builder::new().prefix("tmp-").tempdir_in(&self.folder).map_err(Error::file(&self.folder))?;
+        self.sweep();
+        let work = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.folder).map_err(Error::file(&self.folder))?;
+        // Held for as long as somebody works there.
+        let _held = lock(work.path(), FlockOperation::LockExclusive)?;
         let parts = match source {
             Source::OciLayout(folder, tag) => layout::open(folder, platform, tag.as_deref())?,
             Source::OciArchive(file) => {
@@ -61,13 +74,31 @@ impl Store {
         };
         // One at a time makes an image; who comes second finds it.
         let path = self.folder.join("lock");
-        let lock = File::create(&path).map_err(Error::file(&path))?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(|error| Error::file(&path)(error.into()))?;
+        File::create(&path).map_err(Error::file(&path))?;
+        let lock = lock(&path, FlockOperation::LockExclusive)?;
         let root = match form {
             Form::Folder => Root::Folder(self.folder(&parts, work.path(), &lock, progress)?),
-            Form::Disks => Root::Disks(disk::disks(&self.folder.join("disks"), &parts.layers, work.path(), progress)?),
+            Form::Disks => Root::Disks(disk::disks(
+                &self.folder.join("disks").join(disk::FORM),
+                &parts.layers,
+                work.path(),
+                progress,
+            )?),
         };
         Ok(Image { digest: parts.digest, root, config: parts.config })
+    }
+
+    /// Removes what others have left half done: nobody holds it any more.
+    fn sweep(&self) {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        for path in
+            entries.filter(|entry| entry.file_name().as_bytes().starts_with(WORK.as_bytes())).map(|entry| entry.path())
+        {
+            if lock(&path, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                // What can't be removed is in nobody's way.
+                let _ = std::fs::remove_dir_all(&path);
+            }
+        }
     }
 
     /// The image as a folder.

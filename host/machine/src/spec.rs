@@ -218,6 +218,15 @@ pub enum DeviceKind {
 }
 
 impl Device {
+    /// The host's file behind a disk.
+    #[must_use]
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::Block { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
     /// Its kind.
     #[must_use]
     pub fn kind(&self) -> DeviceKind {

@@ -8,13 +8,13 @@ use std::time::Duration;
 use coracle_machine::{
     Architecture, Cpus, Device, DeviceKind, GuestStream, Machine, MachineSpec, Memory, MemoryKind, Platform,
 };
-use coracle_process::{Child, Output, Ring, Spawn};
+use coracle_process::{Child, ExitStatus, Ring};
 use coracle_protocol::agent::{CreateSandboxRequest, GetOOMEventRequest, Storage};
 use coracle_protocol::{hello, ports};
-use coracle_storage::{SOCKET_FD, SharedFsPlan};
 use tokio::io::AsyncReadExt;
 
 use crate::agent::{Agent, Patience};
+use crate::files::Files;
 use crate::network::Network;
 use crate::pod::Pod;
 use crate::size::{Range, Size};
@@ -49,18 +49,7 @@ pub(crate) struct Setup {
 /// Boots the pod's machine. When the future is dropped, nothing is left of it.
 pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let config = &sandbox.config;
-    let shared = if setup.shares_files { Some(Shared::make(config.folder.join("shared"))?) } else { None };
-    let (virtiofsd, storage, device) = match (&config.virtiofsd, &shared) {
-        (Some(candidates), Some(shared)) => {
-            let candidates = candidates.clone();
-            let server = tokio::task::spawn_blocking(move || coracle_storage::find_virtiofsd(&candidates));
-            let server = server.await.map_err(|error| Error::Failed(error.to_string()))??;
-            let plan = coracle_storage::shared_fs(&server, &shared.folder, &config.folder.join("fs.sock"));
-            let (child, messages) = start_virtiofsd(&plan)?;
-            (Some((child, messages)), Some(plan.storage), Some(plan.device))
-        }
-        _ => (None, None, None),
-    };
+    let Files { shared, virtiofsd, storage, device } = Files::of(config, setup.shares_files).await?;
     let (network, mut devices) = match &setup.network {
         Some(path) => {
             // On its own: given up halfway it would leave links that nobody knows of. What it has taken is given back with it.
@@ -98,7 +87,8 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         Ok(machine) => machine,
         Err(error) => return Err(server_failed(virtiofsd.as_ref()).await.unwrap_or_else(|| error.into())),
     };
-    let greeted = greet(config, &*machine, virtiofsd.as_ref()).await;
+    let passt = served.as_ref().and_then(|served| served.passt.as_ref());
+    let greeted = greet(config, &*machine, &[("virtiofsd", virtiofsd.as_ref()), ("passt", passt)]).await;
     let lifeline = match greeted {
         Ok(lifeline) => lifeline,
         Err(error) => {
@@ -107,7 +97,8 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
             return Err(with_console(error, &console));
         }
     };
-    let told = Told { network: network.as_ref(), is_user: served.is_some() };
+    let servers = [("virtiofsd", virtiofsd.as_ref()), ("passt", passt)];
+    let told = Told { network: network.as_ref(), is_user: served.is_some(), servers: &servers };
     let agent = match reach(config, &*machine, create_sandbox(config, setup, storage), &told).await {
         Ok(agent) => agent,
         Err(error) => {
@@ -133,6 +124,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         range,
         size: least.into(),
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
+        disks: setup.disks.iter().filter_map(Device::path).map(Into::into).collect(),
         disks_of: setup.disks_of.clone().into(),
         virtiofsd,
         has_shm: !setup.sandbox_id.is_empty(),
@@ -148,34 +140,6 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     watch(sandbox, &pod);
     clock::follow(&pod, config.clock_period);
     Ok(pod)
-}
-
-/// Undoes the shared folder where the boot fails.
-struct Shared {
-    folder: std::path::PathBuf,
-    kept: bool,
-}
-
-impl Shared {
-    fn make(folder: PathBuf) -> Result<Self> {
-        let made = Self { folder, kept: false };
-        mount::share(&made.folder)?;
-        Ok(made)
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        mount::unshare(&self.folder);
-        let _ = std::fs::remove_file(self.folder.with_file_name("fs.sock"));
-    }
 }
 
 /// The unit in which a kernel takes memory that it gains, in MiB (Linux' memory blocks on x86-64).
@@ -210,29 +174,32 @@ fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpe
     }
 }
 
-fn start_virtiofsd(plan: &SharedFsPlan) -> Result<(Child, Ring)> {
-    let listener = std::os::unix::net::UnixListener::bind(&plan.socket)
-        .map_err(|error| Error::Failed(format!("listen at {}: {error}", plan.socket.display())))?;
-    let messages = Ring::new(4096);
-    let mut spawn =
-        Spawn::new(&plan.program).arguments(plan.arguments.iter().cloned()).descriptor(SOCKET_FD, listener.into());
-    spawn.stderr = Output::Ring(messages.clone());
-    let child = spawn.start().map_err(|error| Error::Missing(format!("virtiofsd: {error}")))?;
-    Ok((child, messages))
+/// A process that serves the machine, where it has one: its name, itself and what it says.
+type Server<'a> = (&'static str, Option<&'a (Child, Ring)>);
+
+/// Waits for the end of any of the servers.
+async fn server_ends(servers: &[Server<'_>]) -> Error {
+    let ends = servers.iter().filter_map(|(name, server)| {
+        let (child, messages) = (*server)?;
+        Some(Box::pin(async move {
+            let status = child.wait().await;
+            Error::Failed(format!("{name} ended with {status}: {}", messages.last_lines(3).join("; ")))
+        }))
+    });
+    let ends: Vec<_> = ends.collect();
+    if ends.is_empty() {
+        return std::future::pending().await;
+    }
+    futures::future::select_all(ends).await.0
 }
 
 /// Waits for the guest's first words, or for whatever makes them impossible.
-async fn greet(config: &Config, machine: &dyn Machine, virtiofsd: Option<&(Child, Ring)>) -> Result<GuestStream> {
+async fn greet(config: &Config, machine: &dyn Machine, servers: &[Server<'_>]) -> Result<GuestStream> {
     let server_ends = async {
-        match virtiofsd {
-            Some((child, messages)) => {
-                let status = child.wait().await;
-                if let Some(reason) = ends_now(machine, SERVER_END_PATIENCE).await {
-                    return Error::Failed(format!("the guest did not come up: {reason}"));
-                }
-                Error::Failed(format!("virtiofsd ended with {status}: {}", messages.last_lines(3).join("; ")))
-            }
-            None => std::future::pending().await,
+        let error = server_ends(servers).await;
+        match ends_now(machine, SERVER_END_PATIENCE).await {
+            Some(reason) => Error::Failed(format!("the guest did not come up: {reason}")),
+            None => error,
         }
     };
     let words = async {
@@ -260,6 +227,10 @@ async fn greet(config: &Config, machine: &dyn Machine, virtiofsd: Option<&(Child
 async fn server_failed(virtiofsd: Option<&(Child, Ring)>) -> Option<Error> {
     let (child, messages) = virtiofsd?;
     let status = tokio::time::timeout(SERVER_END_PATIENCE, child.wait()).await.ok()?;
+    // When its client goes it ends as it should.
+    if status == ExitStatus::Code(0) {
+        return None;
+    }
     Some(Error::Failed(format!("virtiofsd ended with {status}: {}", messages.last_lines(3).join("; "))))
 }
 
@@ -300,6 +271,7 @@ struct Told<'a> {
     network: Option<&'a Network>,
     /// Whether it has that of the host's user.
     is_user: bool,
+    servers: &'a [Server<'a>],
 }
 
 /// Connects to the agent and sets the pod up, unless the machine ends or the time is over.
@@ -327,6 +299,7 @@ async fn reach(
         biased;
         agent = work => agent,
         end = machine.wait() => Err(Error::Ended(end.reason)),
+        error = server_ends(networks.servers) => Err(error),
         () = tokio::time::sleep(config.boot_timeout) => {
             Err(Error::Timeout("the agent greets and does not answer (`guest.boot_timeout_seconds`)".into()))
         }

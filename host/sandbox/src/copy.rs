@@ -54,8 +54,9 @@ fn pieces(source: &std::path::Path, target: &str) -> Result<Vec<CopyFileRequest>
             file_size: size.cast_signed(),
             file_mode: metadata.mode(),
             dir_mode: 0o755,
-            uid: metadata.uid().cast_signed(),
-            gid: metadata.gid().cast_signed(),
+            // The host's owner is nobody in the guest.
+            uid: 0,
+            gid: 0,
             offset: offset.cast_signed(),
             data,
             ..Default::default()

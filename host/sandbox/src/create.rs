@@ -225,7 +225,7 @@ impl Mounted {
         // Only the container for which the machine was booted has its disks there, and only once.
         let has_disks = pod.has_disks_of(&plan.id);
         let (shared, pod_shm) = (pod.shared.clone(), pod.has_shm);
-        let wanted = Wanted { has_disks, pod_shm, ..plan.wanted.clone() };
+        let wanted = Wanted { has_disks, disks_in_use: pod.disks.clone(), pod_shm, ..plan.wanted.clone() };
         // A look at a source, and a mount, may take their time (a network file system): they get a thread.
         let work = move || {
             let plan = coracle_storage::container(shared.as_deref(), &wanted)?;

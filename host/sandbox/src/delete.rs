@@ -1,5 +1,6 @@
 //! Delete: leaves nothing of a process or container.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_protocol::agent::RemoveContainerRequest;
@@ -12,8 +13,11 @@ use crate::{Error, Exit, ProcessId, Result, Sandbox, mount, size};
 /// How long the outputs of a process that has ended may take to reach their end: a child may hold them open.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the agent may take to remove a container; then the machine is ended.
+/// How long the agent may take to remove a container, and how long where a disk has to be written back; then the machine is ended.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+const WRITE_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a removal takes at most.
+pub(crate) const REMOVAL_PATIENCE: Duration = Duration::from_secs(130);
 
 impl Sandbox {
     /// Deletes a process that has ended, or was never started; for a container's first process the container goes with it.
@@ -21,6 +25,8 @@ impl Sandbox {
     /// # Errors
     /// [`Error::State`] for one that runs.
     pub async fn delete(&self, process: &ProcessId) -> Result<Exit> {
+        // Held until the end of the removal, which a stop of the pod waits for.
+        let removal = Arc::clone(&self.removals).read_owned().await;
         let id = process.clone();
         let (exit, pumps) = self
             .ask(move |state| {
@@ -52,7 +58,12 @@ impl Sandbox {
             .await??;
         let (sandbox, id) = (self.clone(), process.clone());
         // What hangs in the guest is taken care of after the answer.
-        match bounded(async move { sandbox.clean_up(&id, pumps).await }).await {
+        let work = async move {
+            let outcome = sandbox.clean_up(&id, pumps).await;
+            drop(removal);
+            outcome
+        };
+        match bounded(work).await {
             Some(outcome) => outcome?,
             None => log::info!("the removal of {process:?} goes on"),
         }
@@ -87,15 +98,20 @@ impl Sandbox {
 
     async fn remove_container(&self, id: &str) -> Result<()> {
         let name = id.to_owned();
-        let (is_pod, pod) = self
-            .ask(move |state| state.container(&name).map(|found| found.is_pod).map(|is| (is, state.pod())))
+        let (is_pod, patience, pod) = self
+            .ask(move |state| {
+                let found = state.container(&name)?;
+                let writes = found.storage.as_ref().is_some_and(coracle_storage::ContainerPlan::has_kept_disk);
+                let patience = if writes { WRITE_PATIENCE } else { REMOVE_PATIENCE };
+                Ok::<_, Error>((found.is_pod, patience, state.pod()))
+            })
             .await??;
         if let Some(pod) = pod.filter(|_| !is_pod) {
             let request = RemoveContainerRequest { container_id: id.to_owned(), timeout: 0, ..Default::default() };
             let removed = pod.agent.call("RemoveContainer", Patience::Bounded, async |agent, ctx| {
                 agent.remove_container(ctx, &request).await
             });
-            match tokio::time::timeout(REMOVE_PATIENCE, removed).await {
+            match tokio::time::timeout(patience, removed).await {
                 Ok(Ok(_) | Err(Error::NotFound(_))) => {}
                 Ok(Err(error)) => {
                     // What the guest can't let go of goes with the guest.

@@ -19,6 +19,7 @@ mod create;
 mod delete;
 mod error;
 mod exec;
+mod files;
 mod forward;
 mod io;
 mod kill;
@@ -171,6 +172,8 @@ pub struct Sandbox {
     driver: Arc<dyn Driver>,
     /// Held by whoever has taken over links of the pod's network, until they are given back.
     links: Arc<RwLock<()>>,
+    /// Held by whoever is removing a container.
+    removals: Arc<RwLock<()>>,
 }
 
 impl Sandbox {
@@ -184,7 +187,7 @@ impl Sandbox {
                 message(&mut state);
             }
         });
-        (Self { messages, config: Arc::new(config), driver, links: Arc::default() }, receiver)
+        (Self { messages, config: Arc::new(config), driver, links: Arc::default(), removals: Arc::default() }, receiver)
     }
 
     /// Runs `question` on the state and gives the answer.

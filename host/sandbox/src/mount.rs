@@ -32,7 +32,8 @@ pub(crate) fn share(shared: &Path) -> Result<()> {
     mount(Some(&host), &host, none, MsFlags::MS_BIND, none).map_err(failed)?;
     mount(none, &host, none, MsFlags::MS_SHARED, none).map_err(failed)?;
     mount(Some(&host), shared, none, MsFlags::MS_BIND, none).map_err(failed)?;
-    mount(none, shared, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).map_err(failed)
+    // Nothing else of it is changed: in a user namespace what the host's mount forbids must stay forbidden.
+    make_readonly(shared, 0).map_err(|error| Error::Failed(format!("share {}: {error}", shared.display())))
 }
 
 /// Undoes [`share`]; folders that still hold something stay.
@@ -118,14 +119,18 @@ fn make(wanted: &HostMount) -> Result<()> {
         Some(owners) => owners::bind(&wanted.source, &wanted.target, owners).map_err(failed)?,
         None => run(flags & bind, None, None)?,
     }
-    if flags.contains(MsFlags::MS_RDONLY) { make_readonly(&wanted.target).map_err(failed) } else { Ok(()) }
+    if flags.contains(MsFlags::MS_RDONLY) {
+        make_readonly(&wanted.target, libc::AT_RECURSIVE).map_err(failed)
+    } else {
+        Ok(())
+    }
 }
 
-/// Makes a mount and all below it read-only, whatever else it is.
-fn make_readonly(target: &Path) -> std::io::Result<()> {
+/// Makes a mount read-only, whatever else it is; with `AT_RECURSIVE` all below it, too.
+fn make_readonly(target: &Path, flags: libc::c_int) -> std::io::Result<()> {
     const MOUNT_ATTR_RDONLY: u64 = 1;
     let target = std::ffi::CString::new(target.as_os_str().as_bytes()).map_err(std::io::Error::other)?;
-    set_attributes(rustix::fs::CWD, &target, libc::AT_RECURSIVE, [MOUNT_ATTR_RDONLY, 0, 0, 0])
+    set_attributes(rustix::fs::CWD, &target, flags, [MOUNT_ATTR_RDONLY, 0, 0, 0])
 }
 
 /// mount_setattr(2) of the mount at `path` from `folder`; `attributes` are those of struct mount_attr: attr_set, attr_clr, propagation,

@@ -24,6 +24,8 @@ pub(crate) struct Pod {
     pub(crate) size: Mutex<Size>,
     /// The host's side of the folder that the guest sees. None where the machine shares no files.
     pub(crate) shared: Option<PathBuf>,
+    /// Disks that the machine has.
+    pub(crate) disks: Vec<PathBuf>,
     /// The container of whose root the machine has the disks, until it has taken them. A look, never held across an await.
     pub(crate) disks_of: std::sync::Mutex<Option<String>>,
     pub(crate) virtiofsd: Option<Child>,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::delete::REMOVAL_PATIENCE;
 use crate::pod::Pod;
 use crate::state::{Phase, State};
 use crate::{Error, Exit, Result, Sandbox, mount};
@@ -44,6 +45,10 @@ impl Sandbox {
     /// # Errors
     /// Where the monitor does not end.
     pub async fn stop(&self) -> Result<()> {
+        // What the guest has still to write to a disk would be lost.
+        if tokio::time::timeout(REMOVAL_PATIENCE, self.removals.write()).await.is_err() {
+            log::warn!("a container is still being removed");
+        }
         let (pod, storages, creating) = self.ask(give_up).await?;
         if let Some(network) = pod.as_ref().and_then(|pod| pod.network.as_ref()) {
             network.give_back().await;

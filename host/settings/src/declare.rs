@@ -228,7 +228,7 @@ settings! {
     virtiofsd_path: Vec<String> = "virtiofsd.paths", ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"].map(str::to_owned).into(),
         "Where virtiofsd is looked for; the first that is there is used, whether the Rust or the older C program.";
     network_default: String = "network.default", "bridge".into(),
-        "The network of `coracle run` without --network: \"bridge\" is addresses behind the host's own, \"none\" is no network, any other word is the name of a CNI network.";
+        "The network of `coracle run` without --network: \"bridge\" is addresses behind the host's own, \"user\" is one that takes no privileges (an ordinary user's containers have it instead of another one), \"none\" is no network, any other word is the name of a CNI network.";
     network_plugin_folders: Vec<String> = "network.plugin_folders", ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(str::to_owned).into(),
         "Where `coracle run` looks for CNI plugins. Under containerd they are containerd's.";
     network_configuration_folder: PathBuf = "network.configuration_folder", "/etc/cni/net.d".into(),
@@ -236,7 +236,7 @@ settings! {
     network_subnets: Vec<String> = "network.subnets", vec!["10.89.0.0/24".into()],
         "The addresses of containers of `coracle run` on the network \"bridge\": of each subnet, of IPv4 or IPv6, a container has one. They must be nobody else's on this host.";
     network_user: bool = "network.user", false,
-        "Whether a pod that has no network namespace gets a network that takes no privileges: by passt where it is installed, else by QEMU itself. `coracle run` sets it for containers of ordinary users.";
+        "Whether a pod that has no network namespace gets a network that takes no privileges: by passt where it is installed, else by QEMU itself. `coracle run` sets it for its containers, as `--network` says.";
     network_user_ports: Vec<String> = "network.user_ports", Vec::new(),
         "Ports of the host that lead to such a pod: ADDRESS:PORT:PORT/tcp or /udp. `coracle run --publish` sets it.";
     network_passt_paths: Vec<String> = "network.passt_paths", ["/usr/bin/passt", "/usr/local/bin/passt"].map(str::to_owned).into(),

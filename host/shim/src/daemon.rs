@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::os::fd::FromRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -64,6 +66,19 @@ fn own_mounts() -> nix::Result<()> {
 }
 
 fn user_namespace() -> std::io::Result<()> {
+    // Some hosts let it be made and then forbid to use it, which can't be taken back: tried by a process that has nothing to lose.
+    let mut trial = std::process::Command::new("/proc/self/exe");
+    trial.arg("-v").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: this process has one thread, so that what the closure calls finds no lock held.
+    #[expect(unsafe_code, reason = "pre_exec is unsafe by declaration")]
+    unsafe {
+        trial.pre_exec(enter_user_namespace);
+    }
+    trial.status()?;
+    enter_user_namespace()
+}
+
+fn enter_user_namespace() -> std::io::Result<()> {
     let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
     let write = |file: &str, text: String| std::fs::write(format!("/proc/self/{file}"), text);

@@ -6,6 +6,7 @@ use coracle_protocol::agent::Storage;
 use coracle_protocol::{oci, paths};
 use sha2::{Digest, Sha256};
 
+use crate::disks::VOLATILE;
 use crate::{Error, root_disks};
 
 /// A mount to make on the host.
@@ -58,6 +59,8 @@ pub struct Wanted {
     pub mounts: Vec<oci::Mount>,
     /// Whether the machine has the disks of which the root may be made.
     pub has_disks: bool,
+    /// Disks that the machine has, for whomever: the host must not mount them.
+    pub disks_in_use: Vec<PathBuf>,
     /// Whether the shared memory that a container runtime has made on the host for the pod becomes that of the guest, which the
     /// pod's containers share.
     pub pod_shm: bool,
@@ -98,6 +101,18 @@ pub struct ContainerPlan {
     pub guest_root: String,
 }
 
+impl ContainerPlan {
+    /// Whether the guest writes to a disk that somebody reads afterwards.
+    #[must_use]
+    pub fn has_kept_disk(&self) -> bool {
+        let has = |list: &[String], word: &str| list.iter().any(|option| option == word);
+        let is_kept = |storage: &Storage| {
+            storage.driver == "blk" && !has(&storage.options, "ro") && !has(&storage.driver_options, VOLATILE)
+        };
+        self.storages.iter().any(is_kept)
+    }
+}
+
 /// Plans a container's storage: below the pod's `shared` folder, or without one where the pod's machine shares none.
 ///
 /// # Errors
@@ -107,8 +122,9 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
     let folder = shared.map(|shared| shared.join(&wanted.id));
     let mut plan = ContainerPlan { folder: folder.clone(), ..ContainerPlan::default() };
     let disks = if wanted.has_disks { root_disks(&wanted.id, &wanted.rootfs)? } else { None };
-    // The host can't mount these.
-    if let (None, Some(layer)) = (&disks, wanted.rootfs.iter().find(|mount| mount.kind == "erofs")) {
+    // The host can't mount these, or must not: two kernels on one file system would ruin it.
+    let only_disks = |mount: &&HostMount| mount.kind == "erofs" || wanted.disks_in_use.contains(&mount.source);
+    if let (None, Some(layer)) = (&disks, wanted.rootfs.iter().find(only_disks)) {
         return Err(Error::OnlyDisks(layer.source.clone()));
     }
     match (disks, &folder) {
@@ -357,12 +373,24 @@ mod tests {
             rootfs: vec![disk("erofs"), disk("ext4"), disk("overlay")],
             mounts: vec![mount("/etc/hosts", "bind", file.to_str().unwrap(), &["bind", "rw", "x-coracle.copy"])],
             has_disks: true,
-            pod_shm: false,
+            ..Wanted::default()
         };
         assert!(!wanted.needs_share(true) && wanted.needs_share(false));
         let plan = container(None, &wanted).unwrap();
         assert!(plan.mounts.is_empty() && plan.folder.is_none());
         assert_eq!((plan.storages.len(), plan.guest_root.as_str()), (3, "/run/kata-containers/c1/rootfs"));
+        assert!(plan.has_kept_disk());
+        // Made again, the container has no disks; one that the machine has is not mounted beside it.
+        let again = Wanted {
+            has_disks: false,
+            rootfs: vec![HostMount { source: "/dev/x".into(), ..disk("ext4") }],
+            disks_in_use: vec!["/dev/x".into()],
+            mounts: Vec::new(),
+            ..wanted.clone()
+        };
+        let shared = Some(Path::new("/run/s"));
+        assert!(matches!(container(shared, &again), Err(Error::OnlyDisks(path)) if path == Path::new("/dev/x")));
+        assert!(container(shared, &Wanted { disks_in_use: Vec::new(), ..again }).is_ok());
         assert_eq!(plan.copies, [Copy { source: file, target: plan.guest_mounts[0].source.clone() }]);
         assert_eq!(plan.guest_mounts[0].options, ["bind", "rw"]);
         // What the host and the container are both to see can't be copied, nor can a folder.

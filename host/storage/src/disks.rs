@@ -14,7 +14,7 @@ const BY_SERIAL: &str = "/dev/disk/by-id/virtio-";
 const VERITY: &str = "verity.";
 
 /// Overlayfs' option for an upper folder whose contents are not to outlive the mount.
-const VOLATILE: &str = "volatile";
+pub(crate) const VOLATILE: &str = "volatile";
 
 /// What such a root needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -183,7 +183,7 @@ mod tests {
     fn other_roots_are_the_hosts_to_mount() {
         let overlay = || mount("overlay", "overlay", &["lowerdir=/a"]);
         for rootfs in
-            [vec![], vec![overlay()], vec![mount("erofs", "/a", &["ro"])], vec![mount("ext4", "/dev/mapper/x", &[])]]
+            [vec![], vec![overlay()], vec![mount("erofs", "/a", &["ro"])], vec![mount("xfs", "/dev/mapper/x", &[])]]
         {
             assert_eq!(root_disks("c", &rootfs).unwrap(), None, "{rootfs:?}");
         }

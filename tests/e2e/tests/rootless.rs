@@ -117,6 +117,10 @@ fn a_container_of_an_ordinary_user_has_a_network_and_ports() {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         assert!(status.contains(&format!("Uid:\t{USER}\t{USER}\t{USER}\t{USER}")) || status.is_empty(), "{status}");
     }
+    // A container that has ended has no ports.
+    assert_eq!(user.outcome(&["stop", "--time", "0", "web"]).code, 0);
+    let outcome = user.run(&["--rm", "--publish", &publish], "true");
+    assert_eq!(outcome.code, 0, "{outcome:?}");
     assert_eq!(user.outcome(&["rm", "--force", "web"]).code, 0);
     drop(logs.finish());
     let free = TcpListener::bind(("127.0.0.1", port));
@@ -132,10 +136,12 @@ fn what_an_ordinary_user_can_not_have_is_said() {
     for (options, words) in [
         (&["--network", "bridge"][..], &["only root", "--network user"][..]),
         (&["--network", "none", "--publish", "1234:80"], &["no ports"]),
-        (&["--hypervisor", "builtin"], &["accelerator", "KVM"]),
+        (&["--hypervisor", "builtin"], &["--network none", "--hypervisor qemu"]),
+        (&["--publish", "[::1]:1234:80"], &["::1", "IPv4"]),
+        (&["--publish", "1234:80", "--publish", "1234:81"], &["1234", "twice"]),
     ] {
         let outcome = user.run(options, "true");
-        let named = words.iter().any(|word| outcome.stderr.contains(word));
+        let named = words.iter().all(|word| outcome.stderr.contains(word));
         assert!(outcome.code == 125 && named, "{options:?}: {outcome:?}");
     }
     // A volume needs a server of files that an ordinary user can start: the older one in C is not.
@@ -190,22 +196,7 @@ fn passt_killed_is_an_exit_and_nothing_stays() {
     let user = User::of(&host);
     let mut running = Running::start(user.coracle(&user.arguments(&["--rm"], "echo up; exec sleep 1000")));
     running.read_until("up\n");
-    let own = |pid: &u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default().contains(&USER.to_string())
-    };
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let passt: Vec<u32> = entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid: &u32| {
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("passt"))
-        })
-        .filter(own)
-        .collect();
-    assert!(!passt.is_empty(), "passt serves the container");
-    for pid in passt {
-        let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
+    host.kill("/passt");
     let outcome = running.finish();
     assert_eq!(outcome.code, 137, "{outcome:?}");
     host.audit();

@@ -20,7 +20,7 @@ fn run(host: &Host, image: &str, script: &str) -> Outcome {
 
 /// The disks of a host's images.
 fn disks(host: &Host) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(host.root().join("images/disks")).into_iter().flatten().flatten();
+    let entries = std::fs::read_dir(host.root().join("images/disks/1")).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "erofs")).collect()
 }
 

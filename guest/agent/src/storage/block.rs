@@ -59,7 +59,7 @@ mod tests {
             let folder = disks.path().join(name);
             std::fs::create_dir(&folder).unwrap();
             if !serial.is_empty() {
-                // The kernel ends it with a line feed, or with nothing where it has all its 20 bytes.
+                // With and without a line feed it is the same.
                 std::fs::write(folder.join("serial"), format!("{serial}\n")).unwrap();
             }
             std::fs::write(folder.join("dev"), "254:16\n").unwrap();

@@ -47,7 +47,7 @@ impl Device {
         format!("/dev/dm-{}", self.minor)
     }
 
-    /// Removes it as soon as nobody has it open. One that can't be removed does no harm.
+    /// Removes it as soon as nobody has it open.
     pub(super) fn remove_when_unused(self) {
         if let Ok(control) = File::open(CONTROL) {
             let _ = ask(&control, REMOVE, &self.name, DEFERRED_REMOVE, &[]);

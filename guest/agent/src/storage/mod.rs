@@ -61,27 +61,46 @@ impl Undo {
 /// The storages of one container, which are let go of by [`release`].
 pub(crate) type Names = Vec<PathBuf>;
 
-/// Attaches what a container needs; where one fails, those before it are let go of.
-pub(crate) async fn attach_all(agent: &Arc<Agent>, wanted: Vec<Storage>) -> Result<Names> {
-    let agent = Arc::clone(agent);
-    on_thread(move || {
-        let mut names = Names::new();
-        for storage in wanted {
-            match attach(&agent.config, &agent.storages, &storage) {
-                Ok(()) => names.push(storage.mount_point.into()),
-                Err(error) => {
-                    release(&agent.storages, &names);
-                    return Err(error);
-                }
+/// What a container needs, attached, and let go of when this is dropped before it was [`Self::keep`]t.
+pub(crate) struct Attached {
+    agent: Arc<Agent>,
+    names: Names,
+}
+
+impl Attached {
+    /// Attaches; where one fails, those before it are let go of.
+    pub(crate) async fn new(agent: &Arc<Agent>, wanted: Vec<Storage>) -> Result<Self> {
+        let mut attached = Self { agent: Arc::clone(agent), names: Names::new() };
+        // Whoever asked may have gone when it is done: then it is undone by the thread itself.
+        on_thread(move || {
+            for storage in wanted {
+                attach(&attached.agent.config, &attached.agent.storages, &storage)?;
+                attached.names.push(storage.mount_point.into());
             }
+            Ok::<_, Error>(attached)
+        })
+        .await
+    }
+
+    /// The names of what is attached, which somebody else lets go of now.
+    pub(crate) fn keep(mut self) -> Names {
+        std::mem::take(&mut self.names)
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let (agent, names) = (Arc::clone(&self.agent), std::mem::take(&mut self.names));
+        if !names.is_empty() {
+            // It may wait for the host.
+            std::thread::spawn(move || release(&agent.storages, &names));
         }
-        Ok(names)
-    })
-    .await
+    }
 }
 
 /// Lets go of storages, the last one first. It may wait for the host.
 pub(crate) fn release(storages: &Storages, names: &[PathBuf]) {
+    let mut gone = Vec::new();
     let mut held = storages.0.lock().unwrap_or_else(PoisonError::into_inner);
     for name in names.iter().rev() {
         let Some(one) = held.get_mut(name) else { continue };
@@ -90,9 +109,11 @@ pub(crate) fn release(storages: &Storages, names: &[PathBuf]) {
             && let Some(undo) = one.undo.take()
         {
             held.remove(name);
-            undo.run();
+            gone.push(undo);
         }
     }
+    drop(held);
+    gone.into_iter().for_each(Undo::run);
 }
 
 /// Mounts one storage, unless it is there.
@@ -129,11 +150,14 @@ fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()>
     Ok(())
 }
 
-/// A path that the host may name: below its own folder, whatever it says.
+/// A path that the host may name: below its own folder, whatever it says, and without a link on its way, which would lead elsewhere:
+/// what the host shares, and disks that it has made, may have any.
 fn allowed(path: &str) -> Result<&Path> {
     let wanted = Path::new(path);
     let inside = wanted.strip_prefix(ALLOWED).is_ok_and(|rest| rest.components().next().is_some());
-    if inside && wanted.components().all(|part| !matches!(part, Component::ParentDir)) {
+    let is_link = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+    let plain = wanted.components().all(|part| !matches!(part, Component::ParentDir));
+    if inside && plain && !wanted.ancestors().any(is_link) {
         Ok(wanted)
     } else {
         Err(Error::Invalid(format!("{} is no place for a storage", path.escape_default())))
@@ -170,6 +194,10 @@ fn disk(target: &Path, storage: &Storage) -> Result<Undo> {
 /// Folders over one another. The upper and the working one are made.
 fn overlay(target: &Path, storage: &Storage) -> Result<Undo> {
     for option in &storage.options {
+        // The kernel would take what is behind them for another option, or another folder.
+        if option.contains([',', '\\']) {
+            return Err(Error::Invalid(format!("{} is no option of an overlay", option.escape_default())));
+        }
         match option.split_once('=') {
             Some(("lowerdir", folders)) => {
                 for folder in folders.split(':') {
@@ -199,6 +227,9 @@ fn mount_at(target: &Path, source: &str, kind: &str, options: &[String]) -> Resu
             "nodev" => flags |= MsFlags::MS_NODEV,
             "nosuid" => flags |= MsFlags::MS_NOSUID,
             "noexec" => flags |= MsFlags::MS_NOEXEC,
+            "noatime" => flags |= MsFlags::MS_NOATIME,
+            "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
+            "relatime" => flags |= MsFlags::MS_RELATIME,
             "ro" => flags |= MsFlags::MS_RDONLY,
             "rw" | "" => {}
             other => data.push(other),

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::block::Disk;
 use super::device_mapper::{self, Device};
@@ -32,7 +33,10 @@ pub(super) fn open(disk: &Disk, options: &[String]) -> Result<Option<Device>> {
     let file = std::fs::File::open(disk.path()).map_err(Error::system(step.clone()))?;
     file.read_exact_at(&mut superblock, offset).map_err(Error::system(step))?;
     let (sectors, table) = table(&superblock, offset, root_hash, &disk.number)?;
-    device_mapper::create(&format!("verity-{}", disk.name), sectors, "verity", &table).map(Some)
+    // One of an earlier container, which something still has open, has another name.
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("verity-{}-{}", disk.name, COUNT.fetch_add(1, Ordering::Relaxed));
+    device_mapper::create(&name, sectors, "verity", &table).map(Some)
 }
 
 /// Device mapper's table (Linux: Documentation/admin-guide/device-mapper/verity.rst), and the verified part in sectors. Nothing of

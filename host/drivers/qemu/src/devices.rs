@@ -98,7 +98,6 @@ fn user_network(forwards: &[Forward]) -> String {
     let mut text = "user,ipv6=off".to_owned();
     for Forward { is_udp, host, guest } in forwards {
         let protocol = if *is_udp { "udp" } else { "tcp" };
-        // An address of IPv6 has brackets around it.
         text.push_str(&format!(",hostfwd={protocol}:{host}-:{guest}"));
     }
     text

@@ -31,8 +31,8 @@ pub(crate) struct Size {
     pub(crate) blocks: u32,
 }
 
-/// Writes `layers`, the lowest first, as one file system at `path`. Only the whole of an image stands on nothing: with `is_lowest`
-/// what a layer hides is gone, else it is marked for overlayfs.
+/// Writes `layers`, the lowest first, as one file system at `path`, in whose folder is room for what has to wait. Where nothing lies
+/// below them (`is_lowest`), what a layer hides is gone; else it is marked for overlayfs.
 ///
 /// Gives whether the layers can lie on others as an overlay. Where they can't, what was written is of no use.
 ///
@@ -40,7 +40,8 @@ pub(crate) struct Size {
 /// [`Error`]; what was written is of no use then, either.
 pub(crate) fn write(layers: &[Layer], is_lowest: bool, path: &Path) -> Result<(Size, Stands)> {
     let failed = Error::file(path);
-    let contents = std::fs::File::create(path).and_then(Contents::new);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let contents = std::fs::File::create(path).and_then(|file| Contents::new(file, folder));
     let mut tree = Tree::new(contents.map_err(failed)?, is_lowest);
     for one in layers {
         layer::read(one, |reader| tree.apply(reader))?;

@@ -311,6 +311,63 @@ fn layers_on_one_another_hide_what_they_say() {
 }
 
 #[test]
+fn names_of_a_layer_survive_what_it_hides() {
+    // A hard link to a file of another layer is this layer's, wherever the file was first.
+    let below = || {
+        Archive::new().folder("a").folder("b").file("b/old", b"1").file("a/gone", b"2").folder("d").file("d/gone", b"3")
+    };
+    let above = Archive::new()
+        .with("a/new", EntryType::Link, b"b/old")
+        .file("a/.wh..wh..opq", b"")
+        .file("d/x", b"4")
+        .file(".wh.d", b"");
+    let (all, _) = image(vec![below(), above], true).unwrap();
+    assert_eq!(all["/a/new"].number, all["/b/old"].number);
+    assert!(
+        all.contains_key("/d/x") && !all.contains_key("/a/gone") && !all.contains_key("/d/gone"),
+        "{:?}",
+        all.keys()
+    );
+    // A file below a name that the same layer hides, in a folder of which it says nothing.
+    let (all, stands) = image(vec![Archive::new().file(".wh.d", b"").file("d/x", b"")], false).unwrap();
+    assert_eq!((all["/d"].attributes.len(), stands), (1, Stands::OnOthers));
+    // In an opaque folder there is nothing to hide.
+    let opaque = Archive::new().folder("d").file("d/.wh..wh..opq", b"").file("d/.wh.x", b"");
+    assert!(!image(vec![opaque], false).unwrap().0.contains_key("/d/x"));
+    // overlayfs does not look for the mark at a layer's root.
+    assert_eq!(image(vec![Archive::new().file(".wh..wh..opq", b"")], false).unwrap().1, Stands::OnOthers);
+}
+
+#[test]
+fn a_hard_links_target_may_lead_through_links() {
+    let below = || Archive::new().folder("usr").folder("usr/bin").with("bin", EntryType::Symlink, b"usr/bin");
+    let above = || Archive::new().file("bin/tool", b"#!").with("bin/sh", EntryType::Link, b"bin/tool");
+    let (all, _) = image(vec![below(), above()], true).unwrap();
+    assert_eq!(all["/usr/bin/sh"].number, all["/usr/bin/tool"].number);
+    assert_eq!(image(vec![above()], false).unwrap().1, Stands::OnOthers);
+}
+
+#[test]
+fn what_is_too_much_is_refused_before_it_is_made() {
+    // Names cost memory, whether they are of files or of links to one.
+    let mut tree = Tree::new(Contents::new(tempfile::tempfile().unwrap(), std::path::Path::new("/tmp")).unwrap(), true);
+    let name = |number: u32| format!("{number}-{}", "n".repeat(90));
+    let archive =
+        (0..100).fold(Archive::new().file("f", b""), |all, number| all.with(&name(number), EntryType::Link, b"f"));
+    let bytes = archive.0.into_inner().unwrap();
+    tree.apply(&mut bytes.as_slice()).unwrap();
+    assert!(tree.memory() > 100 * 300, "{}", tree.memory());
+    // A file that says a size which nobody has.
+    let mut header = tar::Header::new_ustar();
+    header.as_mut_bytes()[..1].copy_from_slice(b"f");
+    header.set_size(1 << 50);
+    header.set_mode(0o644);
+    header.set_cksum();
+    let error = tree.apply(&mut header.as_bytes().as_slice()).unwrap_err().to_string();
+    assert!(error.contains("256 GiB"), "{error}");
+}
+
+#[test]
 fn a_layer_that_needs_others_says_so() {
     let link = || Archive::new().with("hard", EntryType::Link, b"below");
     assert_eq!(image(vec![link()], false).unwrap().1, Stands::OnOthers);

@@ -19,8 +19,12 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const LINKS_MAX: usize = 40;
 /// The longest name, in bytes (`NAME_MAX`).
 const NAME_MAX: usize = 255;
-/// The most entries of all layers that are read: far more than any image has, and what a few hundred megabytes of memory hold.
-const NODES_MAX: usize = 2_000_000;
+/// The most parts of a path, with those of the links on its way.
+const PARTS_MAX: usize = 1024;
+/// How much memory the tree may take, in bytes, and what a file takes beside its names, its target and its attributes: some two
+/// million files.
+const MEMORY_MAX: usize = 512 << 20;
+const NODE_BYTES: usize = 256;
 /// Types of files in a mode (stat(2)).
 const DIRECTORY: u16 = 0o040_000;
 const REGULAR: u16 = 0o100_000;
@@ -54,15 +58,24 @@ pub(super) struct Node {
     /// By name, whole: `user.x`.
     pub(super) attributes: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(super) body: Body,
-    /// The layer that it is of.
-    layer: u32,
     /// Whether no entry has said what it is, but only what is in it.
     implied: bool,
 }
 
+/// What is in a folder, by name.
+pub(super) type Children = BTreeMap<Vec<u8>, Child>;
+
+/// A name in a folder.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Child {
+    pub(super) node: usize,
+    /// The layer that has put it there.
+    layer: u32,
+}
+
 #[derive(Debug)]
 pub(super) enum Body {
-    Directory(BTreeMap<Vec<u8>, usize>),
+    Directory(Children),
     File(Content),
     Symlink(Vec<u8>),
     /// Number of a device as the kernel stores it.
@@ -79,6 +92,8 @@ pub(super) struct Tree {
     /// The layer that is being read, from 1.
     layer: u32,
     stands: Stands,
+    /// Bytes that the tree takes.
+    memory: usize,
 }
 
 enum Failure {
@@ -100,7 +115,7 @@ fn refused<T>(text: &str) -> Step<T> {
     Err(Failure::Refused(text.to_owned()))
 }
 
-fn directory(layer: u32, implied: bool) -> Node {
+fn directory(implied: bool) -> Node {
     Node {
         mode: DIRECTORY | 0o755,
         uid: 0,
@@ -109,9 +124,16 @@ fn directory(layer: u32, implied: bool) -> Node {
         links: 1,
         attributes: BTreeMap::new(),
         body: Body::Directory(BTreeMap::new()),
-        layer,
         implied,
     }
+}
+
+/// A name that a folder can hold.
+fn check_name(name: &[u8]) -> Step<&[u8]> {
+    if name.len() > NAME_MAX || name.contains(&0) {
+        return refused("a name on its way is too long, or has a NUL byte");
+    }
+    Ok(name)
 }
 
 /// A plain relative path without `..`; empty for the root itself.
@@ -119,18 +141,20 @@ fn plain(path: &Path) -> Step<Vec<Vec<u8>>> {
     let mut plain = Vec::new();
     for part in path.components() {
         match part {
-            Component::Normal(name) if name.len() > NAME_MAX => return refused("its name is too long"),
-            Component::Normal(name) => plain.push(name.as_bytes().to_vec()),
+            Component::Normal(name) => plain.push(check_name(name.as_bytes())?.to_vec()),
             Component::RootDir | Component::CurDir => {}
             Component::ParentDir | Component::Prefix(_) => return refused("it leaves the image's root"),
         }
+    }
+    if plain.len() > PARTS_MAX {
+        return refused("its path has too many parts");
     }
     Ok(plain)
 }
 
 impl Tree {
     pub(super) fn new(contents: Contents, is_lowest: bool) -> Self {
-        Self { nodes: vec![directory(0, true)], contents, is_lowest, layer: 0, stands: Stands::Alone }
+        Self { nodes: vec![directory(true)], contents, is_lowest, layer: 0, stands: Stands::Alone, memory: 0 }
     }
 
     /// Adds what a layer's archive has.
@@ -158,14 +182,14 @@ impl Tree {
         if implied && !self.is_lowest { Stands::OnOthers } else { self.stands }
     }
 
-    fn children(&self, node: usize) -> Option<&BTreeMap<Vec<u8>, usize>> {
+    fn children(&self, node: usize) -> Option<&Children> {
         match self.nodes.get(node).map(|node| &node.body) {
             Some(Body::Directory(children)) => Some(children),
             _ => None,
         }
     }
 
-    fn children_mut(&mut self, node: usize) -> Step<&mut BTreeMap<Vec<u8>, usize>> {
+    fn children_mut(&mut self, node: usize) -> Step<&mut Children> {
         match self.nodes.get_mut(node).map(|node| &mut node.body) {
             Some(Body::Directory(children)) => Ok(children),
             _ => refused("it is in something that is no folder"),
@@ -176,16 +200,38 @@ impl Tree {
         self.nodes.get_mut(node).ok_or_else(|| Failure::Refused("it has no place".into()))
     }
 
+    /// Bytes that it takes, as they are counted against the most.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.memory
+    }
+
+    fn child(&self, folder: usize, name: &[u8]) -> Option<usize> {
+        self.children(folder)?.get(name).map(|child| child.node)
+    }
+
     fn add(&mut self, node: Node) -> Step<usize> {
-        if self.nodes.len() >= NODES_MAX {
-            return refused("the image has more files than are taken");
-        }
+        let target = if let Body::Symlink(target) = &node.body { target.len() } else { 0 };
+        self.take_memory(NODE_BYTES + target + attributes_bytes(&node.attributes))?;
         self.nodes.push(node);
         Ok(self.nodes.len() - 1)
     }
 
-    /// The folder at `path`, links followed inside the root, and made where parts of it are missing.
-    fn folder(&mut self, path: &[Vec<u8>]) -> Step<usize> {
+    fn take_memory(&mut self, bytes: usize) -> Step<()> {
+        self.memory = self.memory.saturating_add(bytes);
+        if self.memory > MEMORY_MAX { refused("the image has more files than are taken") } else { Ok(()) }
+    }
+
+    /// Gives a node a name of the layer that is being read.
+    fn name(&mut self, folder: usize, name: &[u8], node: usize) -> Step<()> {
+        self.take_memory(NODE_BYTES + name.len())?;
+        let layer = self.layer;
+        self.children_mut(folder)?.insert(name.to_vec(), Child { node, layer });
+        Ok(())
+    }
+
+    /// The folder at `path`, links followed inside the root; made where parts of it are missing, with `make`, else `None`.
+    fn walk(&mut self, path: &[Vec<u8>], make: bool) -> Step<Option<usize>> {
         // What is still to be walked, the next part last.
         let mut rest: Vec<Vec<u8>> = path.iter().rev().cloned().collect();
         let mut at = vec![ROOT];
@@ -198,9 +244,18 @@ impl Tree {
                 }
                 continue;
             }
-            let Some(next) = self.children(folder).and_then(|children| children.get(&name)).copied() else {
-                let made = self.add(directory(self.layer, true))?;
-                self.children_mut(folder)?.insert(name, made);
+            let present = self.child(folder, &name);
+            let hidden = present.is_some_and(|present| self.is_whiteout(present));
+            let Some(next) = present.filter(|_| !hidden) else {
+                if !make {
+                    return Ok(None);
+                }
+                let made = self.add(directory(true))?;
+                self.take_out(folder, &name)?;
+                self.name(folder, check_name(&name)?, made)?;
+                if hidden {
+                    self.clear(made)?;
+                }
                 at.push(made);
                 continue;
             };
@@ -216,11 +271,19 @@ impl Tree {
                     }
                     let parts = target.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
                     rest.extend(parts.rev().map(<[u8]>::to_vec));
+                    if rest.len() > PARTS_MAX {
+                        return refused("it leads through links of too many parts");
+                    }
                 }
                 _ => return refused("it is in something that is no folder"),
             }
         }
-        Ok(at.last().copied().unwrap_or(ROOT))
+        Ok(at.last().copied())
+    }
+
+    /// The folder at `path`, made where parts of it are missing.
+    fn folder(&mut self, path: &[Vec<u8>]) -> Step<usize> {
+        Ok(self.walk(path, true)?.unwrap_or(ROOT))
     }
 
     fn entry(&mut self, path: &Path, entry: &mut tar::Entry<'_, impl Read>) -> Step<()> {
@@ -239,7 +302,7 @@ impl Tree {
             }
             return self.hide(parent, hidden);
         }
-        let present = self.children(parent).and_then(|children| children.get(name)).copied();
+        let present = self.child(parent, name);
         match entry.header().entry_type() {
             EntryType::Directory => {
                 let node = self.describe(DIRECTORY, Body::Directory(BTreeMap::new()), entry)?;
@@ -248,14 +311,17 @@ impl Tree {
                     _ => {
                         let hides = present.is_some_and(|present| self.is_whiteout(present));
                         self.put(parent, name, node)?;
-                        if hides { self.clear_new(parent, name) } else { Ok(()) }
+                        match self.child(parent, name) {
+                            Some(made) if hides => self.clear(made),
+                            _ => Ok(()),
+                        }
                     }
                 }
             }
             EntryType::Link => {
                 let target = plain(&link_name(entry)?)?;
                 let Some((last, parents)) = target.split_last() else { return refused("it links to the root") };
-                let old = self.find(parents).and_then(|folder| self.children(folder)?.get(last).copied());
+                let old = self.walk(parents, false)?.and_then(|folder| self.child(folder, last));
                 let old = old.filter(|old| !self.is_whiteout(*old)).ok_or(Failure::Below)?;
                 if self.children(old).is_some() {
                     return refused("it links to a folder");
@@ -265,8 +331,7 @@ impl Tree {
                 }
                 self.node_mut(old)?.links += 1;
                 self.take_out(parent, name)?;
-                self.children_mut(parent)?.insert(name.clone(), old);
-                Ok(())
+                self.name(parent, name, old)
             }
             kind => {
                 let Some((file_type, body)) = self.body(kind, entry)? else { return Ok(()) };
@@ -274,11 +339,6 @@ impl Tree {
                 self.put(parent, name, node)
             }
         }
-    }
-
-    /// The folder at `path`, where there is one; no link is followed.
-    fn find(&self, path: &[Vec<u8>]) -> Option<usize> {
-        path.iter().try_fold(ROOT, |folder, name| self.children(folder)?.get(name).copied())
     }
 
     /// What is in an entry that is neither folder nor hard link; `None` for one that is no file.
@@ -312,7 +372,12 @@ impl Tree {
         let mode = file_type | u16::try_from(header.mode()? & 0o7777).unwrap_or(0);
         let mut attributes = BTreeMap::new();
         for extension in entry.pax_extensions()?.into_iter().flatten() {
-            let extension = extension?;
+            // The library looks for the records' ends, and does not count.
+            let Ok(extension) = extension else {
+                return refused(
+                    "its extended attributes can't be read; one with a line feed in its value is not supported",
+                );
+            };
             let key = extension.key_bytes().strip_prefix(b"SCHILY.xattr.");
             // File capabilities and users' attributes; those of security modules belong to the host.
             if let Some(key) = key.filter(|key| *key == b"security.capability" || key.starts_with(b"user.")) {
@@ -322,7 +387,7 @@ impl Tree {
         if attributes_bytes(&attributes) > ATTRIBUTES_MAX || attributes.keys().any(|name| name.len() > NAME_MAX) {
             return refused("its extended attributes are too large");
         }
-        Ok(Node { mode, uid, gid, mtime, links: 1, attributes, body, layer: self.layer, implied: false })
+        Ok(Node { mode, uid, gid, mtime, links: 1, attributes, body, implied: false })
     }
 
     /// Gives a folder that is there the attributes of `node`; what is in it stays.
@@ -341,19 +406,18 @@ impl Tree {
     fn put(&mut self, parent: usize, name: &[u8], node: Node) -> Step<()> {
         self.take_out(parent, name)?;
         let made = self.add(node)?;
-        self.children_mut(parent)?.insert(name.to_vec(), made);
-        Ok(())
+        self.name(parent, name, made)
     }
 
     /// Takes a name and all below it out of the tree.
     fn take_out(&mut self, parent: usize, name: &[u8]) -> Step<()> {
         let Some(gone) = self.children_mut(parent)?.remove(name) else { return Ok(()) };
-        let mut all = vec![gone];
+        let mut all = vec![gone.node];
         while let Some(gone) = all.pop() {
             let node = self.node_mut(gone)?;
             node.links = node.links.saturating_sub(1);
             if let Body::Directory(children) = &mut node.body {
-                all.extend(std::mem::take(children).into_values());
+                all.extend(std::mem::take(children).into_values().map(|child| child.node));
             }
         }
         Ok(())
@@ -367,32 +431,26 @@ impl Tree {
     /// What a layer below has of this name is not to be seen. What this layer itself has put there is.
     fn hide(&mut self, parent: usize, name: &[u8]) -> Step<()> {
         let present = self.children(parent).and_then(|children| children.get(name)).copied();
-        let own = present.and_then(|present| self.nodes.get(present)).is_some_and(|node| node.layer == self.layer);
-        if own {
-            return if present.is_some_and(|present| self.children(present).is_some()) {
-                self.clear_new(parent, name)
-            } else {
-                Ok(())
-            };
+        if let Some(present) = present.filter(|child| child.layer == self.layer || self.holds_own(child.node)) {
+            return if self.children(present.node).is_some() { self.clear(present.node) } else { Ok(()) };
         }
         self.take_out(parent, name)?;
-        if self.is_lowest {
+        // In an opaque folder there is nothing to hide, and the mark would be seen.
+        let opaque = |node: &Node| node.attributes.contains_key(&OVERLAY_OPAQUE[..]);
+        if self.is_lowest || self.nodes.get(parent).is_some_and(opaque) {
             return Ok(());
         }
-        let whiteout = Node { mode: CHARACTER, body: Body::Device(0), ..directory(self.layer, false) };
+        let whiteout = Node { mode: CHARACTER, body: Body::Device(0), ..directory(false) };
         self.put(parent, name, whiteout)
-    }
-
-    fn clear_new(&mut self, parent: usize, name: &[u8]) -> Step<()> {
-        match self.children(parent).and_then(|children| children.get(name)).copied() {
-            Some(folder) => self.clear(folder),
-            None => Ok(()),
-        }
     }
 
     /// What layers below have in a folder is not to be seen.
     fn clear(&mut self, folder: usize) -> Step<()> {
         if !self.is_lowest {
+            if folder == ROOT {
+                // overlayfs does not look at the root of a layer for that.
+                self.stands = Stands::OnOthers;
+            }
             self.node_mut(folder)?.attributes.insert(OVERLAY_OPAQUE.to_vec(), b"y".to_vec());
             return Ok(());
         }
@@ -400,11 +458,10 @@ impl Tree {
         while let Some(folder) = folders.pop() {
             let children: Vec<_> = self.children(folder).into_iter().flatten().map(|(n, c)| (n.clone(), *c)).collect();
             for (name, child) in children {
-                let own = self.nodes.get(child).is_some_and(|node| node.layer == self.layer);
-                if !own && !self.holds_own(child) {
+                if child.layer != self.layer && !self.holds_own(child.node) {
                     self.take_out(folder, &name)?;
-                } else if self.children(child).is_some() {
-                    folders.push(child);
+                } else if self.children(child.node).is_some() {
+                    folders.push(child.node);
                 }
             }
         }
@@ -415,10 +472,12 @@ impl Tree {
     fn holds_own(&self, folder: usize) -> bool {
         let mut all = vec![folder];
         while let Some(at) = all.pop() {
-            if self.nodes.get(at).is_some_and(|node| node.layer == self.layer) {
-                return true;
+            for child in self.children(at).into_iter().flat_map(BTreeMap::values) {
+                if child.layer == self.layer {
+                    return true;
+                }
+                all.push(child.node);
             }
-            all.extend(self.children(at).into_iter().flat_map(BTreeMap::values));
         }
         false
     }

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{BufWriter, Error, Read, Result, Seek, SeekFrom, Write};
+use std::path::Path;
 
-use super::tree::{Body, Node, ROOT, Tree, file_type};
+use super::tree::{Body, Child, Children, Node, ROOT, Tree, file_type};
 use super::{BLOCK, Size, copy};
 
 /// `EROFS_SUPER_MAGIC_V1`, and where the superblock is.
@@ -53,14 +54,18 @@ pub(super) struct Contents {
     rests_end: u64,
 }
 
+/// The most bytes of all files of an image's layers: more than images have, and less than fills every host.
+const BYTES_MAX: u64 = 256 << 30;
+
 /// The most bytes that lie behind an inode: beside inode and attributes they fit in a block, as they must.
 pub(super) const REST_MAX: usize = 3072;
 
 impl Contents {
-    pub(super) fn new(file: File) -> Result<Self> {
+    /// Contents on their way into `file`; what is kept until the end is kept in `folder`.
+    pub(super) fn new(file: File, folder: &Path) -> Result<Self> {
         let mut out = BufWriter::with_capacity(1 << 18, file);
         out.write_all(&[0; BLOCK])?;
-        Ok(Self { out, next: 1, rests: BufWriter::new(tempfile::tempfile()?), rests_end: 0 })
+        Ok(Self { out, next: 1, rests: BufWriter::new(tempfile::tempfile_in(folder)?), rests_end: 0 })
     }
 
     /// Takes a file's contents, `size` bytes.
@@ -68,11 +73,15 @@ impl Contents {
         let rest = size % BLOCK as u64;
         let whole = size - rest;
         let mut content = Content { size, first_block: self.next, kept_at: None };
+        // Before anything is written: an entry can say any size, and bring it along as nothing.
+        if u64::from(self.next) * BLOCK as u64 + size > BYTES_MAX {
+            return Err(Error::other(format!("the layers have more than {} GiB", BYTES_MAX >> 30)));
+        }
+        self.use_blocks(whole / BLOCK as u64)?;
         let short = || Error::new(std::io::ErrorKind::UnexpectedEof, "the archive ends within a file");
         if copy(reader, &mut self.out, whole)? != whole {
             return Err(short());
         }
-        self.use_blocks(whole / BLOCK as u64)?;
         if rest > REST_MAX as u64 {
             if copy(reader, &mut self.out, rest)? != rest {
                 return Err(short());
@@ -193,10 +202,10 @@ fn lay_out(nodes: &[Node]) -> (HashMap<usize, Inode<'_>>, Vec<usize>) {
         match &node.body {
             Body::Directory(children) => {
                 let is_folder =
-                    |child: &&usize| matches!(nodes.get(**child), Some(Node { body: Body::Directory(_), .. }));
+                    |child: &&Child| matches!(nodes.get(child.node), Some(Node { body: Body::Directory(_), .. }));
                 inode.links = 2 + u32::try_from(children.values().filter(is_folder).count()).unwrap_or(u32::MAX - 2);
                 inode.size = split(names(children, 0, 0).iter().map(|(name, _)| name.len())).1;
-                todo.extend(children.values().map(|child| (*child, number)));
+                todo.extend(children.values().map(|child| (child.node, number)));
             }
             Body::File(content) => {
                 (inode.size, inode.first_block) = (content.size, content.first_block);
@@ -234,9 +243,9 @@ fn rest(size: u64) -> usize {
 }
 
 /// All names of a folder with their nodes, in the order of their bytes, as they are looked up.
-fn names(children: &BTreeMap<Vec<u8>, usize>, own: usize, parent: usize) -> Vec<(&[u8], usize)> {
+fn names(children: &Children, own: usize, parent: usize) -> Vec<(&[u8], usize)> {
     let mut all: Vec<(&[u8], usize)> = vec![(b".", own), (b"..", parent)];
-    all.extend(children.iter().map(|(name, node)| (name.as_slice(), *node)));
+    all.extend(children.iter().map(|(name, child)| (name.as_slice(), child.node)));
     all.sort_unstable();
     all
 }

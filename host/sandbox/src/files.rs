@@ -1,0 +1,78 @@
+//! What a pod shares of the host's files: a folder, and the server that shows it to the machine. A pod that needs none has neither.
+
+use std::path::PathBuf;
+
+use coracle_machine::Device;
+use coracle_process::{Child, Output, Ring, Spawn};
+use coracle_protocol::agent::Storage;
+use coracle_storage::{SOCKET_FD, SharedFsPlan};
+
+use crate::{Config, Error, Result, mount};
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Files {
+    pub(crate) shared: Option<Shared>,
+    pub(crate) virtiofsd: Option<(Child, Ring)>,
+    /// For the guest.
+    pub(crate) storage: Option<Storage>,
+    /// For the machine.
+    pub(crate) device: Option<Device>,
+}
+
+impl Files {
+    /// Makes the folder and starts its server, where files are to be shared at all.
+    pub(crate) async fn of(config: &Config, are_shared: bool) -> Result<Self> {
+        if !are_shared {
+            return Ok(Self::default());
+        }
+        let shared = Shared::make(config.folder.join("shared"))?;
+        let Some(candidates) = config.virtiofsd.clone() else {
+            return Ok(Self { shared: Some(shared), ..Self::default() });
+        };
+        let server = tokio::task::spawn_blocking(move || coracle_storage::find_virtiofsd(&candidates));
+        let server = server.await.map_err(|error| Error::Failed(error.to_string()))??;
+        let plan = coracle_storage::shared_fs(&server, &shared.folder, &config.folder.join("fs.sock"));
+        let virtiofsd = Some(start_virtiofsd(&plan)?);
+        Ok(Self { shared: Some(shared), virtiofsd, storage: Some(plan.storage), device: Some(plan.device) })
+    }
+}
+
+/// Undoes the shared folder where the boot fails.
+pub(crate) struct Shared {
+    pub(crate) folder: PathBuf,
+    kept: bool,
+}
+
+impl Shared {
+    fn make(folder: PathBuf) -> Result<Self> {
+        let made = Self { folder, kept: false };
+        mount::share(&made.folder)?;
+        Ok(made)
+    }
+
+    pub(crate) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        mount::unshare(&self.folder);
+        let _ = std::fs::remove_file(self.folder.with_file_name("fs.sock"));
+    }
+}
+
+fn start_virtiofsd(plan: &SharedFsPlan) -> Result<(Child, Ring)> {
+    let listener = std::os::unix::net::UnixListener::bind(&plan.socket)
+        .map_err(|error| Error::Failed(format!("listen at {}: {error}", plan.socket.display())))?;
+    let messages = Ring::new(4096);
+    let mut spawn =
+        Spawn::new(&plan.program).arguments(plan.arguments.iter().cloned()).descriptor(SOCKET_FD, listener.into());
+    spawn.stderr = Output::Ring(messages.clone());
+    let child = spawn.start().map_err(|error| Error::Missing(format!("virtiofsd: {error}")))?;
+    Ok((child, messages))
+}
