@@ -1,0 +1,146 @@
+//! The size of a pod's machine, read in the guest and on the host.
+
+use std::time::{Duration, Instant};
+
+use coracle_e2e::cri::{CriError, msg};
+use coracle_e2e::{Containerd, Cri, Host, Pod, monitor};
+use protobuf::MessageField;
+
+/// How long the guest may take to give memory back: its kernel reports every two seconds, and emulation is slow.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Whether the monitor under test can change a machine's size.
+fn can_grow() -> bool {
+    let can = monitor() == "qemu-system";
+    if !can {
+        println!("left out: the built-in monitor's machines have one size yet");
+    }
+    can
+}
+
+fn limits(memory_mib: i64, cpu_quota: i64) -> msg::LinuxContainerResources {
+    msg::LinuxContainerResources {
+        memory_limit_in_bytes: memory_mib << 20,
+        cpu_quota,
+        cpu_period: 100_000,
+        ..Default::default()
+    }
+}
+
+fn start(pod: &Pod<'_>, name: &str, limits: msg::LinuxContainerResources) -> String {
+    let change = |config: &mut msg::ContainerConfig| {
+        config.linux.mut_or_insert_default().resources = MessageField::some(limits);
+    };
+    pod.start(name, &["sleep", "1000"], change).unwrap()
+}
+
+fn update(cri: &Cri, id: &str, limits: msg::LinuxContainerResources) -> Result<(), CriError> {
+    let request = msg::UpdateContainerResourcesRequest {
+        container_id: id.into(),
+        linux: MessageField::some(limits),
+        ..Default::default()
+    };
+    cri.call::<msg::Empty>("UpdateContainerResources", &request).map(drop)
+}
+
+/// Memory in MiB and processors, as a container sees them.
+fn seen(cri: &Cri, id: &str) -> (u64, u32) {
+    let script = "while read name number _; do [ $name != MemTotal: ] || echo $number; done </proc/meminfo; nproc";
+    let (code, out, err) = cri.exec(id, &["sh", "-c", script]).unwrap();
+    assert_eq!(code, 0, "{out} {err}");
+    let numbers: Vec<u64> = out.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    (numbers[0] / 1024, u32::try_from(numbers[1]).unwrap())
+}
+
+/// Looks until it is as expected.
+fn becomes<T: std::fmt::Debug>(what: &str, look: impl Fn() -> T, is: impl Fn(&T) -> bool) {
+    let start = Instant::now();
+    loop {
+        let found = look();
+        if is(&found) {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what}: {found:?}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Memory that the host has given to the machine, in MiB.
+fn given(host: &Host) -> u64 {
+    let of = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let figure = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)
+        };
+        (figure("RssShmem:") + figure("RssAnon:")) / 1024
+    };
+    host.processes(monitor()).iter().map(of).max().unwrap()
+}
+
+#[test]
+fn a_machine_follows_the_limits_of_its_containers() {
+    if !can_grow() {
+        return;
+    }
+    let host = Host::with_own_network();
+    let containerd = Containerd::with_cri(&host);
+    let cri = Cri::connect(&containerd);
+    let pod =
+        Pod::run(&cri, "coracle", "p", |config| config.log_directory = host.folder.display().to_string()).unwrap();
+    let one = start(&pod, "one", limits(128, 0));
+    let (least, cpus) = seen(&cri, &one);
+    assert_eq!(cpus, 1);
+    assert!((320..=384).contains(&least), "256 MiB of the machine and 128 of the container: {least}");
+    // Another container adds to it, and one that grows adds more.
+    let most = u32::try_from(std::thread::available_parallelism().unwrap().get()).unwrap().min(2);
+    let two = start(&pod, "two", limits(256, 150_000));
+    let (more, cpus) = seen(&cri, &one);
+    assert!((least + 240..=least + 256).contains(&more), "{least} and then {more}");
+    assert_eq!(cpus, most);
+    update(&cri, &two, limits(512, 150_000)).unwrap();
+    let (most_memory, _) = seen(&cri, &one);
+    assert!((more + 240..=more + 256).contains(&most_memory), "{more} and then {most_memory}");
+    let allowed = |id: &str| cri.exec(id, &["cat", "/sys/fs/cgroup/memory.max"]).unwrap().1;
+    assert_eq!(allowed(&two), format!("{}\n", 512 << 20));
+    // More than there can be is refused, and changes nothing.
+    let (_, text) = update(&cri, &two, limits(1 << 40, 150_000)).unwrap_err();
+    assert!(text.contains("machine.max_memory_mib"), "{text}");
+    assert_eq!(allowed(&two), format!("{}\n", 512 << 20));
+    assert_eq!(seen(&cri, &one).0, most_memory);
+    // Less is less, and what goes takes its share with it.
+    update(&cri, &two, limits(64, 50_000)).unwrap();
+    becomes("a smaller machine", || seen(&cri, &one), |(memory, cpus)| *memory <= least + 128 && *cpus == 1);
+    cri.stop(&two, 0).unwrap();
+    cri.remove(&two).unwrap();
+    becomes("the first size", || seen(&cri, &one).0, |memory| *memory <= least + 16);
+    pod.remove().unwrap();
+    drop(containerd);
+    host.audit();
+}
+
+#[test]
+fn memory_that_was_freed_is_the_hosts_again() {
+    if !can_grow() {
+        return;
+    }
+    let host = Host::with_own_network();
+    let containerd = Containerd::with_cri(&host);
+    let cri = Cri::connect(&containerd);
+    let pod =
+        Pod::run(&cri, "coracle", "p", |config| config.log_directory = host.folder.display().to_string()).unwrap();
+    let script = "(head -c 200000000 /dev/zero; echo held; sleep 1000) | tail -c 200000000 >/dev/null";
+    let change = |config: &mut msg::ContainerConfig| {
+        config.linux.mut_or_insert_default().resources = MessageField::some(limits(300, 0));
+    };
+    let before = given(&host);
+    let hog = pod.start("hog", &["sh", "-c", script], change).unwrap();
+    becomes("held memory", || given(&host), |now| *now >= before + 180);
+    let held = given(&host);
+    cri.stop(&hog, 0).unwrap();
+    becomes("memory given back", || given(&host), |now| *now + 150 <= held);
+    println!("{before} MiB before, {held} while 190 MiB were held, {} after", given(&host));
+    pod.remove().unwrap();
+    drop(containerd);
+    host.audit();
+}
