@@ -51,8 +51,8 @@ pub trait Machine: Send + Sync {
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>>;
 
     /// Changes processors and memory, within what the specification has at most and not below what it has from the start. It ends
-    /// when the guest has taken or given what was asked for, or has not for longer than it takes: then with what there is, which
-    /// [`Self::stats`] says. The guest still has to turn new processors on.
+    /// when the guest has taken what was asked for, or takes no more of it. Memory that it is to give it gives by itself, when it can;
+    /// what there is [`Self::stats`] says. The guest still has to turn new processors on.
     fn resize(&self, cpus: u32, memory_mib: u64) -> BoxFuture<'_, Result<()>>;
 
     /// Stops the processors.

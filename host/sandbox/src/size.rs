@@ -115,15 +115,17 @@ async fn change(sandbox: &Sandbox, pod: &Pod, only_more: bool) -> Result<()> {
     }
     pod.machine.resize(wanted.cpus, wanted.memory_mib).await?;
     let stats = pod.machine.stats().await?;
-    if stats.cpus > now.cpus {
+    if wanted.cpus > now.cpus {
         let request = OnlineCPUMemRequest { wait: true, nb_cpus: stats.cpus, cpu_only: true, ..Default::default() };
         let online = async |agent: &AgentServiceClient, ctx| agent.online_cpu_mem(ctx, &request).await;
         pod.agent.call("OnlineCPUMem", Patience::Bounded, online).await?;
     }
-    *now = Size { cpus: stats.cpus, memory_mib: stats.memory_bytes >> 20 };
-    if *now != wanted {
-        log::warn!(
-            "the pod's machine has {now:?}, and was to have {wanted:?}: its guest has not taken, or given, all of it"
+    // What the guest has not given yet it gives by itself when it can: it is not asked again.
+    *now = wanted;
+    let found = Size { cpus: stats.cpus, memory_mib: stats.memory_bytes >> 20 };
+    if found != wanted {
+        log::info!(
+            "the pod's machine has {found:?}, and was to have {wanted:?}: its guest has not taken, or given, all"
         );
     }
     Ok(())

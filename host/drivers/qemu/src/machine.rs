@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use coracle_machine::{
     Accelerator, AgentAddress, Device, End, Ends, Error, GuestListener, GuestStream, Machine, MachineSpec, Result,
@@ -15,7 +16,7 @@ use tokio::sync::{Mutex, broadcast, mpsc, watch};
 use crate::command::can_grow;
 use crate::resize::Size;
 use crate::vsock::Vsock;
-use crate::{Config, qmp};
+use crate::{Config, qmp, resize};
 
 /// The processes and files of a machine; all of them go when this is dropped.
 pub(crate) struct Parts {
@@ -53,6 +54,10 @@ pub(crate) struct QemuMachine {
     control: qmp::Client,
     /// Its size, and who changes it: one at a time.
     size: Mutex<Size>,
+    /// Processors that it has, and memory from its start; and whether it can have more.
+    cpus: AtomicU32,
+    least_bytes: u64,
+    can_grow: bool,
     /// What QEMU reports while it runs.
     events: broadcast::Sender<qmp::Event>,
     console: Ring,
@@ -85,7 +90,22 @@ impl QemuMachine {
             sender.send_replace(Some(End { reason }));
         });
         let size = Mutex::new(Size::of(spec, can_grow));
-        Self { accelerator, address, hello, control, size, events: reports, console, end: Ends::new(end), stop }
+        let (cpus, least_bytes) = (spec.cpus.boot.into(), spec.memory.size_mib << 20);
+        let can_grow = can_grow && spec.memory.max_mib > spec.memory.size_mib;
+        Self {
+            accelerator,
+            address,
+            hello,
+            control,
+            size,
+            cpus,
+            least_bytes,
+            can_grow,
+            events: reports,
+            console,
+            end: Ends::new(end),
+            stop,
+        }
     }
 
     async fn command(&self, name: &str) -> Result<()> {
@@ -203,11 +223,13 @@ impl Machine for QemuMachine {
         Box::pin(async move {
             self.end.check()?;
             let mut size = self.size.lock().await;
-            tokio::select! {
+            let resized = tokio::select! {
                 biased;
                 end = self.wait() => Err(Error::Ended(end.reason)),
                 resized = size.change(&self.control, &self.events, cpus, memory_mib) => resized,
-            }
+            };
+            self.cpus.store(size.cpus(), Ordering::Relaxed);
+            resized
         })
     }
 
@@ -222,8 +244,9 @@ impl Machine for QemuMachine {
     fn stats(&self) -> BoxFuture<'_, Result<Stats>> {
         Box::pin(async move {
             self.end.check()?;
-            let size = self.size.lock().await;
-            Ok(Stats { memory_bytes: size.memory_bytes(), cpus: size.cpus(), ..Stats::default() })
+            let taken = if self.can_grow { resize::taken(&self.control).await? } else { 0 };
+            let cpus = self.cpus.load(Ordering::Relaxed);
+            Ok(Stats { memory_bytes: self.least_bytes + taken, cpus, ..Stats::default() })
         })
     }
 

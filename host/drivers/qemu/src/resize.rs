@@ -9,7 +9,7 @@ use tokio::sync::broadcast;
 use crate::command::GROWTH;
 use crate::qmp;
 
-/// How long the guest may take to take or give memory without the size having changed, and to let go of a processor.
+/// How long the guest may take to take memory without the size having changed, and to let go of a processor.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The unit in which a guest of Linux plugs memory, in MiB: two of the pages in which its kernel keeps free memory.
@@ -24,8 +24,8 @@ pub(crate) struct Size {
     most_cpus: u32,
     least_mib: u64,
     most_mib: u64,
-    /// What the guest has taken above the least, in bytes.
-    taken_bytes: u64,
+    /// What the guest is to have above the least, in bytes.
+    wanted_bytes: u64,
     /// Processors above the least, by QEMU's names for them, the oldest first.
     added: Vec<String>,
 }
@@ -38,13 +38,13 @@ impl Size {
             most_cpus: spec.cpus.max,
             least_mib: spec.memory.size_mib,
             most_mib: spec.memory.max_mib,
-            taken_bytes: 0,
+            wanted_bytes: 0,
             added: Vec::new(),
         }
     }
 
-    pub(crate) fn memory_bytes(&self) -> u64 {
-        (self.least_mib << 20) + self.taken_bytes
+    fn memory_bytes(&self) -> u64 {
+        (self.least_mib << 20) + self.wanted_bytes
     }
 
     pub(crate) fn cpus(&self) -> u32 {
@@ -96,14 +96,15 @@ impl Size {
         let mut events = events.subscribe();
         let request = json!({ "path": path(), "property": "requested-size", "value": wanted });
         control.execute("qom-set", request).await.map_err(failed)?;
-        loop {
-            let taken =
-                control.execute("qom-get", json!({ "path": path(), "property": "size" })).await.map_err(failed)?;
-            self.taken_bytes = taken.as_u64().ok_or_else(|| Error::Monitor(format!("QEMU says a size of {taken}")))?;
-            if self.taken_bytes == wanted || !reported(&mut events, "MEMORY_DEVICE_SIZE_CHANGE", None).await {
-                return Ok(());
+        let gives = wanted < self.wanted_bytes;
+        self.wanted_bytes = wanted;
+        // What is in use the guest can't give, and tries again by itself for as long as less is wanted: nobody waits for that.
+        while !gives && taken(control).await? < wanted {
+            if !reported(&mut events, "MEMORY_DEVICE_SIZE_CHANGE", None).await {
+                break;
             }
         }
+        Ok(())
     }
 
     async fn add_cpu(&mut self, control: &qmp::Client) -> Result<()> {
@@ -133,6 +134,12 @@ impl Size {
         }
         Ok(gone)
     }
+}
+
+/// What the guest has taken above what it has from its start, in bytes.
+pub(crate) async fn taken(control: &qmp::Client) -> Result<u64> {
+    let size = control.execute("qom-get", json!({ "path": path(), "property": "size" })).await.map_err(failed)?;
+    size.as_u64().ok_or_else(|| Error::Monitor(format!("QEMU says a size of {size}")))
 }
 
 fn path() -> String {
