@@ -52,10 +52,13 @@ impl Store {
         options: &RegistryOptions,
         progress: &(dyn Fn(&str) + Sync),
     ) -> Result<Image> {
+        // Alone, so that nobody takes a folder for left behind which somebody is about to hold.
+        let alone = lock(&self.folder, FlockOperation::LockExclusive)?;
         self.sweep();
         let work = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.folder).map_err(Error::file(&self.folder))?;
         // Held for as long as somebody works there.
         let _held = lock(work.path(), FlockOperation::LockExclusive)?;
+        drop(alone);
         let parts = match source {
             Source::OciLayout(folder, tag) => layout::open(folder, platform, tag.as_deref())?,
             Source::OciArchive(file) => {

@@ -12,6 +12,7 @@ use coracle_process::{Child, ExitStatus, Ring};
 use coracle_protocol::agent::{CreateSandboxRequest, GetOOMEventRequest, Storage};
 use coracle_protocol::{hello, ports};
 use tokio::io::AsyncReadExt;
+use tokio::sync::Mutex;
 
 use crate::agent::{Agent, Patience};
 use crate::files::Files;
@@ -73,7 +74,8 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     devices.extend(setup.disks.iter().cloned());
     let mut spec = machine_spec(config, setup, devices);
     let capabilities = sandbox.driver.capabilities(&spec);
-    if capabilities.coldplug.contains(&DeviceKind::Balloon) {
+    // What goes back of huge pages is another's, and was reserved for this one.
+    if capabilities.coldplug.contains(&DeviceKind::Balloon) && !config.huge_pages {
         spec.devices.push(Device::Balloon);
     }
     let least = Size { cpus: spec.cpus.boot, memory_mib: spec.memory.size_mib };
@@ -122,7 +124,8 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         machine,
         agent,
         range,
-        size: least.into(),
+        size: Some(least).into(),
+        updates: Mutex::default(),
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
         disks: setup.disks.iter().filter_map(Device::path).map(Into::into).collect(),
         disks_of: setup.disks_of.clone().into(),

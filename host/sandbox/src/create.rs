@@ -37,6 +37,10 @@ impl Sandbox {
             let outcome = make(&sandbox, &plan, &mut cancelled).await;
             let told = outcome.as_ref().map(drop).map_err(Error::clone);
             sandbox.ask(move |state| finish(state, &plan.id, outcome.map(Some))).await?;
+            // The machine may have grown for it.
+            if let (Err(_), Some(pod)) = (&told, sandbox.ask(|state| state.pod()).await?) {
+                size::fit(&sandbox, &pod);
+            }
             told
         });
         made.await.map_err(|error| Error::Failed(error.to_string()))?
@@ -73,6 +77,9 @@ pub(crate) fn reserve(
     limits: Option<Limits>,
 ) -> Result<oneshot::Receiver<()>> {
     check_name(&id)?;
+    if state.stopping {
+        return Err(Error::Ended("the pod is being stopped".into()));
+    }
     if state.containers.contains_key(&id) {
         return Err(Error::Exists(format!("container {id}")));
     }
@@ -132,7 +139,7 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     let setup = spec::setup(&plan.spec, &plan.wanted)?;
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, setup)).await?;
     // The first one has the machine that was booted for it; each further one adds to it.
-    unless(cancelled, &plan.id, until_end(&pod, size::fit(sandbox, &pod))).await?;
+    unless(cancelled, &plan.id, until_end(&pod, size::grow(sandbox, &pod, None))).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan).await?;
     unless(cancelled, &plan.id, until_end(&pod, copy::files(&pod, &mounted.plan.copies))).await?;

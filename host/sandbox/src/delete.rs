@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use coracle_protocol::agent::RemoveContainerRequest;
 
+use tokio::sync::watch;
+
 use crate::agent::Patience;
 use crate::bounded::bounded;
 use crate::state::Status;
@@ -15,9 +17,25 @@ const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the agent may take to remove a container, and how long where a disk has to be written back; then the machine is ended.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
-const WRITE_PATIENCE: Duration = Duration::from_secs(120);
+const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a removal takes at most.
-pub(crate) const REMOVAL_PATIENCE: Duration = Duration::from_secs(130);
+pub(crate) const REMOVAL_PATIENCE: Duration = Duration::from_secs(65);
+
+/// A removal that is under way and has a disk to write back, counted until this is dropped.
+struct Removal(Arc<watch::Sender<usize>>);
+
+impl Removal {
+    fn begin(count: &Arc<watch::Sender<usize>>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count = count.saturating_sub(1));
+    }
+}
 
 impl Sandbox {
     /// Deletes a process that has ended, or was never started; for a container's first process the container goes with it.
@@ -25,10 +43,9 @@ impl Sandbox {
     /// # Errors
     /// [`Error::State`] for one that runs.
     pub async fn delete(&self, process: &ProcessId) -> Result<Exit> {
-        // Held until the end of the removal, which a stop of the pod waits for.
-        let removal = Arc::clone(&self.removals).read_owned().await;
+        let removals = Arc::clone(&self.removals);
         let id = process.clone();
-        let (exit, pumps) = self
+        let (exit, pumps, removal) = self
             .ask(move |state| {
                 if state.container(&id.container)?.creating.take().is_some() {
                     // Its end comes by the create's own future.
@@ -47,13 +64,17 @@ impl Sandbox {
                 let found = state.process(&id)?;
                 let exit = (*found.exit.borrow()).ok_or(Error::Gone)?;
                 let pumps = found.pumps.take();
+                let mut removal = None;
                 if id.exec.is_empty() {
                     let container = state.container(&id.container)?;
                     if std::mem::replace(&mut container.deleting, true) {
                         return Err(Error::NotFound(format!("container {}", id.container)));
                     }
+                    // A stop of the pod waits until a disk was written back, and for nothing else that hangs in the guest.
+                    let writes = container.storage.as_ref().is_some_and(coracle_storage::ContainerPlan::has_kept_disk);
+                    removal = writes.then(|| Removal::begin(&removals));
                 }
-                Ok::<_, Error>((exit, pumps))
+                Ok::<_, Error>((exit, pumps, removal))
             })
             .await??;
         let (sandbox, id) = (self.clone(), process.clone());
@@ -108,7 +129,7 @@ impl Sandbox {
             .await??;
         if let Some(pod) = pod.filter(|_| !is_pod) {
             let request = RemoveContainerRequest { container_id: id.to_owned(), timeout: 0, ..Default::default() };
-            let removed = pod.agent.call("RemoveContainer", Patience::Bounded, async |agent, ctx| {
+            let removed = pod.agent.call("RemoveContainer", Patience::Event, async |agent, ctx| {
                 agent.remove_container(ctx, &request).await
             });
             match tokio::time::timeout(patience, removed).await {
@@ -137,13 +158,7 @@ impl Sandbox {
         let name = id.to_owned();
         let pod = self.ask(move |state| state.containers.remove(&name).and(state.pod())).await?;
         if let Some(pod) = pod {
-            let sandbox = self.clone();
-            // Nobody waits for what the guest gives back.
-            tokio::spawn(async move {
-                if let Err(error) = size::fit(&sandbox, &pod).await {
-                    log::warn!("the pod's machine keeps its size: {error}");
-                }
-            });
+            size::fit(self, &pod);
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ use std::time::{Duration, SystemTime};
 
 use coracle_machine::{Driver, Kernel};
 use coracle_protocol::oci;
-use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::sync::{RwLock, mpsc, oneshot, watch};
 
 pub use error::Error;
 pub use io::{Input, Output, Stdio};
@@ -172,8 +172,8 @@ pub struct Sandbox {
     driver: Arc<dyn Driver>,
     /// Held by whoever has taken over links of the pod's network, until they are given back.
     links: Arc<RwLock<()>>,
-    /// Held by whoever is removing a container.
-    removals: Arc<RwLock<()>>,
+    /// How many removals of containers are under way that have a disk to write back.
+    removals: Arc<watch::Sender<usize>>,
 }
 
 impl Sandbox {
@@ -187,7 +187,16 @@ impl Sandbox {
                 message(&mut state);
             }
         });
-        (Self { messages, config: Arc::new(config), driver, links: Arc::default(), removals: Arc::default() }, receiver)
+        (
+            Self {
+                messages,
+                config: Arc::new(config),
+                driver,
+                links: Arc::default(),
+                removals: Arc::new(watch::channel(0).0),
+            },
+            receiver,
+        )
     }
 
     /// Runs `question` on the state and gives the answer.

@@ -20,8 +20,10 @@ pub(crate) struct Pod {
     pub(crate) agent: Agent,
     /// Between which sizes the machine can be; none where it can't change.
     pub(crate) range: Option<Range>,
-    /// The machine's size, held by who changes it.
-    pub(crate) size: Mutex<Size>,
+    /// The machine's size, held by who changes it; none where a change was not through.
+    pub(crate) size: Mutex<Option<Size>>,
+    /// Held by who updates a container's limits.
+    pub(crate) updates: Mutex<()>,
     /// The host's side of the folder that the guest sees. None where the machine shares no files.
     pub(crate) shared: Option<PathBuf>,
     /// Disks that the machine has.

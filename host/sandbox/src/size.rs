@@ -1,5 +1,7 @@
 //! The size of a pod's machine: what the machine itself takes, and what its containers may use together. It follows them.
 
+use std::sync::Arc;
+
 use coracle_protocol::agent::OnlineCPUMemRequest;
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
 use coracle_protocol::oci;
@@ -80,22 +82,33 @@ fn is_beyond(range: &Range, size: Size) -> bool {
     size.cpus > range.most.cpus || size.memory_mib > range.most.memory_mib
 }
 
-/// Gives the pod's machine the size that its containers ask for, as far as it can have it. Nothing is done where it can't change.
-pub(crate) async fn fit(sandbox: &Sandbox, pod: &Pod) -> Result<()> {
-    change(sandbox, pod, false).await
+/// Limits that a container is to have, and has not yet.
+pub(crate) type Proposed = (String, Limits);
+
+/// Gives the pod's machine the size that its containers ask for, as far as it can have it, by itself: nobody waits for that. Nothing is
+/// done where it can't change.
+pub(crate) fn fit(sandbox: &Sandbox, pod: &Arc<Pod>) {
+    let (sandbox, pod) = (sandbox.clone(), Arc::clone(pod));
+    tokio::spawn(async move {
+        if let Err(error) = change(&sandbox, &pod, None, false).await {
+            log::warn!("the pod's machine keeps its size: {error}");
+        }
+    });
 }
 
-/// The same, unless that would take something away: what still uses it has to be told first.
-pub(crate) async fn grow(sandbox: &Sandbox, pod: &Pod) -> Result<()> {
-    change(sandbox, pod, true).await
+/// Gives the machine what its containers ask for, with limits that are only proposed, and takes nothing away: what still uses it has
+/// to be told first. Whoever stops waiting does not stop it.
+pub(crate) async fn grow(sandbox: &Sandbox, pod: &Arc<Pod>, proposed: Option<Proposed>) -> Result<()> {
+    let (sandbox, pod) = (sandbox.clone(), Arc::clone(pod));
+    let grown = tokio::spawn(async move { change(&sandbox, &pod, proposed, true).await });
+    grown.await.map_err(|error| Error::Failed(error.to_string()))?
 }
 
-async fn change(sandbox: &Sandbox, pod: &Pod, only_more: bool) -> Result<()> {
+async fn change(sandbox: &Sandbox, pod: &Pod, proposed: Option<Proposed>, only_more: bool) -> Result<()> {
     let Some(range) = &pod.range else { return Ok(()) };
-    let mut now = pod.size.lock().await;
+    let mut size = pod.size.lock().await;
     // Looked at only now: whoever changed it meanwhile has had its turn.
-    let containers = containers(sandbox).await?;
-    let asked = asked(range, &containers);
+    let asked = asked(range, &containers(sandbox, proposed).await?);
     if is_beyond(range, asked) {
         log::warn!(
             "the pod's containers may use {} processors and {} MiB together, and its machine can have {} and {} at most \
@@ -107,21 +120,23 @@ async fn change(sandbox: &Sandbox, pod: &Pod, only_more: bool) -> Result<()> {
         );
     }
     let mut wanted = within(range, asked);
-    if only_more {
+    if let Some(now) = size.filter(|_| only_more) {
         wanted = Size { cpus: wanted.cpus.max(now.cpus), memory_mib: wanted.memory_mib.max(now.memory_mib) };
     }
-    if wanted == *now {
+    if *size == Some(wanted) {
         return Ok(());
     }
+    // Until it is through nobody knows what there is.
+    let before = size.take();
     pod.machine.resize(wanted.cpus, wanted.memory_mib).await?;
     let stats = pod.machine.stats().await?;
-    if wanted.cpus > now.cpus {
+    if before.is_none_or(|before| stats.cpus > before.cpus) {
         let request = OnlineCPUMemRequest { wait: true, nb_cpus: stats.cpus, cpu_only: true, ..Default::default() };
         let online = async |agent: &AgentServiceClient, ctx| agent.online_cpu_mem(ctx, &request).await;
         pod.agent.call("OnlineCPUMem", Patience::Bounded, online).await?;
     }
-    // What the guest has not given yet it gives by itself when it can: it is not asked again.
-    *now = wanted;
+    // Memory that the guest has not given yet it gives by itself when it can: it is not asked again.
+    *size = Some(Size { cpus: stats.cpus, memory_mib: wanted.memory_mib });
     let found = Size { cpus: stats.cpus, memory_mib: stats.memory_bytes >> 20 };
     if found != wanted {
         log::info!(
@@ -131,22 +146,34 @@ async fn change(sandbox: &Sandbox, pod: &Pod, only_more: bool) -> Result<()> {
     Ok(())
 }
 
-async fn containers(sandbox: &Sandbox) -> Result<Vec<Limits>> {
-    sandbox.ask(|state| state.containers.values().map(|container| container.limits).collect()).await
+/// The limits of all containers, those that are proposed for one in the place of its own.
+async fn containers(sandbox: &Sandbox, proposed: Option<Proposed>) -> Result<Vec<Limits>> {
+    let of = move |id: &String, limits: Limits| match &proposed {
+        Some((name, proposed)) if name == id => *proposed,
+        _ => limits,
+    };
+    sandbox.ask(move |state| state.containers.iter().map(|(id, container)| of(id, container.limits)).collect()).await
 }
 
-/// Refuses limits that the machine of the pod can never have.
-pub(crate) async fn check(sandbox: &Sandbox, pod: &Pod) -> Result<()> {
+/// Refuses limits by which a container would get more, and more than the machine of the pod can ever have.
+pub(crate) async fn check(sandbox: &Sandbox, pod: &Pod, proposed: Proposed) -> Result<()> {
     let Some(range) = &pod.range else { return Ok(()) };
-    let asked = asked(range, &containers(sandbox).await?);
-    if !is_beyond(range, asked) {
+    let before = asked(range, &containers(sandbox, None).await?);
+    let after = asked(range, &containers(sandbox, Some(proposed)).await?);
+    if !raises_beyond(range, before, after) {
         return Ok(());
     }
     Err(Error::Invalid(format!(
         "the containers of the pod would be allowed {} processors and {} MiB together, and its machine can have {} and {} at most \
          (`machine.max_vcpus`, `machine.max_memory_mib`, and what the host has)",
-        asked.cpus, asked.memory_mib, range.most.cpus, range.most.memory_mib
+        after.cpus, after.memory_mib, range.most.cpus, range.most.memory_mib
     )))
+}
+
+fn raises_beyond(range: &Range, before: Size, after: Size) -> bool {
+    let (most, raised) = (&range.most, |before: u64, after: u64, most: u64| after > before && after > most);
+    raised(before.cpus.into(), after.cpus.into(), most.cpus.into())
+        || raised(before.memory_mib, after.memory_mib, most.memory_mib)
 }
 
 #[cfg(test)]
@@ -195,6 +222,21 @@ mod tests {
                 assert_eq!(both, wanted(&[*other, *one]), "the order does not count");
             }
         }
+    }
+
+    #[test]
+    fn only_what_asks_for_more_is_refused() {
+        let refused = |before: Limits, after: Limits| {
+            let others = limits(3500, 4000);
+            raises_beyond(&RANGE, asked(&RANGE, &[others, before]), asked(&RANGE, &[others, after]))
+        };
+        // The pod has more than its machine can have already: a create may.
+        assert!(!refused(limits(1500, 100), limits(1500, 100)));
+        assert!(!refused(limits(1500, 100), limits(1200, 50)));
+        assert!(!refused(limits(1500, 100), limits(0, 0)));
+        assert!(refused(limits(1500, 100), limits(2600, 100)));
+        assert!(refused(limits(1500, 100), limits(100, 101)));
+        assert!(refused(limits(0, 0), limits(0, 8000)));
     }
 
     #[test]

@@ -105,12 +105,14 @@ pub(crate) enum Phase {
 pub(crate) struct State {
     pub(crate) phase: Phase,
     pub(crate) containers: HashMap<String, Container>,
+    /// Whether the pod is being stopped: nothing new begins.
+    pub(crate) stopping: bool,
     events: mpsc::UnboundedSender<Event>,
 }
 
 impl State {
     pub(crate) fn new(events: mpsc::UnboundedSender<Event>) -> Self {
-        Self { phase: Phase::Absent, containers: HashMap::new(), events }
+        Self { phase: Phase::Absent, containers: HashMap::new(), stopping: false, events }
     }
 
     pub(crate) fn emit(&self, event: Event) {

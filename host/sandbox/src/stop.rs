@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use crate::delete::REMOVAL_PATIENCE;
 use crate::pod::Pod;
-use crate::state::{Phase, State};
+use crate::state::{Container, Phase, State};
 use crate::{Error, Exit, Result, Sandbox, mount};
 
 /// How long a create that was given up may take to be through.
@@ -14,21 +14,22 @@ const CREATE_PATIENCE: Duration = Duration::from_secs(10);
 
 type Creating = watch::Receiver<Option<Exit>>;
 
-/// Ends the pod's state: no create goes on, and nothing new begins.
-fn give_up(state: &mut State) -> (Option<std::sync::Arc<Pod>>, Vec<coracle_storage::ContainerPlan>, Vec<Creating>) {
+/// Begins the end: no create goes on, and nothing new begins.
+fn begin(state: &mut State) -> Vec<Creating> {
+    state.stopping = true;
+    let given_up = |container: &mut Container| container.storage.is_none() && container.creating.take().is_some();
+    let containers = state.containers.values_mut();
+    containers.filter_map(|container| given_up(container).then(|| container.init.exit.subscribe())).collect()
+}
+
+/// Takes what has to be undone.
+fn take(state: &mut State) -> (Option<std::sync::Arc<Pod>>, Vec<coracle_storage::ContainerPlan>) {
     let pod = state.pod();
-    let mut storages = Vec::new();
-    let mut creating = Vec::new();
-    for container in state.containers.values_mut() {
-        if container.storage.is_none() && container.creating.take().is_some() {
-            creating.push(container.init.exit.subscribe());
-        }
-        storages.extend(container.storage.take());
-    }
+    let storages = state.containers.values_mut().filter_map(|container| container.storage.take()).collect();
     if pod.is_none() {
         state.phase = Phase::Ended("the pod was stopped".into());
     }
-    (pod, storages, creating)
+    (pod, storages)
 }
 
 impl Sandbox {
@@ -45,20 +46,22 @@ impl Sandbox {
     /// # Errors
     /// Where the monitor does not end.
     pub async fn stop(&self) -> Result<()> {
-        // What the guest has still to write to a disk would be lost.
-        if tokio::time::timeout(REMOVAL_PATIENCE, self.removals.write()).await.is_err() {
-            log::warn!("a container is still being removed");
-        }
-        let (pod, storages, creating) = self.ask(give_up).await?;
-        if let Some(network) = pod.as_ref().and_then(|pod| pod.network.as_ref()) {
-            network.give_back().await;
-        }
+        let creating = self.ask(begin).await?;
         for mut container in creating {
             // A create that was given up takes its own mounts down; when it is through, its container is gone.
             let through = async { while container.changed().await.is_ok() {} };
             if tokio::time::timeout(CREATE_PATIENCE, through).await.is_err() {
                 return Err(Error::Timeout("a container's mounts are still being made".into()));
             }
+        }
+        // What the guest has still to write to a disk would be lost.
+        let mut removals = self.removals.subscribe();
+        if tokio::time::timeout(REMOVAL_PATIENCE, removals.wait_for(|count| *count == 0)).await.is_err() {
+            log::warn!("a container's disk is still being written back");
+        }
+        let (pod, storages) = self.ask(take).await?;
+        if let Some(network) = pod.as_ref().and_then(|pod| pod.network.as_ref()) {
+            network.give_back().await;
         }
         // A boot that was given up gives its links back by itself; who asks for this stop takes the network down next.
         if tokio::time::timeout(CREATE_PATIENCE, self.links.write()).await.is_err() {

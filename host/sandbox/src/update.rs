@@ -1,11 +1,14 @@
 //! Update: new limits for a container.
 
+use std::sync::Arc;
+
 use coracle_protocol::agent::UpdateContainerRequest;
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
 use coracle_protocol::oci;
 use coracle_protocol::protobuf::MessageField;
 
 use crate::agent::Patience;
+use crate::pod::Pod;
 use crate::{Error, Result, Sandbox, size, spec};
 
 impl Sandbox {
@@ -13,37 +16,44 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`Error::Invalid`] for more than the machine can have; what the agent says. Then the limits are as they were.
-    pub async fn update(&self, container: &str, mut resources: oci::LinuxResources) -> Result<()> {
+    pub async fn update(&self, container: &str, resources: oci::LinuxResources) -> Result<()> {
         let pod = self.running(container).await?;
-        let (name, new) = (container.to_owned(), resources.clone());
-        let before = self
-            .ask(move |state| {
-                let limits = &mut state.container(&name)?.limits;
-                let changed = limits.changed(&new);
-                Ok::<_, Error>(std::mem::replace(limits, changed))
-            })
-            .await??;
-        let updated = async {
-            size::check(self, &pod).await?;
-            size::grow(self, &pod).await?;
-            spec::for_guest_resources(&mut resources);
-            let request = UpdateContainerRequest {
-                container_id: container.to_owned(),
-                resources: MessageField::some(resources),
-                ..Default::default()
-            };
-            let update = async |agent: &AgentServiceClient, ctx| agent.update_container(ctx, &request).await;
-            pod.agent.call("UpdateContainer", Patience::Bounded, update).await
-        };
-        let outcome = updated.await.map(drop);
-        if outcome.is_err() {
-            let name = container.to_owned();
-            // One that is gone meanwhile has no limits.
-            self.tell(move |state| drop(state.container(&name).map(|container| container.limits = before)));
-        }
-        if let Err(error) = size::fit(self, &pod).await {
-            log::warn!("the pod's machine keeps its size: {error}");
-        }
-        outcome
+        let (sandbox, container) = (self.clone(), container.to_owned());
+        // On its own, so that it comes to its end even where who asked has gone.
+        let updated = tokio::spawn(async move { update(&sandbox, &pod, container, resources).await });
+        updated.await.map_err(|error| Error::Failed(error.to_string()))?
     }
+}
+
+async fn update(
+    sandbox: &Sandbox,
+    pod: &Arc<Pod>,
+    container: String,
+    mut resources: oci::LinuxResources,
+) -> Result<()> {
+    let _turn = pod.updates.lock().await;
+    let name = container.clone();
+    let before = sandbox.ask(move |state| state.container(&name).map(|container| container.limits)).await??;
+    let after = before.changed(&resources);
+    if after != before {
+        let proposed = (container.clone(), after);
+        size::check(sandbox, pod, proposed.clone()).await?;
+        size::grow(sandbox, pod, Some(proposed)).await?;
+    }
+    spec::for_guest_resources(&mut resources);
+    let request = UpdateContainerRequest {
+        container_id: container.clone(),
+        resources: MessageField::some(resources),
+        ..Default::default()
+    };
+    let call = async |agent: &AgentServiceClient, ctx| agent.update_container(ctx, &request).await;
+    let outcome = pod.agent.call("UpdateContainer", Patience::Bounded, call).await.map(drop);
+    if after != before {
+        if outcome.is_ok() {
+            // One that is gone meanwhile has no limits.
+            sandbox.tell(move |state| drop(state.container(&container).map(|container| container.limits = after)));
+        }
+        size::fit(sandbox, pod);
+    }
+    outcome
 }

@@ -65,13 +65,21 @@ pub(crate) fn driver(settings: &Settings) -> Result<Arc<dyn Driver>, Error> {
     })))
 }
 
+/// Memory that a machine may have at most; 0 where it may not grow: the kernel would count all of it as taken.
 fn host_memory_mib() -> u64 {
+    let strict = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode.trim() == "2");
     let info = rustix::system::sysinfo();
-    (u64::from(info.mem_unit) * info.totalram) >> 20
+    if strict { 0 } else { (u64::from(info.mem_unit) * info.totalram) >> 20 }
 }
 
+/// Processors of the host, whatever this process may use of them: its pod's control group may be given more later.
 fn host_processors() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let of = |range: &str| -> Option<u32> {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        last.parse::<u32>().ok()?.checked_sub(first.parse().ok()?)?.checked_add(1)
+    };
+    online.trim().split(',').filter_map(of).sum::<u32>().max(1)
 }
 
 /// The network of a pod that has no namespace for one.

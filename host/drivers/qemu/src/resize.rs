@@ -9,8 +9,15 @@ use tokio::sync::broadcast;
 use crate::command::GROWTH;
 use crate::qmp;
 
-/// How long the guest may take to take memory without the size having changed, and to let go of a processor.
+/// How long the guest may take to take memory without the size having changed, and how long over all of it.
 const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE_OVER_ALL: Duration = Duration::from_secs(60);
+/// How long it may take to let go of a processor.
+const EJECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What processors are called that were added, with a number behind it, and where QEMU keeps devices that have a name.
+const ADDED: &str = "added-cpu";
+const DEVICES: &str = "/machine/peripheral/";
 
 /// The unit in which a guest of Linux plugs memory, in MiB: two of the pages in which its kernel keeps free memory.
 const UNIT_MIB: u64 = 4;
@@ -70,6 +77,8 @@ impl Size {
             let (least, most) = (self.least_mib, self.most_mib);
             return Err(Error::Invalid(format!("{memory_mib} MiB: it has {least} at least and {most} at most")));
         }
+        // A guest can let go of a processor whenever it likes, and one that was asked to may have taken its time.
+        self.added = added(control).await?;
         // The guest needs memory for what its processors keep each: that comes first, and goes last.
         if memory_mib << 20 > self.memory_bytes() {
             self.change_memory(control, events, memory_mib).await?;
@@ -96,15 +105,22 @@ impl Size {
         let mut events = events.subscribe();
         let request = json!({ "path": path(), "property": "requested-size", "value": wanted });
         control.execute("qom-set", request).await.map_err(failed)?;
-        let gives = wanted < self.wanted_bytes;
+        let gives = wanted <= self.wanted_bytes;
         self.wanted_bytes = wanted;
-        // What is in use the guest can't give, and tries again by itself for as long as less is wanted: nobody waits for that.
-        while !gives && taken(control).await? < wanted {
-            if !reported(&mut events, "MEMORY_DEVICE_SIZE_CHANGE", None).await {
-                break;
-            }
+        if gives {
+            // What is in use the guest can't give, and tries again by itself for as long as less is wanted: nobody waits for that.
+            return Ok(());
         }
-        Ok(())
+        let take = async {
+            while taken(control).await? < wanted {
+                if !reported(&mut events, "MEMORY_DEVICE_SIZE_CHANGE", None, PATIENCE).await {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        // A guest that goes up and down for ever is left alone.
+        tokio::time::timeout(PATIENCE_OVER_ALL, take).await.unwrap_or(Ok(()))
     }
 
     async fn add_cpu(&mut self, control: &qmp::Client) -> Result<()> {
@@ -112,7 +128,8 @@ impl Size {
         // They come with the highest number first.
         let mut free = all.as_array().into_iter().flatten().rev().filter(|cpu| cpu.get("qom-path").is_none());
         let Some(free) = free.next() else { return Err(Error::Monitor("QEMU has no place for a processor".into())) };
-        let name = format!("cpu{}", self.cpus());
+        let name =
+            (0..).map(|number| format!("{ADDED}{number}")).find(|name| !self.added.contains(name)).unwrap_or_default();
         let mut device = free.get("props").cloned().unwrap_or_else(|| json!({}));
         if let Some(device) = device.as_object_mut() {
             device.insert("id".into(), name.clone().into());
@@ -128,11 +145,11 @@ impl Size {
         let Some(name) = self.added.last() else { return Ok(false) };
         let mut events = events.subscribe();
         control.execute("device_del", json!({ "id": name })).await.map_err(failed)?;
-        let gone = reported(&mut events, "DEVICE_DELETED", Some(name)).await;
-        if gone {
-            self.added.pop();
-        }
-        Ok(gone)
+        reported(&mut events, "DEVICE_DELETED", Some(name), EJECT_PATIENCE).await;
+        // Which reports were missed nobody knows: what there is counts.
+        let before = self.added.len();
+        self.added = added(control).await?;
+        Ok(self.added.len() < before)
     }
 }
 
@@ -142,8 +159,20 @@ pub(crate) async fn taken(control: &qmp::Client) -> Result<u64> {
     size.as_u64().ok_or_else(|| Error::Monitor(format!("QEMU says a size of {size}")))
 }
 
+/// Processors that were added, by QEMU's names for them, the oldest first.
+async fn added(control: &qmp::Client) -> Result<Vec<String>> {
+    let all = control.execute("query-hotpluggable-cpus", Value::Null).await.map_err(failed)?;
+    let name = |cpu: &Value| {
+        let name = cpu.get("qom-path")?.as_str()?.strip_prefix(DEVICES)?;
+        name.strip_prefix(ADDED)?.parse::<u32>().ok().map(|number| (number, name.to_owned()))
+    };
+    let mut names: Vec<(u32, String)> = all.as_array().into_iter().flatten().filter_map(name).collect();
+    names.sort();
+    Ok(names.into_iter().map(|(_, name)| name).collect())
+}
+
 fn path() -> String {
-    format!("/machine/peripheral/{GROWTH}")
+    format!("{DEVICES}{GROWTH}")
 }
 
 fn failed(error: qmp::Error) -> Error {
@@ -151,8 +180,13 @@ fn failed(error: qmp::Error) -> Error {
 }
 
 /// Waits for an event, of a device where it is named; false where none comes.
-async fn reported(events: &mut broadcast::Receiver<qmp::Event>, name: &str, device: Option<&str>) -> bool {
-    let path = device.map(|device| format!("/machine/peripheral/{device}"));
+async fn reported(
+    events: &mut broadcast::Receiver<qmp::Event>,
+    name: &str,
+    device: Option<&str>,
+    patience: Duration,
+) -> bool {
+    let path = device.map(|device| format!("{DEVICES}{device}"));
     // Of a processor only the end of one of its parts is told, by its path.
     let is_it = |event: &qmp::Event| {
         let found = event.data.get("path").and_then(Value::as_str).unwrap_or_default();
@@ -171,5 +205,5 @@ async fn reported(events: &mut broadcast::Receiver<qmp::Event>, name: &str, devi
             }
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap_or(false)
+    tokio::time::timeout(patience, wait).await.unwrap_or(false)
 }

@@ -21,10 +21,12 @@ const LINKS_MAX: usize = 40;
 const NAME_MAX: usize = 255;
 /// The most parts of a path, with those of the links on its way.
 const PARTS_MAX: usize = 1024;
-/// How much memory the tree may take, in bytes, and what a file takes beside its names, its target and its attributes: some two
+/// How much memory the tree may take, in bytes, and what a file takes beside its name, its target and its attributes: some two
 /// million files.
 const MEMORY_MAX: usize = 512 << 20;
-const NODE_BYTES: usize = 256;
+const NODE_BYTES: usize = 160;
+/// What a name takes beside itself.
+const NAME_BYTES: usize = 64;
 /// Types of files in a mode (stat(2)).
 const DIRECTORY: u16 = 0o040_000;
 const REGULAR: u16 = 0o100_000;
@@ -224,7 +226,7 @@ impl Tree {
 
     /// Gives a node a name of the layer that is being read.
     fn name(&mut self, folder: usize, name: &[u8], node: usize) -> Step<()> {
-        self.take_memory(NODE_BYTES + name.len())?;
+        self.take_memory(NAME_BYTES + name.len())?;
         let layer = self.layer;
         self.children_mut(folder)?.insert(name.to_vec(), Child { node, layer });
         Ok(())
@@ -392,6 +394,7 @@ impl Tree {
 
     /// Gives a folder that is there the attributes of `node`; what is in it stays.
     fn redescribe(&mut self, folder: usize, node: Node) -> Step<()> {
+        self.take_memory(attributes_bytes(&node.attributes))?;
         let opaque = self.node_mut(folder)?.attributes.remove(&OVERLAY_OPAQUE[..]);
         let old = self.node_mut(folder)?;
         let body = std::mem::replace(&mut old.body, Body::Other);
