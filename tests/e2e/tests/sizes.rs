@@ -9,6 +9,9 @@ use protobuf::MessageField;
 /// How long the guest may take to give memory back: its kernel reports every two seconds, and emulation is slow.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// A container's command that only waits.
+const IDLE: [&str; 2] = ["sleep", "1000"];
+
 /// Whether the monitor under test can change a machine's size.
 fn can_grow() -> bool {
     let can = monitor() == "qemu-system";
@@ -27,11 +30,11 @@ fn limits(memory_mib: i64, cpu_quota: i64) -> msg::LinuxContainerResources {
     }
 }
 
-fn start(pod: &Pod<'_>, name: &str, limits: msg::LinuxContainerResources) -> String {
+fn start(pod: &Pod<'_>, name: &str, command: &[&str], limits: msg::LinuxContainerResources) -> String {
     let change = |config: &mut msg::ContainerConfig| {
         config.linux.mut_or_insert_default().resources = MessageField::some(limits);
     };
-    pod.start(name, &["sleep", "1000"], change).unwrap()
+    pod.start(name, command, change).unwrap()
 }
 
 fn update(cri: &Cri, id: &str, limits: msg::LinuxContainerResources) -> Result<(), CriError> {
@@ -52,7 +55,8 @@ fn seen(cri: &Cri, id: &str) -> (u64, u32) {
     (numbers[0] / 1024, u32::try_from(numbers[1]).unwrap())
 }
 
-/// Looks until it is as expected.
+/// Looks until it is as expected. It must look again: the guest's kernel and the host's memory tell no test that they
+/// have changed.
 fn becomes<T: std::fmt::Debug>(what: &str, look: impl Fn() -> T, is: impl Fn(&T) -> bool) {
     let start = Instant::now();
     loop {
@@ -78,8 +82,8 @@ fn given(host: &Host) -> u64 {
     host.processes(monitor()).iter().map(of).max().unwrap()
 }
 
-#[test]
-fn a_machine_follows_the_limits_of_its_containers() {
+/// Runs a test with a pod of its own, and sees that nothing stays of it.
+fn with_pod(test: impl FnOnce(&Host, &Cri, &Pod<'_>)) {
     if !can_grow() {
         return;
     }
@@ -88,59 +92,54 @@ fn a_machine_follows_the_limits_of_its_containers() {
     let cri = Cri::connect(&containerd);
     let pod =
         Pod::run(&cri, "coracle", "p", |config| config.log_directory = host.folder.display().to_string()).unwrap();
-    let one = start(&pod, "one", limits(128, 0));
-    let (least, cpus) = seen(&cri, &one);
-    assert_eq!(cpus, 1);
-    assert!((320..=384).contains(&least), "256 MiB of the machine and 128 of the container: {least}");
-    // Another container adds to it, and one that grows adds more.
-    let most = u32::try_from(std::thread::available_parallelism().unwrap().get()).unwrap().min(2);
-    let two = start(&pod, "two", limits(256, 150_000));
-    let (more, cpus) = seen(&cri, &one);
-    assert!((least + 240..=least + 256).contains(&more), "{least} and then {more}");
-    assert_eq!(cpus, most);
-    update(&cri, &two, limits(512, 150_000)).unwrap();
-    let (most_memory, _) = seen(&cri, &one);
-    assert!((more + 240..=more + 256).contains(&most_memory), "{more} and then {most_memory}");
-    let allowed = |id: &str| cri.exec(id, &["cat", "/sys/fs/cgroup/memory.max"]).unwrap().1;
-    assert_eq!(allowed(&two), format!("{}\n", 512 << 20));
-    // More than there can be is refused, and changes nothing.
-    let (_, text) = update(&cri, &two, limits(1 << 40, 150_000)).unwrap_err();
-    assert!(text.contains("machine.max_memory_mib"), "{text}");
-    assert_eq!(allowed(&two), format!("{}\n", 512 << 20));
-    assert_eq!(seen(&cri, &one).0, most_memory);
-    // Less is less, and what goes takes its share with it.
-    update(&cri, &two, limits(64, 50_000)).unwrap();
-    becomes("a smaller machine", || seen(&cri, &one), |(memory, cpus)| *memory <= least + 128 && *cpus == 1);
-    cri.stop(&two, 0).unwrap();
-    cri.remove(&two).unwrap();
-    becomes("the first size", || seen(&cri, &one).0, |memory| *memory <= least + 16);
+    test(&host, &cri, &pod);
     pod.remove().unwrap();
     drop(containerd);
     host.audit();
 }
 
 #[test]
+fn a_machine_follows_the_limits_of_its_containers() {
+    with_pod(|_, cri, pod| {
+        let one = start(pod, "one", &IDLE, limits(128, 0));
+        let (least, cpus) = seen(cri, &one);
+        assert_eq!(cpus, 1);
+        assert!((320..=384).contains(&least), "256 MiB of the machine and 128 of the container: {least}");
+        // Another container adds to it, and one that grows adds more.
+        let most = u32::try_from(std::thread::available_parallelism().unwrap().get()).unwrap().min(2);
+        let two = start(pod, "two", &IDLE, limits(256, 150_000));
+        let (more, cpus) = seen(cri, &one);
+        assert!((least + 240..=least + 256).contains(&more), "{least} and then {more}");
+        assert_eq!(cpus, most);
+        update(cri, &two, limits(512, 150_000)).unwrap();
+        let (most_memory, _) = seen(cri, &one);
+        assert!((more + 240..=more + 256).contains(&most_memory), "{more} and then {most_memory}");
+        let allowed = |id: &str| cri.exec(id, &["cat", "/sys/fs/cgroup/memory.max"]).unwrap().1;
+        assert_eq!(allowed(&two), format!("{}\n", 512 << 20));
+        // More than there can be is refused, and changes nothing.
+        let (_, text) = update(cri, &two, limits(1 << 40, 150_000)).unwrap_err();
+        assert!(text.contains("machine.max_memory_mib"), "{text}");
+        assert_eq!(allowed(&two), format!("{}\n", 512 << 20));
+        assert_eq!(seen(cri, &one).0, most_memory);
+        // Less is less, and what goes takes its share with it.
+        update(cri, &two, limits(64, 50_000)).unwrap();
+        becomes("a smaller machine", || seen(cri, &one), |(memory, cpus)| *memory <= least + 128 && *cpus == 1);
+        cri.stop(&two, 0).unwrap();
+        cri.remove(&two).unwrap();
+        becomes("the first size", || seen(cri, &one).0, |memory| *memory <= least + 16);
+    });
+}
+
+#[test]
 fn memory_that_was_freed_is_the_hosts_again() {
-    if !can_grow() {
-        return;
-    }
-    let host = Host::with_own_network();
-    let containerd = Containerd::with_cri(&host);
-    let cri = Cri::connect(&containerd);
-    let pod =
-        Pod::run(&cri, "coracle", "p", |config| config.log_directory = host.folder.display().to_string()).unwrap();
-    let script = "(head -c 200000000 /dev/zero; echo held; sleep 1000) | tail -c 200000000 >/dev/null";
-    let change = |config: &mut msg::ContainerConfig| {
-        config.linux.mut_or_insert_default().resources = MessageField::some(limits(300, 0));
-    };
-    let before = given(&host);
-    let hog = pod.start("hog", &["sh", "-c", script], change).unwrap();
-    becomes("held memory", || given(&host), |now| *now >= before + 180);
-    let held = given(&host);
-    cri.stop(&hog, 0).unwrap();
-    becomes("memory given back", || given(&host), |now| *now + 150 <= held);
-    println!("{before} MiB before, {held} while 190 MiB were held, {} after", given(&host));
-    pod.remove().unwrap();
-    drop(containerd);
-    host.audit();
+    with_pod(|host, cri, pod| {
+        let script = "(head -c 200000000 /dev/zero; echo held; sleep 1000) | tail -c 200000000 >/dev/null";
+        let before = given(host);
+        let hog = start(pod, "hog", &["sh", "-c", script], limits(300, 0));
+        becomes("held memory", || given(host), |now| *now >= before + 180);
+        let held = given(host);
+        cri.stop(&hog, 0).unwrap();
+        becomes("memory given back", || given(host), |now| *now + 150 <= held);
+        println!("{before} MiB before, {held} while 190 MiB were held, {} after", given(host));
+    });
 }
