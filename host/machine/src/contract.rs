@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 
-use crate::{Device, Driver, Error, MachineSpec};
+use crate::{Device, DeviceKind, Driver, Error, MachineSpec};
 
 /// How long a machine may take where only an event is waited for; emulation on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -26,6 +26,7 @@ pub async fn all(driver: &dyn Driver, spec: impl Fn() -> MachineSpec) {
     says_unsupported(driver, spec()).await;
     pauses_or_says_no(driver, spec()).await;
     grows_and_shrinks(driver, spec()).await;
+    gains_and_loses_disks(driver, spec()).await;
     is_gone_when_dropped(driver, spec()).await;
     names_what_is_missing(driver, spec()).await;
     leaves_nothing_when_boot_is_dropped(driver, spec()).await;
@@ -61,7 +62,8 @@ pub async fn lives_and_stops(driver: &dyn Driver, spec: MachineSpec) {
 pub async fn says_unsupported(driver: &dyn Driver, spec: MachineSpec) {
     let capabilities = driver.capabilities(&spec);
     let machine = patiently("boot", driver.boot(spec)).await.expect("boot");
-    for device in [Device::Rng, Device::Vsock] {
+    let disk = Device::Block { path: "/dev/null".into(), read_only: true, direct: false, serial: "none".into() };
+    for device in [Device::Rng, Device::Vsock, disk] {
         if !capabilities.hotplug.contains(&device.kind()) {
             assert!(matches!(machine.attach(device.clone()).await, Err(Error::Unsupported(_))), "attach {device:?}");
             assert!(matches!(machine.detach(device.clone()).await, Err(Error::Unsupported(_))), "detach {device:?}");
@@ -104,6 +106,39 @@ pub async fn grows_and_shrinks(driver: &dyn Driver, mut spec: MachineSpec) {
         assert!(matches!(refused, Err(Error::Invalid(_))), "{cpus} processors and {memory_mib} MiB: {refused:?}");
     }
     patiently("stop", machine.stop()).await.expect("stop");
+}
+
+/// Disks come and go where that is promised, again and again by one name, and what can't be is refused.
+pub async fn gains_and_loses_disks(driver: &dyn Driver, spec: MachineSpec) {
+    if !driver.capabilities(&spec).hotplug.contains(&DeviceKind::Block) {
+        return;
+    }
+    let file = spec.folder.with_extension("disk");
+    std::fs::write(&file, vec![0; 1 << 20]).expect("a file for a disk");
+    let disk = |path: &std::path::Path, serial: &str| Device::Block {
+        path: path.into(),
+        read_only: false,
+        direct: false,
+        serial: serial.into(),
+    };
+    let machine = patiently("boot", driver.boot(spec)).await.expect("boot");
+    let mut greeting = patiently("greeting", machine.guest_connection()).await.expect("greeting");
+    patiently("first byte", greeting.read_exact(&mut [0])).await.expect("the guest speaks first");
+    let first = disk(&file, "one");
+    for _ in 0..3 {
+        patiently("attach", machine.attach(first.clone())).await.expect("attach");
+        let twice = patiently("attach", machine.attach(first.clone())).await;
+        assert!(matches!(twice, Err(Error::Invalid(_))), "a second one of that name: {twice:?}");
+        // A guest that is asked before it has seen it may refuse: then it is asked again.
+        patiently("detach", async { while machine.detach(first.clone()).await.is_err() {} }).await;
+    }
+    let gone = patiently("detach", machine.detach(first)).await;
+    assert!(matches!(gone, Err(Error::Invalid(_))), "one that is not there: {gone:?}");
+    let nowhere = patiently("attach", machine.attach(disk(std::path::Path::new("/nowhere/disk"), "two"))).await;
+    assert!(nowhere.is_err(), "a disk without a file");
+    patiently("attach", machine.attach(disk(&file, "two"))).await.expect("the name was not taken by what failed");
+    patiently("stop", machine.stop()).await.expect("stop");
+    std::fs::remove_file(&file).expect("the disk's file");
 }
 
 /// By how much the machine of the contract grows.

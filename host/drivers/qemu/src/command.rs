@@ -220,22 +220,30 @@ mod tests {
 
     #[test]
     fn disks_have_their_paths_whole() {
-        let disk = |path: &str, read_only| Device::Block {
+        let disk = |path: &str, read_only, serial: &str| Device::Block {
             path: path.into(),
             read_only,
             direct: !read_only,
-            serial: "root-0".into(),
+            serial: serial.into(),
         };
         let mut spec = spec("x");
-        spec.devices.extend([disk("/images/a,readonly=off", true), disk("/c/rw", false)]);
+        spec.devices.extend([disk("/images/a,readonly=off", true, "layer-0"), disk("/c/rw", false, "rw")]);
         let all = arguments(&config(MachineType::Microvm), &spec, VsockKind::Server, None).unwrap();
         let blocks = after(&all, "-blockdev");
-        let expected = "driver=raw,node-name=disk3,read-only=on,discard=ignore,cache.direct=off,file.driver=file,\
+        let expected = "driver=raw,node-name=disk-layer-0,read-only=on,discard=ignore,cache.direct=off,file.driver=file,\
             file.filename=/images/a,,readonly=off";
         assert_eq!(blocks[0], expected);
         assert!(blocks[1].to_str().unwrap().contains("read-only=off,discard=unmap,cache.direct=on"));
         let devices = after(&all, "-device");
-        assert_eq!(devices[3], "virtio-blk-device,drive=disk3,serial=root-0");
+        assert_eq!(devices[3], "virtio-blk-device,drive=disk-layer-0,serial=layer-0");
+    }
+
+    #[test]
+    fn a_disks_number_is_no_option() {
+        for serial in ["", "a,b", "a=b", "a b", "123456789012345678901"] {
+            assert!(matches!(devices::disk_name(serial), Err(Error::Invalid(_))), "{serial}");
+        }
+        assert_eq!(devices::disk_name("12345678901234567890").unwrap(), "disk-12345678901234567890");
     }
 
     #[test]

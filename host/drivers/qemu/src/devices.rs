@@ -11,6 +11,10 @@ use crate::{Config, MachineType};
 /// The descriptor of the first network link; the others follow.
 const FIRST_NET_FD: i32 = 5;
 
+/// The bus for what is added while the machine runs, by QEMU's name: on the first one nothing can be. It is there from the start,
+/// and has room for 31 devices.
+pub(crate) const HOTPLUG_BUS: &str = "hotplug";
+
 /// The descriptors of a machine's network links, each with the number at which QEMU finds it.
 pub(crate) fn nets(spec: &MachineSpec) -> Result<Vec<(i32, &Descriptor)>> {
     let nets = spec.devices.iter().filter_map(|device| match device {
@@ -31,6 +35,9 @@ pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &Machine
     let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
     let modern = if pci { ",disable-legacy=on" } else { "" };
     let mut net_fds = FIRST_NET_FD..;
+    if pci {
+        add(&["-device", &format!("pcie-pci-bridge,id={HOTPLUG_BUS},bus=pcie.0")]);
+    }
     for (number, device) in spec.devices.iter().enumerate() {
         match device {
             Device::Balloon => {
@@ -71,21 +78,19 @@ pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &Machine
             }
             Device::Block { path, read_only, direct, serial } => {
                 let on = |flag: bool| if flag { "on" } else { "off" };
-                let kind = if is_block_device(path) { "host_device" } else { "file" };
-                let (path, serial) = (escaped(path)?, escaped(Path::new(serial))?);
-                // What the guest frees is freed on the host.
-                let discard = if *read_only { "ignore" } else { "unmap" };
+                let (node, kind, discard) = (disk_name(serial)?, file_driver(path), discard(*read_only));
+                let path = escaped(path)?;
                 add(&[
                     "-blockdev",
                     &format!(
-                        "driver=raw,node-name=disk{number},read-only={},discard={discard},cache.direct={},\
+                        "driver=raw,node-name={node},read-only={},discard={discard},cache.direct={},\
                          file.driver={kind},file.filename={path}",
                         on(*read_only),
                         on(*direct)
                     ),
                 ]);
                 let disk = bus("virtio-blk");
-                add(&["-device", &format!("{disk},drive=disk{number},serial={serial}{modern}")]);
+                add(&["-device", &format!("{disk},drive={node},serial={serial}{modern}")]);
             }
             other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
         }
@@ -116,7 +121,26 @@ fn escaped(path: &Path) -> Result<String> {
     Ok(text.replace(',', ",,"))
 }
 
-fn is_block_device(path: &Path) -> bool {
+/// QEMU's name for a disk, by its serial number.
+pub(crate) fn disk_name(serial: &str) -> Result<String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if serial.is_empty() || serial.len() > SERIAL_BYTES_MAX || !serial.bytes().all(is_plain) {
+        return Err(Error::Invalid(format!("{serial:?} is no serial number of a disk")));
+    }
+    Ok(format!("disk-{serial}"))
+}
+
+/// The most bytes that a virtio disk has for its serial number (virtio 1.3, 5.2.6, `VIRTIO_BLK_T_GET_ID`).
+const SERIAL_BYTES_MAX: usize = 20;
+
+/// QEMU's driver for what is at `path`.
+pub(crate) fn file_driver(path: &Path) -> &'static str {
     use std::os::unix::fs::FileTypeExt;
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
+    let is_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    if is_device { "host_device" } else { "file" }
+}
+
+/// What QEMU does with what the guest frees: it is freed on the host.
+pub(crate) fn discard(read_only: bool) -> &'static str {
+    if read_only { "ignore" } else { "unmap" }
 }

@@ -10,6 +10,8 @@ mod boot;
 mod clock;
 mod command;
 mod devices;
+mod events;
+mod hotplug;
 mod machine;
 mod probe;
 pub mod qmp;
@@ -76,6 +78,9 @@ impl Qemu {
     }
 }
 
+/// What a machine with PCI can gain and lose.
+const HOTPLUGGED: [DeviceKind; 2] = [DeviceKind::Block, DeviceKind::Net];
+
 impl Driver for Qemu {
     fn capabilities(&self, spec: &MachineSpec) -> Capabilities {
         Capabilities {
@@ -89,7 +94,7 @@ impl Driver for Qemu {
                 DeviceKind::NetStream,
                 DeviceKind::NetUser,
             ],
-            hotplug: Vec::new(),
+            hotplug: if self.config.machine_type == MachineType::Q35 { HOTPLUGGED.to_vec() } else { Vec::new() },
             resize: command::can_grow(&self.config, spec),
             pause: true,
             snapshot: false,

@@ -14,9 +14,10 @@ use serde_json::Value;
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
 use crate::command::can_grow;
+use crate::hotplug::Hotplug;
 use crate::resize::Size;
 use crate::vsock::Vsock;
-use crate::{Config, qmp, resize};
+use crate::{Config, MachineType, qmp, resize};
 
 /// The processes and files of a machine; all of them go when this is dropped.
 pub(crate) struct Parts {
@@ -58,6 +59,8 @@ pub(crate) struct QemuMachine {
     cpus: AtomicU32,
     least_bytes: u64,
     can_grow: bool,
+    /// Devices that were added, and who changes them: one at a time. None where there is no place for them.
+    hotplug: Option<Mutex<Hotplug>>,
     /// What QEMU reports while it runs.
     events: broadcast::Sender<qmp::Event>,
     console: Ring,
@@ -101,10 +104,21 @@ impl QemuMachine {
             cpus,
             least_bytes,
             can_grow,
+            hotplug: (config.machine_type == MachineType::Q35).then(Mutex::default),
             events: reports,
             console,
             end: Ends::new(end),
             stop,
+        }
+    }
+
+    /// Work that takes its time, or the machine's end where that comes first.
+    async fn until_end(&self, work: impl Future<Output = Result<()>>) -> Result<()> {
+        self.end.check()?;
+        tokio::select! {
+            biased;
+            end = self.wait() => Err(Error::Ended(end.reason)),
+            done = work => done,
         }
     }
 
@@ -212,22 +226,21 @@ impl Machine for QemuMachine {
     }
 
     fn attach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
-        unsupported(&format!("attaching {:?}", device.kind()))
+        let Some(hotplug) = &self.hotplug else { return unsupported(&format!("attaching {:?}", device.kind())) };
+        Box::pin(async move { self.until_end(hotplug.lock().await.attach(&self.control, &device)).await })
     }
 
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
-        unsupported(&format!("detaching {:?}", device.kind()))
+        let Some(hotplug) = &self.hotplug else { return unsupported(&format!("detaching {:?}", device.kind())) };
+        Box::pin(async move {
+            self.until_end(hotplug.lock().await.detach(&self.control, &self.events, &device)).await
+        })
     }
 
     fn resize(&self, cpus: u32, memory_mib: u64) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.end.check()?;
             let mut size = self.size.lock().await;
-            let resized = tokio::select! {
-                biased;
-                end = self.wait() => Err(Error::Ended(end.reason)),
-                resized = size.change(&self.control, &self.events, cpus, memory_mib) => resized,
-            };
+            let resized = self.until_end(size.change(&self.control, &self.events, cpus, memory_mib)).await;
             self.cpus.store(size.cpus(), Ordering::Relaxed);
             resized
         })

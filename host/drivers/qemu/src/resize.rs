@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use crate::command::GROWTH;
+use crate::events::{DEVICES, reported};
 use crate::qmp;
 
 /// How long the guest may take to take memory without the size having changed, and how long over all of it.
@@ -15,9 +16,8 @@ const PATIENCE_OVER_ALL: Duration = Duration::from_secs(60);
 /// How long it may take to let go of a processor.
 const EJECT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What processors are called that were added, with a number behind it, and where QEMU keeps devices that have a name.
+/// What processors are called that were added, with a number behind it.
 const ADDED: &str = "added-cpu";
-const DEVICES: &str = "/machine/peripheral/";
 
 /// The unit in which a guest of Linux plugs memory, in MiB: two of the pages in which its kernel keeps free memory.
 const UNIT_MIB: u64 = 4;
@@ -177,33 +177,4 @@ fn path() -> String {
 
 fn failed(error: qmp::Error) -> Error {
     Error::Monitor(error.to_string())
-}
-
-/// Waits for an event, of a device where it is named; false where none comes.
-async fn reported(
-    events: &mut broadcast::Receiver<qmp::Event>,
-    name: &str,
-    device: Option<&str>,
-    patience: Duration,
-) -> bool {
-    let path = device.map(|device| format!("{DEVICES}{device}"));
-    // Of a processor only the end of one of its parts is told, by its path.
-    let is_it = |event: &qmp::Event| {
-        let found = event.data.get("path").and_then(Value::as_str).unwrap_or_default();
-        let is_below =
-            |path: &String| found.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        event.name == name && path.as_ref().is_none_or(is_below)
-    };
-    let wait = async {
-        loop {
-            match events.recv().await {
-                Ok(event) if is_it(&event) => return true,
-                // Which ones were missed nobody knows: whoever waits looks for itself.
-                Err(broadcast::error::RecvError::Lagged(_)) => return device.is_none(),
-                Err(broadcast::error::RecvError::Closed) => return false,
-                Ok(_) => {}
-            }
-        }
-    };
-    tokio::time::timeout(patience, wait).await.unwrap_or(false)
 }
