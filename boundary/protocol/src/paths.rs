@@ -11,3 +11,6 @@ pub const SHM: &str = "/run/kata-containers/sandbox/shm";
 
 /// Where the agent keeps its own state of containers.
 pub const STATE: &str = "/run/kata-containers";
+
+/// Files of the host's of which the guest has a copy, one folder for each volume. (Ours: a peer's host names none there.)
+pub const COPIES: &str = "/run/kata-containers/copies";

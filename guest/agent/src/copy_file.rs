@@ -2,7 +2,7 @@
 //!
 //! Everything stays below the shared folder: each part of a path is opened by itself, and none may be a link.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path};
@@ -21,20 +21,28 @@ use crate::{Error, Result};
 /// The longest target of a link, in bytes (`PATH_MAX`).
 const LINK_BYTES_MAX: usize = 4096;
 
+/// The link by which Kubernetes' atomic writer turns a whole volume to what it is next.
+const DATA: &str = "..data";
+
 /// Folders that a path has and the guest has not, where the request gives no mode.
 const FOLDER_MODE: u32 = 0o755;
 
 /// Takes one piece.
 pub(crate) async fn copy(_: &Arc<Agent>, request: CopyFileRequest) -> Result<Empty> {
-    on_thread(move || write(Path::new(paths::SHARED), &request)).await?;
+    on_thread(move || {
+        let is_copy = Path::new(&request.path).starts_with(paths::COPIES);
+        let root = Path::new(if is_copy { paths::COPIES } else { paths::SHARED });
+        write(root, root, &request)
+    })
+    .await?;
     Ok(Empty::new())
 }
 
-/// Writes a piece below `root`, which stands for the shared folder.
-fn write(root: &Path, request: &CopyFileRequest) -> Result<()> {
+/// Writes a piece of what is below `named`, for which `root` stands.
+fn write(root: &Path, named: &Path, request: &CopyFileRequest) -> Result<()> {
     let invalid = |what: &str| Error::Invalid(format!("CopyFile {}: {what}", request.path.escape_default()));
     let path = Path::new(&request.path);
-    let inside = path.strip_prefix(paths::SHARED).map_err(|_| invalid("it is not below the shared folder"))?;
+    let inside = path.strip_prefix(named).map_err(|_| invalid("it is not below the shared folder"))?;
     let parts: Option<Vec<_>> = inside
         .components()
         .map(|part| match part {
@@ -84,6 +92,7 @@ fn owner(number: i32) -> Option<u32> {
     u32::try_from(number).ok()
 }
 
+#[derive(Clone, Copy)]
 struct Place<'a> {
     parent: BorrowedFd<'a>,
     name: &'a Path,
@@ -129,11 +138,49 @@ impl Place<'_> {
             )));
         }
         let target = Path::new(std::ffi::OsStr::from_bytes(target));
-        let made = self
+        let before = rustix::fs::readlinkat(self.parent, self.name, Vec::new()).ok();
+        let mut fresh = std::ffi::OsString::from(".");
+        fresh.push(self.name);
+        fresh.push(".link");
+        let fresh = Place { name: Path::new(&fresh), ..*self };
+        let made = fresh
             .clear()
-            .and_then(|()| rustix::fs::symlinkat(target, self.parent, self.name))
-            .and_then(|()| self.chown());
-        made.map_err(Error::system(format!("make the link {}", self.request.path.escape_default())))
+            .and_then(|()| rustix::fs::symlinkat(target, self.parent, fresh.name))
+            .and_then(|()| fresh.chown())
+            // Whoever reads sees the one or the other.
+            .and_then(|()| match rustix::fs::renameat(self.parent, fresh.name, self.parent, self.name) {
+                Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
+                    self.clear().and_then(|()| rustix::fs::renameat(self.parent, fresh.name, self.parent, self.name))
+                }
+                renamed => renamed,
+            });
+        made.map_err(Error::system(format!("make the link {}", self.request.path.escape_default())))?;
+        if self.name == Path::new(DATA)
+            && let Some(before) = before
+        {
+            let before = Path::new(std::ffi::OsStr::from_bytes(before.as_bytes()));
+            if before != target {
+                self.forget(before);
+            }
+        }
+        Ok(())
+    }
+
+    /// After the link [`DATA`] was turned: the folder to which it led goes, and with it the links to what is no more. One that stays is
+    /// only room that is lost.
+    fn forget(&self, before: &Path) {
+        let here = std::path::PathBuf::from(format!("/proc/self/fd/{}", self.parent.as_raw_fd()));
+        let mut parts = before.components();
+        let is_plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+        if is_plain && before.as_os_str().as_bytes().starts_with(b"..") {
+            let _ = std::fs::remove_dir_all(here.join(before));
+        }
+        for entry in std::fs::read_dir(&here).into_iter().flatten().flatten() {
+            let leads_to_data = std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(DATA));
+            if leads_to_data && !entry.path().exists() {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// A piece of a file. Pieces come in their order; the file shows when the last one is there.
@@ -195,7 +242,7 @@ mod tests {
     #[test]
     fn files_folders_and_links_are_made() {
         let root = tempfile::tempdir().unwrap();
-        let write = |request: &CopyFileRequest| write(root.path(), request);
+        let write = |request: &CopyFileRequest| write(root.path(), Path::new(paths::SHARED), request);
         write(&request(&shared("v/d"), 0o040_750, b"")).unwrap();
         write(&request(&shared("v/d/f"), 0o100_640, b"text")).unwrap();
         write(&request(&shared("v/l"), 0o120_777, b"d/f")).unwrap();
@@ -219,12 +266,45 @@ mod tests {
             let mut request = request(&shared("big"), 0o100_600, piece);
             request.file_size = 2_000_000;
             request.offset = i64::try_from(number << 20).unwrap();
-            write(root.path(), &request).unwrap();
+            write(root.path(), Path::new(paths::SHARED), &request).unwrap();
         }
         assert_eq!(std::fs::read(root.path().join("big")).unwrap(), data);
         let mut late = request(&shared("other"), 0o100_600, b"x");
         (late.offset, late.file_size) = (5, 6);
-        assert!(write(root.path(), &late).is_err(), "a piece without those before it");
+        assert!(write(root.path(), Path::new(paths::SHARED), &late).is_err(), "a piece without those before it");
+    }
+
+    #[test]
+    fn a_volume_is_turned_as_a_whole_and_what_was_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, mode: u32, data: &[u8]| {
+            write(root.path(), Path::new(paths::SHARED), &request(&shared(path), mode, data)).unwrap();
+        };
+        write("v/..1/a", 0o100_644, b"one");
+        write("v/..1/b", 0o100_644, b"one");
+        write("v/..data", 0o120_777, b"..1");
+        write("v/a", 0o120_777, b"..data/a");
+        write("v/b", 0o120_777, b"..data/b");
+        write("v/other", 0o120_777, b"nowhere");
+        write("v/..2/a", 0o100_644, b"two");
+        write("v/..data", 0o120_777, b"..2");
+        let mut names: Vec<_> = std::fs::read_dir(root.path().join("v"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["..2", "..data", "a", "other"]);
+        assert_eq!(std::fs::read_to_string(root.path().join("v/a")).unwrap(), "two");
+        // The same again takes nothing away.
+        write("v/..data", 0o120_777, b"..2");
+        assert_eq!(std::fs::read_to_string(root.path().join("v/a")).unwrap(), "two");
+        // What a hostile host has in its stead leads nowhere else.
+        std::fs::create_dir(root.path().join("outside")).unwrap();
+        for before in ["../outside", "/etc/none", "a"] {
+            write("v/..data", 0o120_777, before.as_bytes());
+            write("v/..data", 0o120_777, b"..2");
+        }
+        assert!(root.path().join("outside").exists());
     }
 
     #[test]
@@ -233,12 +313,12 @@ mod tests {
         std::os::unix::fs::symlink(outside.path(), root.path().join("out")).unwrap();
         let below = shared("out/x");
         for path in ["/tmp/x", "/run/kata-containers/shared/foo", &shared("a/../../x"), &shared(""), "x", &below] {
-            assert!(write(root.path(), &request(path, 0o100_644, b"x")).is_err(), "{path}");
-            assert!(write(root.path(), &request(path, 0o040_755, b"")).is_err(), "{path}");
+            assert!(write(root.path(), Path::new(paths::SHARED), &request(path, 0o100_644, b"x")).is_err(), "{path}");
+            assert!(write(root.path(), Path::new(paths::SHARED), &request(path, 0o040_755, b"")).is_err(), "{path}");
         }
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
         // The link itself may be replaced, and what it led to is untouched.
-        write(root.path(), &request(&shared("out"), 0o100_644, b"x")).unwrap();
+        write(root.path(), Path::new(paths::SHARED), &request(&shared("out"), 0o100_644, b"x")).unwrap();
         assert!(root.path().join("out").symlink_metadata().unwrap().is_file());
     }
 
@@ -250,7 +330,7 @@ mod tests {
         let mut negative = request(&shared("f"), 0o100_644, b"x");
         negative.offset = -1;
         for bad in [long, negative, request(&shared("p"), 0o010_644, b""), request(&shared("l"), 0o120_777, b"")] {
-            assert!(matches!(write(root.path(), &bad), Err(Error::Invalid(_))), "{bad}");
+            assert!(matches!(write(root.path(), Path::new(paths::SHARED), &bad), Err(Error::Invalid(_))), "{bad}");
         }
     }
 }

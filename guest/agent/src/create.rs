@@ -18,7 +18,7 @@ use crate::mounts::Mounts;
 use crate::process::{Process, Streams};
 use crate::state::{Agent, Container, Made};
 use crate::thread::on_thread;
-use crate::{Error, Result, diagnostics, oom, storage};
+use crate::{Error, Result, devices, diagnostics, oom, storage};
 
 /// Makes the container.
 pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Result<Empty> {
@@ -26,11 +26,14 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     let named = agent.connections.named(ports).await?;
     let id = request.container_id;
     let _reservation = agent.reserve(&id)?;
+    let spec = request.OCI.into_option();
+    let mut spec = spec.ok_or_else(|| Error::Invalid("CreateContainer without a specification".into()))?;
     if !request.devices.is_empty() {
-        return Err(Error::Unsupported("a device in CreateContainer".into()));
+        let (devices, mut resolved) = (request.devices, spec);
+        // The kernel may not see them yet.
+        spec = on_thread(move || devices::resolve(&devices, &mut resolved).map(|()| resolved)).await?;
     }
-    let spec = request.OCI.as_ref().ok_or_else(|| Error::Invalid("CreateContainer without a specification".into()))?;
-    let spec: Spec = from_wire(spec)?;
+    let spec: Spec = from_wire(&spec)?;
     let rootfs: PathBuf = spec
         .root()
         .as_ref()

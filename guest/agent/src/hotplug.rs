@@ -1,17 +1,16 @@
 //! What was added to the machine: processors, memory and swap.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_protocol::agent::{AddSwapPathRequest, AddSwapRequest, OnlineCPUMemRequest};
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::kernel_events::KernelEvents;
 use crate::state::Agent;
 use crate::thread::on_thread;
-use crate::{Error, Result};
+use crate::{Error, Result, storage};
 
 const SYSTEM: &str = "/sys/devices/system";
 
@@ -38,34 +37,6 @@ pub(crate) async fn online(_: &Arc<Agent>, request: OnlineCPUMemRequest) -> Resu
     };
     on_thread(work).await?;
     Ok(Empty::new())
-}
-
-/// What the kernel says of its devices (Linux: lib/kobject_uevent.c).
-struct KernelEvents(OwnedFd);
-
-impl KernelEvents {
-    fn open() -> nix::Result<Self> {
-        use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let kind = SockProtocol::NetlinkKObjectUEvent;
-        let socket = socket(AddressFamily::Netlink, SockType::Datagram, flags, kind)?;
-        // The first group is the kernel's.
-        bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &NetlinkAddr::new(0, 1))?;
-        Ok(Self(socket))
-    }
-
-    /// Waits for the next ones; false where none comes before `end`.
-    fn wait(&self, end: Instant) -> rustix::io::Result<bool> {
-        let rest = Timespec::try_from(end.saturating_duration_since(Instant::now())).unwrap_or_default();
-        let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
-        if poll(&mut ready, Some(&rest))? == 0 {
-            return Ok(false);
-        }
-        // Which they are does not matter, nor that some were lost.
-        let mut bytes = [0; 4096];
-        while let Ok(1..) | Err(rustix::io::Errno::NOBUFS) = rustix::io::read(&self.0, &mut bytes) {}
-        Ok(true)
-    }
 }
 
 fn processors(system: &Path, wanted: u32) -> Result<()> {
@@ -105,8 +76,8 @@ fn turn_on(folder: &Path, prefix: &str, wanted: usize) -> Result<usize> {
 
 /// Swaps on the block device at a PCI path: the slot on the root bus, then on each bridge's.
 pub(crate) async fn add_swap(_: &Arc<Agent>, request: AddSwapRequest) -> Result<Empty> {
-    let device = block_device(Path::new("/sys/devices/pci0000:00"), &request.PCIPath)?;
-    swap_on(format!("/dev/{device}")).await
+    let disk = on_thread(move || storage::block::at(&request.PCIPath)).await?;
+    swap_on(disk.path()).await
 }
 
 /// Swaps on a block device by its name.
@@ -128,26 +99,6 @@ async fn swap_on(path: String) -> Result<Empty> {
     };
     on_thread(work).await?;
     Ok(Empty::new())
-}
-
-/// The name of the virtio block device behind `slots`, each of which is a folder of the one before.
-fn block_device(root: &Path, slots: &[u32]) -> Result<String> {
-    let missing = || Error::NotFound(format!("a block device at the PCI path {slots:x?}"));
-    if slots.is_empty() {
-        return Err(Error::Invalid("a PCI path without a slot".into()));
-    }
-    let find = |folder: &Path, fits: &dyn Fn(&str) -> bool| {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(fits))
-    };
-    let mut at = root.to_owned();
-    for slot in slots {
-        let end = format!(":{slot:02x}.0");
-        at = find(&at, &|name| name.ends_with(&end)).ok_or_else(missing)?;
-    }
-    let virtio = find(&at, &|name| name.starts_with("virtio")).ok_or_else(missing)?;
-    let block = find(&virtio.join("block"), &|_| true).ok_or_else(missing)?;
-    block.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(missing)
 }
 
 #[cfg(test)]
@@ -172,14 +123,5 @@ mod tests {
         assert_eq!((on("cpu1").as_str(), on("cpu10").as_str(), on("cpufreq").as_str()), ("1", "0\n", "0"));
         assert!(matches!(processors(system.path(), 9), Err(Error::State(text)) if text.contains('4')));
         processors(system.path(), 0).unwrap();
-    }
-
-    #[test]
-    fn a_pci_path_leads_over_bridges() {
-        let root = tempfile::tempdir().unwrap();
-        file(root.path(), "0000:00:02.0/0000:01:05.0/virtio3/block/vdb/size", "");
-        assert_eq!(block_device(root.path(), &[2, 5]).unwrap(), "vdb");
-        assert!(matches!(block_device(root.path(), &[2, 6]), Err(Error::NotFound(_))));
-        assert!(matches!(block_device(root.path(), &[]), Err(Error::Invalid(_))));
     }
 }

@@ -97,8 +97,11 @@ impl Drop for Child {
     }
 }
 
-/// Registers a descriptor with the event loop.
-pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
+/// Registers a descriptor with the event loop, for what `interest` names.
+///
+/// # Errors
+/// Where the event loop takes none of its kind.
+pub fn watched(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open file for as long as it lives, and lives in the `AsyncFd` until that has
     // taken it off the event loop.
     #[expect(unsafe_code, reason = "tokio can't know that of every type")]

@@ -10,7 +10,7 @@ mod ring;
 mod spawn;
 
 pub use cgroup::Cgroup;
-pub use child::{Child, ExitStatus};
+pub use child::{Child, ExitStatus, watched};
 pub use clock::ClockWatch;
 pub use ring::Ring;
 pub use spawn::{Output, Spawn};

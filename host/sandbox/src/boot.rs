@@ -15,7 +15,9 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
 
 use crate::agent::{Agent, Patience};
+use crate::disks::Disks;
 use crate::files::Files;
+use crate::mirror::Mirrors;
 use crate::network::Network;
 use crate::pod::Pod;
 use crate::size::{Range, Size};
@@ -42,9 +44,8 @@ pub(crate) struct Setup {
     pub(crate) sysctls: HashMap<String, String>,
     /// Whether its containers need files of the host.
     pub(crate) shares_files: bool,
-    /// Disks of its first container's root, and that container.
+    /// Disks of its first container.
     pub(crate) disks: Vec<Device>,
-    pub(crate) disks_of: Option<String>,
 }
 
 /// Boots the pod's machine. When the future is dropped, nothing is left of it.
@@ -127,8 +128,8 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         size: Some(least).into(),
         updates: Mutex::default(),
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
-        disks: setup.disks.iter().filter_map(Device::path).map(Into::into).collect(),
-        disks_of: setup.disks_of.clone().into(),
+        disks: Disks::new(capabilities.hotplug.contains(&DeviceKind::Block), &setup.disks),
+        mirrors: Mirrors::default(),
         virtiofsd,
         has_shm: !setup.sandbox_id.is_empty(),
         network,

@@ -31,7 +31,7 @@ pub(crate) async fn files(pod: &Pod, copies: &[Copy]) -> Result<()> {
 }
 
 /// The requests that a file becomes; an empty one is one, too.
-fn pieces(source: &std::path::Path, target: &str) -> Result<Vec<CopyFileRequest>> {
+pub(crate) fn pieces(source: &std::path::Path, target: &str) -> Result<Vec<CopyFileRequest>> {
     let failed = |error: std::io::Error| Error::Failed(format!("copy {} to the guest: {error}", source.display()));
     let file = std::fs::File::open(source).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;

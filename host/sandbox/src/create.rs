@@ -16,7 +16,7 @@ use crate::io::{self, Connected, Ports};
 use crate::pod::Pod;
 use crate::size::{self, Limits};
 use crate::state::{Container, Process, State};
-use crate::{CreateRequest, Error, Result, Sandbox, copy, mount, spec};
+use crate::{CreateRequest, Error, Result, Sandbox, copy, mirror, mount, spec};
 
 impl Sandbox {
     /// Makes a container whose process waits for its start.
@@ -29,7 +29,16 @@ impl Sandbox {
         let process = Process::new(streams.terminal, stdio, None);
         let (name, limits) = (id.clone(), Limits::of(&spec));
         let mut cancelled = self.ask(move |state| reserve(state, name, process, Some(limits))).await??;
-        let wanted = Wanted { id: id.clone(), root, rootfs, mounts: spec.Mounts.clone(), ..Wanted::default() };
+        let wanted = Wanted {
+            id: id.clone(),
+            root,
+            rootfs,
+            mounts: spec.Mounts.clone(),
+            devices: spec::block_devices(&spec),
+            rules: spec::device_rules(&spec),
+            direct_volumes: self.config.direct_volumes.clone(),
+            ..Wanted::default()
+        };
         let plan = Plan { id: id.clone(), spec, wanted, streams };
         let sandbox = self.clone();
         // On its own, so that it comes to its end even where who asked has gone.
@@ -136,13 +145,18 @@ pub(crate) async fn unless<T>(
 
 async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<Made> {
     spec::check(&plan.spec)?;
-    let setup = spec::setup(&plan.spec, &plan.wanted)?;
+    let wanted = plan.wanted.clone();
+    // It looks at files, which takes its time.
+    let needs = tokio::task::spawn_blocking(move || wanted.needs()).await;
+    let needs = needs.map_err(|error| Error::Failed(error.to_string()))??;
+    let setup = spec::setup(&plan.spec, needs)?;
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, setup)).await?;
     // The first one has the machine that was booted for it; each further one adds to it.
     unless(cancelled, &plan.id, until_end(&pod, size::grow(sandbox, &pod, None))).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan).await?;
     unless(cancelled, &plan.id, until_end(&pod, copy::files(&pod, &mounted.plan.copies))).await?;
+    unless(cancelled, &plan.id, until_end(&pod, mirror::follow(&pod, &mounted.plan.mirrors))).await?;
     let connecting = until_end(&pod, io::connect(&pod, plan.streams));
     let connected = unless(cancelled, &plan.id, connecting).await?;
     let request = request(plan, &mounted.plan, &pod, connected.ports, sandbox.config.labels)?;
@@ -179,6 +193,7 @@ fn request(
         container_id: plan.id.clone(),
         OCI: MessageField::some(spec::for_guest(plan.spec.clone(), storage, plan.streams.terminal, labels)),
         storages: storage.storages.clone(),
+        devices: storage.guest_devices.clone(),
         sandbox_pidns: spec::shares_pids(&plan.spec),
         stdin_port: ports.stdin,
         stdout_port: ports.stdout,
@@ -221,24 +236,33 @@ pub(crate) async fn until_end<T>(pod: &Arc<Pod>, request: impl Future<Output = R
     }
 }
 
-/// A container's mounts, undone where the create fails or is given up.
+/// A container's mounts and disks, undone where the create fails or is given up.
 struct Mounted {
+    pod: Arc<Pod>,
     plan: ContainerPlan,
     kept: bool,
 }
 
 impl Mounted {
     async fn new(pod: &Arc<Pod>, plan: &Plan) -> Result<Self> {
-        // Only the container for which the machine was booted has its disks there, and only once.
-        let has_disks = pod.has_disks_of(&plan.id);
+        let root = coracle_storage::root_disks(&plan.id, &plan.wanted.rootfs)?;
+        let has_disks = match &root {
+            Some(root) => pod.disks.can_have(&root.devices).await,
+            None => false,
+        };
         let (shared, pod_shm) = (pod.shared.clone(), pod.has_shm);
-        let wanted = Wanted { has_disks, disks_in_use: pod.disks.clone(), pod_shm, ..plan.wanted.clone() };
+        let wanted = Wanted { has_disks, disks_in_use: pod.disks.paths().await, pod_shm, ..plan.wanted.clone() };
         // A look at a source, and a mount, may take their time (a network file system): they get a thread.
         let work = move || {
             let plan = coracle_storage::container(shared.as_deref(), &wanted)?;
-            mount::apply(&plan).map(|()| Self { plan, kept: false })
+            mount::apply(&plan).map(|()| plan)
         };
-        tokio::task::spawn_blocking(work).await.map_err(|error| Error::Failed(error.to_string()))?
+        let plan = tokio::task::spawn_blocking(work).await.map_err(|error| Error::Failed(error.to_string()))??;
+        if let Err(error) = pod.disks.attach(&*pod.machine, &plan.disks).await {
+            mount::undo(&plan);
+            return Err(error);
+        }
+        Ok(Self { pod: Arc::clone(pod), plan, kept: false })
     }
 
     fn keep(mut self) -> ContainerPlan {
@@ -249,8 +273,13 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if !self.kept {
-            mount::undo(&self.plan);
+        if self.kept {
+            return;
+        }
+        mount::undo(&self.plan);
+        let (pod, disks) = (Arc::clone(&self.pod), std::mem::take(&mut self.plan.disks));
+        if !disks.is_empty() {
+            tokio::spawn(async move { pod.disks.detach(&*pod.machine, &disks).await });
         }
     }
 }

@@ -151,6 +151,9 @@ impl Sandbox {
             .ask(move |state| state.containers.get_mut(&name).and_then(|container| container.storage.take()))
             .await?;
         if let Some(storage) = storage {
+            if let Some(pod) = self.ask(|state| state.pod()).await? {
+                pod.disks.detach(&*pod.machine, &storage.disks).await;
+            }
             tokio::task::spawn_blocking(move || mount::undo(&storage))
                 .await
                 .map_err(|error| Error::Failed(error.to_string()))?;

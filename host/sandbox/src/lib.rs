@@ -17,12 +17,14 @@ mod clock;
 mod copy;
 mod create;
 mod delete;
+mod disks;
 mod error;
 mod exec;
 mod files;
 mod forward;
 mod io;
 mod kill;
+mod mirror;
 mod mount;
 mod network;
 mod owners;
@@ -88,6 +90,8 @@ pub struct Config {
     pub labels: bool,
     /// The folder of hooks in the guest; empty where there is none.
     pub hook_folder: String,
+    /// The folder in which volumes are named that are disks (Kata's direct-assigned volumes).
+    pub direct_volumes: std::path::PathBuf,
     /// How often the guest's clock is compared with the host's, beside the times when that one was set.
     pub clock_period: Duration,
     /// How long the guest may take to come up.

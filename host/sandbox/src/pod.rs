@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::PoisonError;
 
 use coracle_machine::{GuestStream, Machine};
 use coracle_process::Child;
 use tokio::sync::Mutex;
 
 use crate::agent::Agent;
+use crate::disks::Disks;
 use crate::forward::Forward;
+use crate::mirror::Mirrors;
 use crate::network::Network;
 use crate::size::{Range, Size};
 use crate::user_network::Served;
@@ -26,10 +27,10 @@ pub(crate) struct Pod {
     pub(crate) updates: Mutex<()>,
     /// The host's side of the folder that the guest sees. None where the machine shares no files.
     pub(crate) shared: Option<PathBuf>,
-    /// Disks that the machine has.
-    pub(crate) disks: Vec<PathBuf>,
-    /// The container of whose root the machine has the disks, until it has taken them. A look, never held across an await.
-    pub(crate) disks_of: std::sync::Mutex<Option<String>>,
+    /// The machine's disks.
+    pub(crate) disks: Disks,
+    /// Folders of which the guest has copies that follow them.
+    pub(crate) mirrors: Mirrors,
     pub(crate) virtiofsd: Option<Child>,
     /// Whether its containers share memory in the guest.
     pub(crate) has_shm: bool,
@@ -43,12 +44,4 @@ pub(crate) struct Pod {
     pub(crate) sysctls: HashMap<String, String>,
     /// Open for as long as the agent lives; the agent ends when it is closed.
     pub(crate) _lifeline: Mutex<GuestStream>,
-}
-
-impl Pod {
-    /// Whether the machine has the disks of this container's root. It is asked once: they can't be used again.
-    pub(crate) fn has_disks_of(&self, container: &str) -> bool {
-        let mut of = self.disks_of.lock().unwrap_or_else(PoisonError::into_inner);
-        of.take_if(|of| of == container).is_some()
-    }
 }

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use coracle_protocol::oci;
-use coracle_storage::{ContainerPlan, Wanted};
+use coracle_storage::{ContainerPlan, Needs};
 
 use crate::boot::Setup;
 use crate::{Error, Result};
 
 /// The specification for the guest: paths of the guest, and nothing that names the host.
 pub(crate) fn for_guest(mut spec: oci::Spec, plan: &ContainerPlan, terminal: bool, labels: bool) -> oci::Spec {
+    let passed: Vec<&str> = plan.guest_devices.iter().map(|device| device.container_path.as_str()).collect();
     spec.Mounts.clone_from(&plan.guest_mounts);
     spec.Root.mut_or_insert_default().Path.clone_from(&plan.guest_root);
     if let Some(process) = spec.Process.as_mut() {
@@ -22,9 +23,18 @@ pub(crate) fn for_guest(mut spec: oci::Spec, plan: &ContainerPlan, terminal: boo
         linux.CgroupsPath.clear();
         linux.MountLabel.clear();
         linux.IntelRdt.clear();
-        linux.Devices.retain(is_guests);
+        linux.Devices.retain(|device| is_guests(device) || is_block(device) && passed.contains(&device.Path.as_str()));
+        let numbers = linux.Devices.iter().filter(|device| is_block(device));
+        // The guest has them by other numbers, and finds those of the host's in these rules.
+        let numbers: Vec<(i64, i64)> = numbers.map(|device| (device.Major, device.Minor)).collect();
         if let Some(resources) = linux.Resources.as_mut() {
+            let is_passed = |rule: &oci::LinuxDeviceCgroup| {
+                let number = rule.Major.zip(rule.Minor);
+                rule.Type == "b" && number.is_some_and(|number| numbers.contains(&number))
+            };
+            let kept: Vec<_> = resources.Devices.iter().filter(|rule| rule.Allow && is_passed(rule)).cloned().collect();
             for_guest_resources(resources);
+            resources.Devices.extend(kept);
         }
     }
     spec
@@ -77,6 +87,22 @@ fn is_guests(device: &oci::LinuxDevice) -> bool {
     matches!(device.Type.as_str(), "c" | "u") && is_everywhere(device.Major, device.Minor) || device.Type == "p"
 }
 
+fn is_block(device: &oci::LinuxDevice) -> bool {
+    device.Type == "b"
+}
+
+/// Block devices of the host's that the container is given. A privileged one is given all that the host has, which is none.
+pub(crate) fn block_devices(spec: &oci::Spec) -> Vec<oci::LinuxDevice> {
+    let Some(linux) = spec.Linux.as_ref().filter(|linux| !is_privileged(linux)) else { return Vec::new() };
+    linux.Devices.iter().filter(|device| is_block(device)).cloned().collect()
+}
+
+/// The container's rules for devices.
+pub(crate) fn device_rules(spec: &oci::Spec) -> Vec<oci::LinuxDeviceCgroup> {
+    let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
+    resources.map(|resources| resources.Devices.clone()).unwrap_or_default()
+}
+
 /// A rule about all devices of a type, or all devices.
 fn is_open(rule: &oci::LinuxDeviceCgroup) -> bool {
     let any = |number: Option<i64>| number.is_none_or(|number| number < 0);
@@ -109,9 +135,10 @@ pub(crate) fn check(spec: &oci::Spec) -> Result<()> {
         )));
     }
     let Some(linux) = spec.Linux.as_ref() else { return Ok(()) };
-    match linux.Devices.iter().find(|device| !is_guests(device)) {
+    match linux.Devices.iter().find(|device| !is_guests(device) && !is_block(device)) {
         Some(device) if !is_privileged(linux) => {
-            Err(Error::Unsupported(format!("the device {} of the host can't be passed to a pod yet", device.Path)))
+            let text = "of the host can't be passed to a pod, whose machine has devices of its own: block devices can";
+            Err(Error::Unsupported(format!("the device {} {text}", device.Path)))
         }
         Some(_) => {
             log::info!("devices of the host are not passed to this privileged container");
@@ -140,9 +167,7 @@ pub(crate) fn shares_pids(spec: &oci::Spec) -> bool {
 }
 
 /// What a pod of one container is set up with: the size that its limits ask for, and what its storage needs from the start.
-pub(crate) fn setup(spec: &oci::Spec, wanted: &Wanted) -> Result<Setup> {
-    let disks = coracle_storage::root_disks(&wanted.id, &wanted.rootfs)?;
-
+pub(crate) fn setup(spec: &oci::Spec, needs: Needs) -> Result<Setup> {
     let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
     let cpu = resources.and_then(|resources| resources.CPU.as_ref());
     let memory = resources.and_then(|resources| resources.Memory.as_ref());
@@ -150,9 +175,8 @@ pub(crate) fn setup(spec: &oci::Spec, wanted: &Wanted) -> Result<Setup> {
         cpus: cpu.and_then(|cpu| processors(cpu.Quota, cpu.Period)),
         memory_mib: memory.and_then(|memory| mebibytes(memory.Limit)),
         network: network(spec)?,
-        shares_files: wanted.needs_share(disks.is_some()),
-        disks_of: disks.as_ref().map(|_| wanted.id.clone()),
-        disks: disks.map(|disks| disks.devices).unwrap_or_default(),
+        shares_files: needs.shares_files,
+        disks: needs.disks,
         ..Default::default()
     })
 }
@@ -190,7 +214,6 @@ pub(crate) fn pod_setup(id: &str, spec: &oci::Spec) -> Result<Setup> {
         // What its containers will need nobody has said.
         shares_files: true,
         disks: Vec::new(),
-        disks_of: None,
     })
 }
 
@@ -248,8 +271,9 @@ mod tests {
             check(&coracle_protocol::from_json(&json).unwrap()).map_err(|error| error.to_string())
         };
         check("").unwrap();
-        let disk = r#","devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}]"#;
-        assert!(check(disk).unwrap_err().contains("/dev/sda"));
+        check(r#","devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}]"#).unwrap();
+        let disk = r#","devices":[{"path":"/dev/nvidia0","type":"c","major":195,"minor":0}]"#;
+        assert!(check(disk).unwrap_err().contains("/dev/nvidia0"));
         let privileged =
             format!(r#"{disk},"resources":{{"devices":[{{"allow":false}},{{"allow":true,"access":"rwm"}}]}}"#);
         check(&privileged).unwrap();
@@ -264,7 +288,7 @@ mod tests {
             let mut spec: oci::Spec = coracle_protocol::from_json(json).unwrap();
             let network = oci::LinuxNamespace { Type: "network".into(), ..Default::default() };
             spec.Linux.mut_or_insert_default().Namespaces.push(network);
-            let setup = setup(&spec, &Wanted::default()).unwrap();
+            let setup = setup(&spec, Needs::default()).unwrap();
             (setup.cpus, setup.memory_mib)
         };
         assert_eq!(size("{}"), (None, None));

@@ -227,6 +227,8 @@ settings! {
         "Whether the host kernel's vhost-vsock is used where it is there.";
     virtiofsd_path: Vec<String> = "virtiofsd.paths", ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"].map(str::to_owned).into(),
         "Where virtiofsd is looked for; the first that is there is used, whether the Rust or the older C program.";
+    storage_direct_volumes: PathBuf = "storage.direct_volumes", "/run/kata-containers/shared/direct-volumes".into(),
+        "The folder in which a storage driver names volumes that are disks: below it, in the folder of a volume's path in URL-safe base64, `mountInfo.json` says which disk the guest mounts (Kata's direct-assigned volumes).";
     network_default: String = "network.default", "bridge".into(),
         "The network of `coracle run` without --network: \"bridge\" is addresses behind the host's own, \"user\" is one that takes no privileges (an ordinary user's containers have it instead of another one), \"none\" is no network, any other word is the name of a CNI network.";
     network_plugin_folders: Vec<String> = "network.plugin_folders", ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(str::to_owned).into(),

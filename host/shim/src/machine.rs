@@ -135,6 +135,7 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         user_network: user_network(settings)?,
         labels: settings.guest_labels,
         hook_folder: settings.guest_hook_folder.clone(),
+        direct_volumes: settings.storage_direct_volumes.clone(),
         clock_period: std::time::Duration::from_secs(settings.guest_clock_seconds),
         boot_timeout: settings.boot_timeout(),
         agent_timeout: std::time::Duration::from_secs(settings.agent_timeout_seconds),

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use coracle_protocol::agent::Storage;
+use coracle_machine::Device;
+use coracle_protocol::agent::{self, Storage};
 use coracle_protocol::{oci, paths};
 use sha2::{Digest, Sha256};
 
 use crate::disks::VOLATILE;
+use crate::volumes::{self, Volume};
 use crate::{Error, root_disks};
 
 /// A mount to make on the host.
@@ -57,7 +59,13 @@ pub struct Wanted {
     pub rootfs: Vec<HostMount>,
     /// The specification's mounts.
     pub mounts: Vec<oci::Mount>,
-    /// Whether the machine has the disks of which the root may be made.
+    /// Block devices of the host's that it is given.
+    pub devices: Vec<oci::LinuxDevice>,
+    /// Its rules for devices.
+    pub rules: Vec<oci::LinuxDeviceCgroup>,
+    /// The folder in which volumes are named that are disks (Kata's direct-assigned volumes).
+    pub direct_volumes: PathBuf,
+    /// Whether the machine has, or takes, the disks of which the root may be made.
     pub has_disks: bool,
     /// Disks that the machine has, for whomever: the host must not mount them.
     pub disks_in_use: Vec<PathBuf>,
@@ -66,12 +74,42 @@ pub struct Wanted {
     pub pod_shm: bool,
 }
 
+/// What a container needs of a machine that is booted for it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Needs {
+    /// Disks.
+    pub disks: Vec<Device>,
+    /// Whether files of the host are shared with the guest.
+    pub shares_files: bool,
+}
+
 impl Wanted {
-    /// Whether it needs files of the host to be shared with the guest.
-    #[must_use]
-    pub fn needs_share(&self, has_root_disks: bool) -> bool {
-        let shares = |mount: &oci::Mount| is_bind(mount) && !is_copy(mount) && !(self.pod_shm && is_pod_shm(mount));
-        !has_root_disks || self.mounts.iter().any(shares)
+    /// What it needs. It looks at files of the host's.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn needs(&self) -> Result<Needs, Error> {
+        let root = root_disks(&self.id, &self.rootfs)?;
+        let mut needs = Needs { shares_files: root.is_none(), disks: Vec::new() };
+        needs.disks.extend(root.into_iter().flat_map(|root| root.devices));
+        for mount in self.mounts.iter().filter(|mount| is_bind(mount) && !(self.pod_shm && is_pod_shm(mount))) {
+            match volumes::of(mount, &self.direct_volumes)? {
+                Some(Volume::Disk(device, _)) => add(&mut needs.disks, device),
+                Some(Volume::Mirrored(_) | Volume::Memory(_)) => {}
+                None => needs.shares_files |= !is_copy(mount),
+            }
+        }
+        for device in &self.devices {
+            add(&mut needs.disks, volumes::raw(device, &self.rules)?.0);
+        }
+        Ok(needs)
+    }
+}
+
+/// Adds a disk, once.
+fn add(disks: &mut Vec<Device>, device: Device) {
+    if !disks.contains(&device) {
+        disks.push(device);
     }
 }
 
@@ -79,6 +117,15 @@ impl Wanted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copy {
     /// The host's file.
+    pub source: PathBuf,
+    /// Its path in the guest.
+    pub target: String,
+}
+
+/// A folder of the host's of which the guest has a copy that follows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// The host's folder.
     pub source: PathBuf,
     /// Its path in the guest.
     pub target: String,
@@ -93,6 +140,12 @@ pub struct ContainerPlan {
     pub mounts: Vec<HostMount>,
     /// Files to copy to the guest.
     pub copies: Vec<Copy>,
+    /// Folders to copy there, and to follow.
+    pub mirrors: Vec<Mirror>,
+    /// Disks for the machine.
+    pub disks: Vec<Device>,
+    /// Devices of which the guest is told.
+    pub guest_devices: Vec<agent::Device>,
     /// What the guest makes before the container, in order.
     pub storages: Vec<Storage>,
     /// The container's mounts for the guest.
@@ -102,6 +155,32 @@ pub struct ContainerPlan {
 }
 
 impl ContainerPlan {
+    /// Plans a volume that is not simply shared; where it is in the guest.
+    fn take(&mut self, volume: Volume, mount: &oci::Mount) -> Result<String, Error> {
+        if owners(mount)?.is_some() {
+            let destination = mount.destination.clone().into();
+            return Err(Error::Unsupported { destination, kind: "volume with mapped owners".into() });
+        }
+        match volume {
+            Volume::Mirrored(mirror) => {
+                let target = mirror.target.clone();
+                self.mirrors.push(mirror);
+                Ok(target)
+            }
+            Volume::Memory(storage) => {
+                let target = storage.mount_point.clone();
+                self.storages.push(storage);
+                Ok(target)
+            }
+            Volume::Disk(device, storage) => {
+                let target = storage.mount_point.clone();
+                add(&mut self.disks, device);
+                self.storages.push(*storage);
+                Ok(target)
+            }
+        }
+    }
+
     /// Whether the guest writes to a disk that somebody reads afterwards.
     #[must_use]
     pub fn has_kept_disk(&self) -> bool {
@@ -128,7 +207,9 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
         return Err(Error::OnlyDisks(layer.source.clone()));
     }
     match (disks, &folder) {
-        (Some(disks), _) => (plan.storages, plan.guest_root) = (disks.storages, disks.guest_root),
+        (Some(root), _) => {
+            (plan.disks, plan.storages, plan.guest_root) = (root.devices, root.storages, root.guest_root);
+        }
         (None, Some(folder)) => {
             plan.mounts = root(wanted, &folder.join("rootfs"))?;
             plan.guest_root = format!("{guest_folder}/rootfs");
@@ -141,8 +222,12 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
     }
     for mount in &wanted.mounts {
         let mut guest_mount = mount.clone();
-        if wanted.pod_shm && is_pod_shm(mount) {
+        let is_shm = wanted.pod_shm && is_pod_shm(mount);
+        let volume = if is_bind(mount) && !is_shm { volumes::of(mount, &wanted.direct_volumes)? } else { None };
+        if is_shm {
             guest_mount.source = paths::SHM.into();
+        } else if let Some(volume) = volume {
+            guest_mount.source = plan.take(volume, mount)?;
         } else if is_bind(mount) {
             let name = mount_name(mount);
             let target = format!("{guest_folder}/{name}");
@@ -169,6 +254,11 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
             });
         }
         plan.guest_mounts.push(guest_mount);
+    }
+    for device in &wanted.devices {
+        let (disk, told) = volumes::raw(device, &wanted.rules)?;
+        add(&mut plan.disks, disk);
+        plan.guest_devices.push(told);
     }
     Ok(plan)
 }
@@ -375,7 +465,9 @@ mod tests {
             has_disks: true,
             ..Wanted::default()
         };
-        assert!(!wanted.needs_share(true) && wanted.needs_share(false));
+        let shares = |wanted: &Wanted| wanted.needs().unwrap().shares_files;
+        assert!(!shares(&wanted) && shares(&Wanted { rootfs: Vec::new(), ..wanted.clone() }));
+        assert_eq!(wanted.needs().unwrap().disks.len(), 1, "one path is one disk");
         let plan = container(None, &wanted).unwrap();
         assert!(plan.mounts.is_empty() && plan.folder.is_none());
         assert_eq!((plan.storages.len(), plan.guest_root.as_str()), (3, "/run/kata-containers/c1/rootfs"));
@@ -395,7 +487,7 @@ mod tests {
         assert_eq!(plan.guest_mounts[0].options, ["bind", "rw"]);
         // What the host and the container are both to see can't be copied, nor can a folder.
         wanted.mounts.push(mount("/data", "bind", folder.path().to_str().unwrap(), &["bind"]));
-        assert!(wanted.needs_share(true));
+        assert!(shares(&wanted));
         assert!(container(None, &wanted).unwrap_err().to_string().contains("/data"));
         wanted.mounts[1].options.push("x-coracle.copy".into());
         assert!(container(None, &wanted).unwrap_err().to_string().contains("no file"));

@@ -1,9 +1,13 @@
 //! A container's root made of disks: read-only layers, one that is written to, and an overlay of them in the guest. Nothing of the
 //! host is shared for it.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use coracle_machine::Device;
 use coracle_protocol::agent::Storage;
 use coracle_protocol::paths;
+use sha2::{Digest, Sha256};
 
 use crate::{Error, HostMount};
 
@@ -19,7 +23,7 @@ pub(crate) const VOLATILE: &str = "volatile";
 /// What such a root needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RootDisks {
-    /// The disks, for the machine from its start.
+    /// The disks.
     pub devices: Vec<Device>,
     /// What the guest makes of them, in order.
     pub storages: Vec<Storage>,
@@ -54,10 +58,10 @@ pub fn root_disks(id: &str, rootfs: &[HostMount]) -> Result<Option<RootDisks>, E
     let folder = format!("{}/{id}", paths::STATE);
     let (mut devices, mut storages, mut lower) = (Vec::new(), Vec::new(), Vec::new());
     for (number, layer) in of("erofs").enumerate() {
-        let (serial, place) = (format!("layer-{number}"), format!("{folder}/layers/{number}"));
+        let place = format!("{folder}/layers/{number}");
         let verity = layer.options.iter().filter(|option| option.starts_with(VERITY)).cloned().collect();
-        devices.push(disk(layer, true, &serial));
-        storages.push(storage(&serial, "erofs", &["ro"], &place, verity));
+        devices.push(disk(&layer.source, true));
+        storages.push(storage(&layer.source, "erofs", &["ro"], &place, verity));
         lower.push(place);
     }
     let writable = format!("{folder}/writable");
@@ -65,9 +69,9 @@ pub fn root_disks(id: &str, rootfs: &[HostMount]) -> Result<Option<RootDisks>, E
     let is_volatile = rootfs.iter().any(|mount| mount.options.iter().any(|option| option == VOLATILE));
     let volatile = is_volatile.then(|| VOLATILE.to_owned());
     for mount in of("ext4") {
-        devices.push(disk(mount, false, "writable"));
+        devices.push(disk(&mount.source, false));
         // What is deleted is free again on the host.
-        storages.push(storage("writable", "ext4", &["discard"], &writable, volatile.iter().cloned().collect()));
+        storages.push(storage(&mount.source, "ext4", &["discard"], &writable, volatile.iter().cloned().collect()));
     }
     let guest_root = format!("{folder}/rootfs");
     storages.push(Storage {
@@ -96,21 +100,43 @@ fn one_disk(id: &str, mount: &HostMount) -> RootDisks {
     let options = mount.options.iter().map(String::as_str).filter(|option| !matches!(*option, "loop" | "rw"));
     let options: Vec<&str> = options.collect();
     RootDisks {
-        devices: vec![disk(mount, read_only, "root")],
-        storages: vec![storage("root", "ext4", &options, &guest_root, Vec::new())],
+        devices: vec![disk(&mount.source, read_only)],
+        storages: vec![storage(&mount.source, "ext4", &options, &guest_root, Vec::new())],
         guest_root,
     }
 }
 
-fn disk(mount: &HostMount, read_only: bool, serial: &str) -> Device {
-    Device::Block { path: mount.source.clone(), read_only, direct: false, serial: serial.into() }
+/// A disk's serial number: 20 hexadecimal digits that stand for its path on the host, so that one disk has one, whoever uses it.
+#[must_use]
+pub fn serial(path: &Path) -> String {
+    let mut text = hex::encode(Sha256::digest(path.as_os_str().as_bytes()));
+    text.truncate(SERIAL_BYTES);
+    text
 }
 
-fn storage(serial: &str, fstype: &str, options: &[&str], place: &str, verity: Vec<String>) -> Storage {
+/// The bytes of a virtio disk's serial number (virtio 1.3, 5.2.6, `VIRTIO_BLK_T_GET_ID`).
+const SERIAL_BYTES: usize = 20;
+
+pub(crate) fn disk(path: &Path, read_only: bool) -> Device {
+    Device::Block { path: path.to_owned(), read_only, direct: false, serial: serial(path) }
+}
+
+/// A disk's name in the guest.
+pub(crate) fn guest_name(path: &Path) -> String {
+    format!("{BY_SERIAL}{}", serial(path))
+}
+
+pub(crate) fn storage(
+    path: &Path,
+    fstype: &str,
+    options: &[&str],
+    place: &str,
+    driver_options: Vec<String>,
+) -> Storage {
     Storage {
         driver: "blk".into(),
-        driver_options: verity,
-        source: format!("{BY_SERIAL}{serial}"),
+        driver_options,
+        source: guest_name(path),
         fstype: fstype.into(),
         options: options.iter().map(|&option| option.to_owned()).collect(),
         mount_point: place.into(),
@@ -141,15 +167,20 @@ mod tests {
             mount("format/mkdir/overlay", "overlay", &["lowerdir={{ overlay 0 1 }}"]),
         ];
         let plan = root_disks("c1", &rootfs).unwrap().unwrap();
-        let serials: Vec<_> = plan
+        let disks: Vec<_> = plan
             .devices
             .iter()
-            .map(|device| match device {
-                Device::Block { serial, read_only, .. } => (serial.as_str(), *read_only),
+            .zip(&plan.storages)
+            .map(|(device, storage)| match device {
+                Device::Block { serial, read_only, path, .. } => {
+                    assert_eq!(storage.source, format!("{BY_SERIAL}{serial}"));
+                    assert_eq!(serial.len(), SERIAL_BYTES);
+                    (path.to_str().unwrap(), *read_only)
+                }
                 other => panic!("{other:?}"),
             })
             .collect();
-        assert_eq!(serials, [("layer-0", true), ("layer-1", true), ("writable", false)]);
+        assert_eq!(disks, [("/i/top.erofs", true), ("/i/base.erofs", true), ("/c/writable.ext4", false)]);
         assert_eq!(plan.storages[0].driver_options, ["verity.roothash=ab", "verity.hashoffset=8192"]);
         assert!(plan.storages[1].driver_options.is_empty());
         let overlay = plan.storages.last().unwrap();
@@ -173,7 +204,7 @@ mod tests {
     fn one_file_system_is_one_disk() {
         let plan = |options: &[&str]| root_disks("c", &[mount("ext4", "/dev/mapper/x", options)]).unwrap().unwrap();
         let whole = plan(&["loop", "rw", "discard"]);
-        assert!(matches!(&whole.devices[..], [Device::Block { read_only: false, serial, .. }] if serial == "root"));
+        assert!(matches!(&whole.devices[..], [Device::Block { read_only: false, path, .. }] if path.ends_with("x")));
         assert_eq!(whole.storages[0].options, ["discard"]);
         assert_eq!((whole.storages.len(), whole.storages[0].mount_point.as_str()), (1, whole.guest_root.as_str()));
         assert!(matches!(plan(&["ro"]).devices[0], Device::Block { read_only: true, .. }));

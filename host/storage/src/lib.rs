@@ -9,13 +9,15 @@ mod container;
 mod disks;
 mod shared_fs;
 mod shm;
+mod volumes;
 
 use std::path::PathBuf;
 
-pub use container::{ContainerPlan, Copy, HostMount, IdMap, Owners, Wanted, container};
-pub use disks::{RootDisks, root_disks};
+pub use container::{ContainerPlan, Copy, HostMount, IdMap, Mirror, Needs, Owners, Wanted, container};
+pub use disks::{RootDisks, root_disks, serial};
 pub use shared_fs::{SOCKET_FD, SharedFsPlan, Virtiofsd, find_virtiofsd, shared_fs};
 pub use shm::shm;
+pub use volumes::DATA;
 
 /// Why something can't be planned.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +36,9 @@ pub enum Error {
         /// Its type.
         kind: String,
     },
-    /// A root is made of disks that the pod's machine has not.
+    /// A container needs disks that the pod's machine has not.
     #[error(
-        "the root of the container is made of disks such as {0}, and the pod's machine, which runs already, takes no more"
+        "the container needs disks such as {0}, which another container of the pod uses, or for which its machine, which runs already, has no place"
     )]
     OnlyDisks(PathBuf),
     /// A mount needs the host's files, and the pod's machine shares none.

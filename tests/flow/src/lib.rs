@@ -69,6 +69,7 @@ fn config(folder: &Path) -> Config {
         user_network: None,
         labels: false,
         hook_folder: String::new(),
+        direct_volumes: "/nowhere".into(),
         clock_period: Duration::from_secs(300),
         boot_timeout: Duration::from_secs(30),
         agent_timeout: Duration::from_secs(600),

@@ -5,6 +5,7 @@
 //! As a guest's `/init` it prints the guest's clock at its first instruction, and waits.
 //! `guest-probe read FILE BYTES`, `random FILE COUNT` (reads of 4 KiB), `write FILE BYTES`, `files FOLDER COUNT` (made, looked at,
 //! removed): how many microseconds it takes.
+//! `guest-probe watch FOLDER NAME`: says "watching", and the name when something was moved to it in that folder (inotify).
 //! `guest-probe call NAME ARGUMENT`: makes a system call (keyctl, getpid), and prints "ok" or the kernel's refusal.
 
 use std::fs::File;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let outcome = match (verb.as_str(), first.parse::<u32>(), second.parse::<usize>()) {
         ("vsock", Ok(port), Ok(bytes)) => write_once(port, bytes).map(|taken| taken.to_string()),
         ("get", _, _) => get(first, second),
+        ("watch", _, _) => watch(first, second),
         ("call", _, Ok(argument)) => call(first, argument),
         ("read" | "random" | "write" | "files", _, Ok(count)) => timed(verb, Path::new(first), count),
         _ => return usage(),
@@ -48,6 +50,37 @@ fn as_init() -> ExitCode {
     println!("guest-probe: init after {} us ({result})", time.tv_sec * 1_000_000 + time.tv_nsec / 1000);
     loop {
         std::thread::park();
+    }
+}
+
+/// Waits until something was moved to `name` in `folder`.
+fn watch(folder: &str, name: &str) -> std::io::Result<String> {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    let folder = std::ffi::CString::new(folder)?;
+    // SAFETY: the call takes no pointer.
+    #[expect(unsafe_code, reason = "a call that libc has")]
+    let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given it, and nobody else has it.
+    #[expect(unsafe_code, reason = "a number becomes what owns it")]
+    let watch = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the path is NUL-terminated and lives through the call.
+    #[expect(unsafe_code, reason = "a call that libc has")]
+    let added = unsafe { libc::inotify_add_watch(fd, folder.as_ptr(), libc::IN_MOVED_TO) };
+    if added < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    println!("watching");
+    let mut watch = File::from(watch);
+    let mut bytes = [0; 4096];
+    loop {
+        let count = watch.read(&mut bytes)?;
+        // The name is behind the figures, with zeros behind it.
+        if bytes.get(..count).is_some_and(|events| events.windows(name.len()).any(|part| part == name.as_bytes())) {
+            return Ok(name.to_owned());
+        }
     }
 }
 

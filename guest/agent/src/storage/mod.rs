@@ -1,7 +1,8 @@
 //! Storages of the wire: what must be mounted in the guest before a container can use it.
 
-mod block;
+pub(crate) mod block;
 mod device_mapper;
+mod fs_group;
 mod verity;
 
 use std::collections::HashMap;
@@ -178,6 +179,10 @@ fn disk(target: &Path, storage: &Storage) -> Result<Undo> {
     let source = verity.as_ref().map_or_else(|| disk.path(), device_mapper::Device::path);
     match mount_at(target, &source, &storage.fstype, &storage.options) {
         Ok(()) => {
+            if let Err(error) = storage.fs_group.as_ref().map_or(Ok(()), |group| fs_group::apply(target, group)) {
+                let _ = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+                return Err(error);
+            }
             let is_kept = !storage.options.iter().any(|option| option == "ro")
                 && !storage.driver_options.iter().any(|option| option == VOLATILE);
             Ok(Undo { target: target.to_owned(), verity, is_kept })

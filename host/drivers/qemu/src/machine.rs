@@ -232,9 +232,7 @@ impl Machine for QemuMachine {
 
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
         let Some(hotplug) = &self.hotplug else { return unsupported(&format!("detaching {:?}", device.kind())) };
-        Box::pin(async move {
-            self.until_end(hotplug.lock().await.detach(&self.control, &self.events, &device)).await
-        })
+        Box::pin(async move { self.until_end(hotplug.lock().await.detach(&self.control, &self.events, &device)).await })
     }
 
     fn resize(&self, cpus: u32, memory_mib: u64) -> BoxFuture<'_, Result<()>> {

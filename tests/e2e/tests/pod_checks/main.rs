@@ -7,6 +7,7 @@ mod life;
 mod network;
 mod process;
 mod security;
+mod volumes;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -119,6 +120,7 @@ impl Bench<'_> {
 
 fn passes_on(runtime: &str) {
     let host = Host::with_own_network();
+    let memory = volumes::Prepared::new(&host.folder);
     let containerd = Containerd::with_cri(&host);
     let cri = Cri::connect(&containerd);
     let pod = Pod::run(&cri, runtime, "checks", |config| {
@@ -145,9 +147,19 @@ fn passes_on(runtime: &str) {
     let folder = host.folder.clone();
     let bench = Bench { cri: &cri, pod, sleeper, folder, stays: runtime == "runc" };
     let mut failed = Vec::new();
-    let all =
-        [basics::CHECKS, process::CHECKS, files::CHECKS, security::CHECKS, life::CHECKS, network::CHECKS].concat();
-    for (name, check) in &all {
+    let all = [
+        basics::CHECKS,
+        process::CHECKS,
+        files::CHECKS,
+        volumes::CHECKS,
+        security::CHECKS,
+        life::CHECKS,
+        network::CHECKS,
+    ]
+    .concat();
+    // For people: one kind of check alone.
+    let only = std::env::var("CORACLE_TEST_CHECKS").unwrap_or_default();
+    for (name, check) in all.iter().filter(|(name, _)| name.contains(&only)) {
         let start = Instant::now();
         let outcome = check(&bench);
         // For people who look for what is slow; nothing depends on it.
@@ -159,7 +171,7 @@ fn passes_on(runtime: &str) {
     }
     let Bench { pod, .. } = bench;
     pod.remove().unwrap();
-    drop(containerd);
+    drop((containerd, memory));
     host.audit();
     assert!(failed.is_empty(), "on {runtime}:\n  {}", failed.join("\n  "));
     println!("{} checks on {runtime}", all.len());

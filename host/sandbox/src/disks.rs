@@ -1,0 +1,193 @@
+//! The disks of a pod's machine: those that it has from its start, and those that come and go with its containers. A disk that several
+//! containers use is there once.
+
+use std::path::{Path, PathBuf};
+
+use coracle_machine::{Device, Machine};
+use tokio::sync::Mutex;
+
+use crate::{Error, Result};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Disks {
+    /// Whether the machine takes more while it runs.
+    takes_more: bool,
+    /// Held while one is attached or detached.
+    held: Mutex<Vec<Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    device: Device,
+    /// Containers that use it.
+    users: usize,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It stays for as long as the machine.
+    FromBoot,
+    /// The same, and what it holds may be another's by now: nobody uses it again.
+    Spent,
+    /// It came with a container, and goes with the last that uses it.
+    Added,
+}
+
+impl Held {
+    fn path(&self) -> Option<&Path> {
+        self.device.path()
+    }
+}
+
+impl Disks {
+    /// Those that the machine has from its start.
+    pub(crate) fn new(takes_more: bool, from_boot: &[Device]) -> Self {
+        let held = |device: &Device| Held { device: device.clone(), users: 0, kind: Kind::FromBoot };
+        Self { takes_more, held: Mutex::new(from_boot.iter().map(held).collect()) }
+    }
+
+    /// Whether a root can be made of these: the machine has them for it, or would take them.
+    pub(crate) async fn can_have(&self, wanted: &[Device]) -> bool {
+        let held = self.held.lock().await;
+        wanted.iter().all(|device| match held.iter().find(|one| same(one, device)) {
+            Some(one) if is_readonly(device) => one.device == *device,
+            // Two roots can't be written to one disk.
+            Some(one) => one.users == 0 && one.kind != Kind::Spent,
+            None => self.takes_more,
+        })
+    }
+
+    /// The host's files behind them all.
+    pub(crate) async fn paths(&self) -> Vec<PathBuf> {
+        self.held.lock().await.iter().filter_map(Held::path).map(Into::into).collect()
+    }
+
+    /// Gives a container its disks; all of them, or none.
+    ///
+    /// # Errors
+    /// What the machine says; [`Error::Unsupported`] where it takes no more.
+    pub(crate) async fn attach(&self, machine: &dyn Machine, wanted: &[Device]) -> Result<()> {
+        let mut held = self.held.lock().await;
+        for (count, device) in wanted.iter().enumerate() {
+            if let Err(error) = self.take(&mut held, machine, device).await {
+                let_go(&mut held, machine, wanted.get(..count).unwrap_or_default()).await;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn take(&self, held: &mut Vec<Held>, machine: &dyn Machine, wanted: &Device) -> Result<()> {
+        let refused = || coracle_storage::Error::OnlyDisks(wanted.path().unwrap_or(Path::new("")).into());
+        // One that the guest has kept is asked for once more.
+        if let Some(at) = held.iter().position(|one| one.users == 0 && one.kind == Kind::Added && same(one, wanted)) {
+            machine.detach(wanted.clone()).await?;
+            held.remove(at);
+        }
+        match held.iter_mut().find(|one| same(one, wanted)) {
+            Some(one) if one.kind == Kind::Spent => Err(refused().into()),
+            Some(one) if one.device == *wanted => {
+                one.users += 1;
+                Ok(())
+            }
+            // It is there, and not the same: read-only for one and not for the other.
+            Some(_) => Err(Error::Invalid(format!(
+                "the disk {} is used by the pod already, and otherwise",
+                wanted.path().unwrap_or(Path::new("")).display()
+            ))),
+            None if !self.takes_more => Err(refused().into()),
+            None => {
+                machine.attach(wanted.clone()).await?;
+                held.push(Held { device: wanted.clone(), users: 1, kind: Kind::Added });
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets go of a container's disks.
+    pub(crate) async fn detach(&self, machine: &dyn Machine, devices: &[Device]) {
+        let_go(&mut *self.held.lock().await, machine, devices).await;
+    }
+}
+
+/// Whether it is that disk, however it is used.
+fn same(one: &Held, wanted: &Device) -> bool {
+    one.path() == wanted.path()
+}
+
+async fn let_go(held: &mut Vec<Held>, machine: &dyn Machine, devices: &[Device]) {
+    for device in devices.iter().rev() {
+        let Some(at) = held.iter().position(|one| one.device == *device) else { continue };
+        let Some(one) = held.get_mut(at) else { continue };
+        one.users = one.users.saturating_sub(1);
+        match (one.users, one.kind) {
+            (0, Kind::Added) => match machine.detach(device.clone()).await {
+                Ok(()) => drop(held.remove(at)),
+                // It stays in the machine; whoever wants it next asks for it again.
+                Err(error) => log::warn!("a disk stays in the machine: {error}"),
+            },
+            // Layers are what they are; what was written to may be gone, or another's.
+            (0, Kind::FromBoot) if !is_readonly(device) => one.kind = Kind::Spent,
+            _ => {}
+        }
+    }
+}
+
+fn is_readonly(device: &Device) -> bool {
+    matches!(device, Device::Block { read_only: true, .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_machine::fake::FakeDriver;
+    use coracle_machine::{Architecture, Cpus, Driver, Kernel, KernelForm, MachineSpec, Memory, MemoryKind, Platform};
+
+    use super::*;
+
+    fn disk(name: &str, read_only: bool) -> Device {
+        let path = PathBuf::from(format!("/d/{name}"));
+        Device::Block { serial: coracle_storage::serial(&path), path, read_only, direct: false }
+    }
+
+    async fn machine() -> (tempfile::TempDir, Box<dyn Machine>) {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = MachineSpec {
+            name: "m".into(),
+            folder: folder.path().into(),
+            architecture: Architecture::X86_64,
+            platform: Platform::Plain,
+            firmware: None,
+            kernel: Kernel { path: folder.path().into(), form: KernelForm::PvhElf },
+            initrd: "".into(),
+            command_line: String::new(),
+            cpus: Cpus { boot: 1, max: 1 },
+            memory: Memory { size_mib: 128, max_mib: 128, kind: MemoryKind::Private, huge_pages: false },
+            devices: Vec::new(),
+            console: false,
+        };
+        let machine = FakeDriver::new(std::sync::Arc::new(|_| Box::pin(std::future::pending()))).boot(spec).await;
+        (folder, machine.unwrap())
+    }
+
+    #[tokio::test]
+    async fn disks_from_boot_are_used_once_where_they_are_written_to() {
+        let (_folder, machine) = machine().await;
+        let (layer, writable) = (disk("layer", true), disk("writable", false));
+        let all = [layer.clone(), writable.clone()];
+        let disks = Disks::new(false, &all);
+        assert!(disks.can_have(&all).await && !disks.can_have(&[disk("other", true)]).await);
+        disks.attach(&*machine, &all).await.unwrap();
+        disks.detach(&*machine, &all).await;
+        assert!(disks.can_have(std::slice::from_ref(&layer)).await, "a layer is what it is");
+        assert!(!disks.can_have(&all).await);
+        let refused = disks.attach(&*machine, &all).await.unwrap_err();
+        assert!(matches!(&refused, Error::Unsupported(text) if text.contains("/d/writable")), "{refused}");
+        // What was given before the one that could not be is given back.
+        assert!(disks.held.lock().await.iter().all(|one| one.users == 0));
+        assert_eq!(disks.paths().await, [Path::new("/d/layer"), Path::new("/d/writable")]);
+        let refused = disks.attach(&*machine, &[disk("layer", false)]).await.unwrap_err();
+        assert!(refused.to_string().contains("otherwise"), "{refused}");
+    }
+}
