@@ -1,9 +1,33 @@
 //! What the kernel says of its devices as they come and go.
 
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{Error, Result};
+
+/// How long the kernel may take to see a device that the machine has gained.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What `look` finds, once it is there: it looks again whenever something has come. It waits on its thread.
+pub(crate) fn await_device<T>(mut look: impl FnMut() -> Result<T>) -> Result<T> {
+    // Listened to before the look.
+    let events = KernelEvents::open().map_err(Error::system("listen to the kernel's events"))?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        // It may be the first of its kind.
+        coracle_init::load_modules().map_err(Error::State)?;
+        match look() {
+            Err(Error::NotFound(text)) => {
+                if !events.wait(end).map_err(Error::system("wait for the kernel's events"))? {
+                    return Err(Error::NotFound(text));
+                }
+            }
+            found => return found,
+        }
+    }
+}
 
 /// What the kernel says of its devices (Linux: lib/kobject_uevent.c).
 pub(crate) struct KernelEvents(OwnedFd);

@@ -10,6 +10,7 @@ use coracle_protocol::agent::{
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 use coracle_protocol::types::{ARPNeighbor, IPAddress, IPFamily, Interface, Route};
 
+use crate::kernel_events::await_device;
 use crate::netlink::{self, Body, Netlink, attributes, family, family_of, ip, number};
 use crate::state::Agent;
 use crate::thread::on_thread;
@@ -82,11 +83,14 @@ pub(crate) async fn update_interface(_: &Arc<Agent>, request: UpdateInterfaceReq
         return Err(Error::Invalid(format!("{name:?} is no name for an interface")));
     }
     with_netlink(move |netlink| {
-        let all = links(netlink)?;
-        let link = all
-            .iter()
-            .find(|link| link.mac == mac)
-            .ok_or_else(|| Error::NotFound(format!("the interface {}", interface.hwAddr)))?;
+        let (all, link) = await_device(|| {
+            let all = links(netlink)?;
+            let place = all.iter().position(|link| link.mac == mac);
+            place
+                .map(|place| (all, place))
+                .ok_or_else(|| Error::NotFound(format!("the interface {}", interface.hwAddr)))
+        })?;
+        let Some(link) = all.get(link) else { return Err(Error::NotFound(interface.hwAddr)) };
         if let Some(other) = all.iter().find(|other| other.name == name && other.index != link.index) {
             // Its own name comes with its own request.
             set_link(netlink, other.index, &[(LINK_NAME, format!("was-{}\0", other.index).as_bytes())], 0)?;

@@ -9,6 +9,8 @@
 mod modules;
 mod mounts;
 
+pub use modules::load_more as load_modules;
+
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 

@@ -1,11 +1,10 @@
 //! Disks of the machine, by the name that their device has.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use coracle_protocol::agent::Device;
 
-use crate::kernel_events::KernelEvents;
+use crate::kernel_events::await_device;
 use crate::{Error, Result};
 
 /// By which a disk is named on the wire: the name that udev gives it, after its serial number.
@@ -37,17 +36,14 @@ impl Disk {
     }
 }
 
-/// How long the kernel may take to see a disk that the machine has gained.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// The disk that `source` names; one that the kernel does not see yet is waited for.
 pub(crate) fn find(source: &str) -> Result<Disk> {
-    patiently(|| find_in(Path::new(DISKS), source))
+    await_device(|| find_in(Path::new(DISKS), source))
 }
 
 /// The disk at a PCI path, likewise: the slot on the root bus, then on each bridge's.
 pub(crate) fn at(slots: &[u32]) -> Result<Disk> {
-    patiently(|| {
+    await_device(|| {
         let name = block_device(Path::new("/sys/devices/pci0000:00"), slots)?;
         Disk::of(&Path::new(DISKS).join(&name))
     })
@@ -61,23 +57,6 @@ pub(crate) fn of_device(device: &Device) -> Result<Disk> {
     let slots = device.id.split('/').map(|slot| u32::from_str_radix(slot, 16));
     let slots: std::result::Result<Vec<u32>, _> = slots.collect();
     at(&slots.map_err(|_| Error::Invalid(format!("{} is no PCI path", device.id.escape_default())))?)
-}
-
-/// What `look` finds, once it is there.
-fn patiently(look: impl Fn() -> Result<Disk>) -> Result<Disk> {
-    // Listened to before the look.
-    let events = KernelEvents::open().map_err(Error::system("listen to the kernel's events"))?;
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match look() {
-            Err(Error::NotFound(text)) => {
-                if !events.wait(end).map_err(Error::system("wait for the kernel's events"))? {
-                    return Err(Error::NotFound(text));
-                }
-            }
-            found => return found,
-        }
-    }
 }
 
 /// The name of the virtio block device behind `slots`, each of which is a folder of the one before.

@@ -190,11 +190,11 @@ pub(crate) const CHECKS: &[Check] = &[
         let script = "grep ' /data ' /proc/mounts | cut -d' ' -f3; stat -c %a /data; df -k /data | tail -1 | tr -s ' ' | cut -d' ' -f2; \
             dd if=/dev/zero of=/data/big bs=64k count=40 2>&1 | grep -o 'No space left'; rm /data/big; echo kept >/data/f";
         same(
-            b.printed("memory", script, |config| config.mounts.push(mounted(&memory)))?,
+            b.printed("mem-volume", script, |config| config.mounts.push(mounted(&memory)))?,
             "tmpfs\n1777\n2048\nNo space left\n".into(),
         )?;
         // It is the pod's: the next container has what the one before has left.
-        same(b.printed("memory-again", "cat /data/f", |config| config.mounts.push(mounted(&memory)))?, "kept\n".into())
+        same(b.printed("mem-volume-again", "cat /data/f", |config| config.mounts.push(mounted(&memory)))?, "kept\n".into())
     }),
     ("a_block_device_is_the_containers_to_read_and_write", |b| {
         if !gains_disks() {
