@@ -24,7 +24,7 @@ pub use images::{LayerEntry, copy_layout, copy_layout_with_layers, docker_archiv
 pub use netns::{Netns, ip, try_ip};
 pub use pod_shim::{POD_CONFIG, PodShim, read_metrics};
 pub use run::{Outcome, Running};
-pub use shim::{Refused, Shim};
+pub use shim::{Refused, RootMount, Shim};
 pub use streaming::{Forwarded, Streams};
 
 /// One test's host.

@@ -12,7 +12,7 @@ use containerd_shim_protos::ttrpc::Code;
 use containerd_shim_protos::{Client, TaskClient};
 
 use crate::cri::msg;
-use crate::shim::{Refused, patience, refused};
+use crate::shim::{Refused, RootMount, patience, refused};
 use crate::{Host, Outcome, path};
 
 /// The options' type that containerd's CRI sends.
@@ -160,7 +160,23 @@ impl PodShim {
     ///
     /// # Panics
     /// Where its bundle can't be written.
-    pub fn run(&self, id: &str, mut config: serde_json::Value) -> Result<PathBuf, Refused> {
+    pub fn run(&self, id: &str, config: serde_json::Value) -> Result<PathBuf, Refused> {
+        self.run_with_root(id, config, &[])
+    }
+
+    /// The same for one whose root these mounts make: type, source and options of each.
+    ///
+    /// # Errors
+    /// See [`Self::create`].
+    ///
+    /// # Panics
+    /// Where its bundle can't be written.
+    pub fn run_with_root(
+        &self,
+        id: &str,
+        mut config: serde_json::Value,
+        root: &[RootMount<'_>],
+    ) -> Result<PathBuf, Refused> {
         let bundle = self.containers.join(id);
         std::fs::create_dir_all(&bundle).expect("a bundle");
         config["annotations"] = serde_json::json!({
@@ -172,12 +188,19 @@ impl PodShim {
             id: id.into(),
             bundle: bundle.display().to_string(),
             stdout: format!("file://{}", output.display()),
+            rootfs: root.iter().map(crate::shim::mount).collect(),
             ..Default::default()
         };
         self.tasks.create(patience(), &request).map_err(refused)?;
         let request = api::StartRequest { id: id.into(), ..Default::default() };
         self.tasks.start(patience(), &request).map_err(refused)?;
         Ok(output)
+    }
+
+    /// Kills a container.
+    pub fn kill(&self, id: &str) {
+        let request = api::KillRequest { id: id.into(), signal: 9, ..Default::default() };
+        let _ = self.tasks.kill(patience(), &request);
     }
 
     /// Waits for a container's end, and deletes it where `delete` says so.

@@ -15,6 +15,18 @@ use crate::{Host, Outcome, path};
 /// What a refused request says: its code and text.
 pub type Refused = (Code, String);
 
+/// A mount of a root: its type, source and options.
+pub type RootMount<'a> = (&'a str, &'a str, &'a [&'a str]);
+
+pub(crate) fn mount((kind, source, options): &RootMount<'_>) -> api::Mount {
+    api::Mount {
+        type_: (*kind).into(),
+        source: (*source).into(),
+        options: options.iter().map(|&option| option.to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
 /// A shim and the one container that it was started for.
 pub struct Shim {
     client: TaskClient,
@@ -92,13 +104,7 @@ impl Shim {
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn create_with_root(&self, id: &str, mounts: &[(&str, &str, &[&str])]) -> Result<(), Refused> {
-        let mount = |(kind, source, options): &(&str, &str, &[&str])| api::Mount {
-            type_: (*kind).into(),
-            source: (*source).into(),
-            options: options.iter().map(|&option| option.to_owned()).collect(),
-            ..Default::default()
-        };
+    pub fn create_with_root(&self, id: &str, mounts: &[RootMount<'_>]) -> Result<(), Refused> {
         let request = api::CreateTaskRequest {
             id: id.into(),
             bundle: self.bundle.display().to_string(),

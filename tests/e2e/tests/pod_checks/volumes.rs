@@ -194,7 +194,10 @@ pub(crate) const CHECKS: &[Check] = &[
             "tmpfs\n1777\n2048\nNo space left\n".into(),
         )?;
         // It is the pod's: the next container has what the one before has left.
-        same(b.printed("mem-volume-again", "cat /data/f", |config| config.mounts.push(mounted(&memory)))?, "kept\n".into())
+        same(
+            b.printed("mem-volume-again", "cat /data/f", |config| config.mounts.push(mounted(&memory)))?,
+            "kept\n".into(),
+        )
     }),
     ("a_block_device_is_the_containers_to_read_and_write", |b| {
         if !gains_disks() {
