@@ -10,16 +10,22 @@
 //! [`Namespace`] reads and changes the namespace; what it reads ([`Link`]) is turned into the guest's messages by [`plan`],
 //! which has no effect. Machine and agent are the sandbox's.
 
+mod filter;
+mod limit;
 mod link;
+mod macvtap;
+mod model;
 mod namespace;
 pub mod plan;
 mod read;
+mod routed;
 mod steer;
 mod tap;
 pub mod user;
 
 use coracle_machine::NETS_MAX;
 pub use link::{Address, Contents, Link, Neighbour, Route, RouteKind};
+pub use model::{Hold, Model, Options, Switches};
 pub use namespace::{Namespace, give_back};
 pub use steer::Steered;
 
@@ -74,13 +80,33 @@ pub enum Error {
     },
     /// A link of a kind that is not taken over.
     #[error(
-        "the network link {name} is of the kind {kind}, which is not supported: veth, macvlan, vlan and ipvlan in mode l2 are"
+        "the network link {name} is of the kind {kind}, which is not supported: veth, macvlan, vlan and ipvlan in mode l2 are, and with `network.model = \"routed\"` all that carry IP"
     )]
     Unsupported {
         /// The link.
         name: String,
         /// Its kind.
         kind: String,
+    },
+    /// A link that can't be taken over in the way that was asked for.
+    #[error(
+        "the network link {name} is of the kind {kind}, which `network.model = \"{model}\"` does not take: tcfilter, the default, may, and routed does"
+    )]
+    Model {
+        /// The link.
+        name: String,
+        /// Its kind.
+        kind: String,
+        /// The way.
+        model: &'static str,
+    },
+    /// Limits where there can be none.
+    #[error(
+        "the network link {name} can't be limited with `network.model = \"macvtap\"`: with tcfilter, or routed, it can"
+    )]
+    Limits {
+        /// The link.
+        name: String,
     },
     /// More links than a machine takes.
     #[error("the pod's network has {count} links with addresses, and a machine takes {NETS_MAX}: give the pod fewer")]

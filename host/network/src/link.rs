@@ -9,7 +9,9 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// Its hardware address.
+    /// Its kind, as the kernel calls it: `veth`.
+    pub kind: String,
+    /// Its hardware address, or one that was made up for it: the guest's.
     pub mac: [u8; 6],
     /// Its largest packet, in bytes.
     pub mtu: u32,

@@ -7,15 +7,13 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, LinkUnspec};
 
-use crate::{Contents, Error, Link, Result, Steered, read, steer, tap};
-
-/// The ingress qdisc as a parent of filters (`TC_H_INGRESS`).
-const INGRESS: u32 = 0xffff_0000;
-/// Every protocol (`ETH_P_ALL`), in network byte order.
-const ALL_PROTOCOLS: u16 = 3_u16.to_be();
+use crate::model::Switches;
+use crate::{
+    Address, Contents, Error, Hold, Link, Model, Options, Result, Steered, filter, limit, macvtap, read, routed, steer,
+    tap,
+};
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -51,70 +49,135 @@ impl Namespace {
     ///
     /// # Errors
     /// [`Error::Inhabited`]; as [`Self::contents`].
-    pub async fn free_contents(&self, path: &Path) -> Result<Contents> {
+    pub async fn free_contents(&self, path: &Path, model: Model) -> Result<Contents> {
         let namespace = Arc::clone(&self.file);
         let found = tokio::task::spawn_blocking(move || inhabitant(&namespace)).await.map_err(std::io::Error::other);
         let failed = |source| Error::System { step: format!("look who uses {}", path.display()), source };
         match found.and_then(|found| found).map_err(failed)? {
             Some((pid, name)) => Err(Error::Inhabited { path: path.display().to_string(), pid, name }),
-            None => self.contents().await,
+            None => self.contents(model).await,
         }
     }
 
-    /// What there is to take over.
+    /// What there is to take over in this way.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a link of a kind that is not taken over, [`Error::TooMany`], [`Error::Clash`], [`Error::Route`],
     /// [`Error::Kernel`].
-    pub async fn contents(&self) -> Result<Contents> {
-        read::contents(&self.handle).await
+    pub async fn contents(&self, model: Model) -> Result<Contents> {
+        read::contents(&self.handle, model).await
     }
 
-    /// Makes a tap beside `link`, and lets each be the other's wire. The tap lives as long as the descriptor.
+    /// Takes a link over: the descriptor is the other end of what becomes of it, and that lives as long as it.
     ///
     /// # Errors
-    /// [`Error::System`], [`Error::Kernel`].
-    pub async fn connect(&self, link: &Link) -> Result<OwnedFd> {
-        let name = format!("coracle{}", link.index);
+    /// [`Error::System`], [`Error::Kernel`], [`Error::Model`]; then the link is as it was.
+    pub async fn connect(&self, link: &Link, options: &Options) -> Result<OwnedFd> {
+        let hold = self.hold(link, options).await?;
+        match options.model {
+            Model::Macvtap => {
+                macvtap::check(link)?;
+                if options.to_guest.is_some() || options.from_guest.is_some() {
+                    return Err(Error::Limits { name: link.name.clone() });
+                }
+                let taken = self.take_macvtap(link).await;
+                if taken.is_err() {
+                    self.disconnect(&hold).await;
+                }
+                taken
+            }
+            Model::None => Err(Error::Model { name: link.name.clone(), kind: link.kind.clone(), model: "none" }),
+            Model::TcFilter | Model::Routed => {
+                let (fd, tap) = self.make_tap(link).await?;
+                if options.model == Model::TcFilter {
+                    // It undoes what it has done by itself: what else is there at that place is somebody else's.
+                    filter::join(&self.handle, link.index, tap).await?;
+                }
+                let joined = async {
+                    if options.model == Model::Routed {
+                        self.make_router(link, hold.switches).await?;
+                        routed::join(&self.handle, link, tap).await?;
+                    }
+                    if let Some(bits) = options.to_guest {
+                        limit::limit(&self.handle, tap, bits).await?;
+                    }
+                    match options.from_guest {
+                        Some(bits) => limit::limit(&self.handle, link.index, bits).await,
+                        None => Ok(()),
+                    }
+                };
+                if let Err(error) = joined.await {
+                    // A limit that could not be set is somebody else's.
+                    self.disconnect(&Hold { is_limited: false, ..hold }).await;
+                    return Err(error);
+                }
+                Ok(fd)
+            }
+        }
+    }
+
+    /// Makes a tap beside `link`: its descriptor and number.
+    async fn make_tap(&self, link: &Link) -> Result<(OwnedFd, u32)> {
+        let name = tap_name(link.index);
         let own = name.clone();
         let failed = |source| Error::System { step: format!("make the tap {name}"), source };
         let fd = inside(&self.file, move || tap::make(&own)).await.map_err(failed)?;
-        let found = self.handle.link().get().match_name(name.clone()).execute().try_next().await;
-        let made = found.map_err(kernel(format!("find the tap {name}")))?;
-        let index = made.map(|message| message.header.index).ok_or_else(|| Error::System {
-            step: format!("find the tap {name}"),
-            source: std::io::ErrorKind::NotFound.into(),
-        })?;
+        let index = self.number(&name).await?.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
         let change = LinkUnspec::new_with_index(index).mtu(link.mtu).up().build();
         self.handle.link().set(change).execute().await.map_err(kernel(format!("start the tap {name}")))?;
-        // The tap goes with its descriptor; the link stays, and must not keep what is only half done.
-        self.add_ingress(link.index).await?;
-        let joined = async {
-            self.add_ingress(index).await?;
-            self.redirect(link.index, index).await?;
-            self.redirect(index, link.index).await
-        };
-        if let Err(error) = joined.await {
-            self.disconnect(link.index).await;
-            return Err(error);
+        Ok((fd, index))
+    }
+
+    async fn take_macvtap(&self, link: &Link) -> Result<OwnedFd> {
+        let name = tap_name(link.index);
+        macvtap::make(&self.handle, link, &name).await?;
+        let own = name.clone();
+        let opened = inside(&self.file, move || macvtap::open(&own)).await;
+        opened.map_err(|source| Error::System { step: format!("open the macvtap {name}"), source })
+    }
+
+    /// The number of the link of this name.
+    async fn number(&self, name: &str) -> Result<Option<u32>> {
+        match self.handle.link().get().match_name(name.to_owned()).execute().try_next().await {
+            Ok(found) => Ok(found.map(|message| message.header.index)),
+            // ENODEV: there is none.
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
+            Err(error) => Err(kernel(format!("find the link {name}"))(error)),
         }
-        Ok(fd)
     }
 
-    /// Gives a link the place where its incoming packets can be looked at. A link that has one already is somebody else's.
-    async fn add_ingress(&self, link: u32) -> Result<()> {
-        let index = i32::try_from(link).unwrap_or_default();
-        let step = format!("add an ingress qdisc to link {link}");
-        self.handle.qdisc().add(index).ingress().execute().await.map_err(kernel(step))
+    /// What it will take to give a link back.
+    ///
+    /// # Errors
+    /// [`Error::System`] where the namespace can't be entered.
+    pub async fn hold(&self, link: &Link, options: &Options) -> Result<Hold> {
+        let name = link.name.clone();
+        let switches = inside(&self.file, move || Ok(routed::switches(&name))).await;
+        let failed = |source| Error::System { step: "look at the switches of the pod's namespace".into(), source };
+        Ok(Hold::of(link, options, switches.map_err(failed)?))
     }
 
-    /// Sends on what arrives at one link as if the other one had sent it.
-    async fn redirect(&self, from: u32, to: u32) -> Result<()> {
-        let step = || format!("redirect packets of link {from} to link {to}");
-        let from = i32::try_from(from).unwrap_or_default();
-        let filter = self.handle.traffic_filter(from).add().parent(INGRESS).protocol(ALL_PROTOCOLS);
-        let filter = filter.redirect(to).map_err(kernel(step()))?;
-        filter.execute().await.map_err(kernel(step()))
+    /// Lets the namespace be a router for the link's addresses, and what its tap brings.
+    async fn make_router(&self, link: &Link, before: Switches) -> Result<()> {
+        let has = |is_v6: bool| link.addresses.iter().any(|address| address.ip.is_ipv6() == is_v6);
+        let wanted = Switches {
+            forwards_v4: before.forwards_v4 || has(false),
+            forwards_v6: before.forwards_v6 || has(true),
+            answers_v6: before.answers_v6 || has(true),
+        };
+        let (name, tap) = (link.name.clone(), tap_name(link.index));
+        let work = move || routed::set_switches(&name, wanted).and_then(|()| routed::accept_own(&tap));
+        let failed = |source| Error::System { step: "make a router of the pod's namespace".into(), source };
+        inside(&self.file, work).await.map_err(failed)
+    }
+
+    /// The numbers of all links.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub async fn numbers(&self) -> Result<Vec<u32>> {
+        let all: Vec<_> = self.handle.link().get().execute().try_collect().await.map_err(kernel("list the links"))?;
+        Ok(all.iter().map(|message| message.header.index).collect())
     }
 
     /// Listens on every TCP port of the namespace's loopback, whoever else may listen there.
@@ -127,15 +190,34 @@ impl Namespace {
         steered.map_err(|source| Error::System { step: "steer the loopback of the pod's namespace".into(), source })
     }
 
-    /// Undoes what [`Self::connect`] has done to the link of this number itself. A link that is gone is no error.
-    pub async fn disconnect(&self, link: u32) {
-        let mut request = self.handle.qdisc().del(i32::try_from(link).unwrap_or_default());
-        let header = &mut request.message_mut().header;
-        (header.parent, header.handle) = (TcHandle::INGRESS, TcHandle { major: 0xffff, minor: 0 });
-        if let Err(error) = request.execute().await {
-            log::debug!("the link {link} keeps its filter: {error}");
+    /// Undoes what [`Self::connect`] has done to a link itself. One that is gone is no error.
+    pub async fn disconnect(&self, hold: &Hold) {
+        if hold.is_limited {
+            limit::undo(&self.handle, hold.index).await;
+        }
+        match hold.model {
+            Model::None => {}
+            Model::TcFilter => filter::undo(&self.handle, hold.index).await,
+            Model::Macvtap => {
+                let macvtap = self.number(&tap_name(hold.index)).await.unwrap_or_default();
+                macvtap::undo(&self.handle, hold.index, hold.mac, macvtap).await;
+            }
+            Model::Routed => {
+                let (name, addresses) = read::named(&self.handle, hold.index).await.unwrap_or_default();
+                let v4: Vec<Address> = addresses.into_iter().filter(|address| address.ip.is_ipv4()).collect();
+                routed::undo(&self.handle, hold.index, &v4, &hold.v6).await;
+                let switches = hold.switches;
+                if let Err(error) = inside(&self.file, move || routed::set_switches(&name, switches)).await {
+                    log::debug!("the namespace is still a router: {error}");
+                }
+            }
         }
     }
+}
+
+/// What stands beside a link is called.
+pub(crate) fn tap_name(link: u32) -> String {
+    format!("coracle{link}")
 }
 
 /// Runs `work` on a thread of its own that is in the namespace. A socket belongs to the namespace in which it is made.
@@ -177,13 +259,13 @@ fn inhabitant(namespace: &File) -> std::io::Result<Option<(u32, String)>> {
     }))
 }
 
-/// Gives back links of the namespace at `path`, by their numbers, after a pod that could not do so itself. A namespace that is gone
+/// Gives back links of the namespace at `path` after a pod that could not do so itself, the last one first. A namespace that is gone
 /// has none.
-pub async fn give_back(path: &Path, links: &[u32]) {
+pub async fn give_back(path: &Path, links: &[Hold]) {
     match Namespace::open(path).await {
         Ok(namespace) => {
-            for link in links {
-                namespace.disconnect(*link).await;
+            for hold in links.iter().rev() {
+                namespace.disconnect(hold).await;
             }
         }
         Err(error) => log::info!("no link is given back: {error}"),

@@ -7,10 +7,16 @@ use coracle_protocol::agent::{ARPNeighbors, Routes};
 use coracle_protocol::protobuf::MessageField;
 use coracle_protocol::types::{ARPNeighbor, IPAddress, IPFamily, Interface, Route};
 
-use crate::{Address, Contents, Link, Route as RouteOfLink};
+use crate::{Address, Contents, Link, Model, Route as RouteOfLink, routed};
 
 /// The kernel's number for a neighbour that was set by hand (`NUD_PERMANENT`).
 const PERMANENT: i32 = 0x80;
+
+/// What the guest is to know of links that are taken over in this way.
+#[must_use]
+pub fn for_guest(contents: &Contents, model: Model) -> Contents {
+    if model == Model::Routed { routed::for_guest(contents) } else { contents.clone() }
+}
 
 /// The interface that a link becomes. The guest finds its device by the hardware address.
 #[must_use]
@@ -96,6 +102,7 @@ mod tests {
         Link {
             index: 2,
             name: "eth0".into(),
+            kind: "veth".into(),
             mac: [2, 0, 0, 0, 0, 0xab],
             mtu: 1400,
             addresses: vec![

@@ -15,18 +15,17 @@ use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType,
 };
 
-use crate::namespace::kernel;
-use crate::{Address, Contents, Error, Link, Neighbour, Result, Route, RouteKind};
+use crate::namespace::{kernel, tap_name};
+use crate::{Address, Contents, Error, Link, Model, Neighbour, Result, Route, RouteKind};
 
 /// The scope of what is on a link itself (`RT_SCOPE_LINK`).
 const SCOPE_LINK: u8 = 253;
 
 /// What a pod takes over.
-pub(crate) async fn contents(handle: &Handle) -> Result<Contents> {
+pub(crate) async fn contents(handle: &Handle, model: Model) -> Result<Contents> {
     let found: Vec<LinkMessage> =
         handle.link().get().execute().try_collect().await.map_err(kernel("list the links"))?;
-    let addresses: Vec<AddressMessage> =
-        handle.address().get().execute().try_collect().await.map_err(kernel("list the addresses"))?;
+    let addresses = all_addresses(handle).await?;
     let mut routes: Vec<RouteMessage> = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut wanted = RouteMessage::default();
@@ -36,24 +35,51 @@ pub(crate) async fn contents(handle: &Handle) -> Result<Contents> {
     }
     let neighbours: Vec<NeighbourMessage> =
         handle.neighbours().get().execute().try_collect().await.map_err(kernel("list the neighbours"))?;
-    taken_over(&found, &addresses, &routes, &neighbours)
+    taken_over(model, &found, &addresses, &routes, &neighbours)
+}
+
+async fn all_addresses(handle: &Handle) -> Result<Vec<AddressMessage>> {
+    handle.address().get().execute().try_collect().await.map_err(kernel("list the addresses"))
+}
+
+/// The name of a link, and its addresses.
+pub(crate) async fn named(handle: &Handle, index: u32) -> Result<(String, Vec<Address>)> {
+    let found = handle.link().get().match_index(index).execute().try_next().await.map_err(kernel("find a link"))?;
+    let name = found.as_ref().map(|message| link(message).name).unwrap_or_default();
+    Ok((name, addresses_of(index, &all_addresses(handle).await?).0))
 }
 
 /// What these messages hold.
 fn taken_over(
+    model: Model,
     found: &[LinkMessage],
     addresses: &[AddressMessage],
     routes: &[RouteMessage],
     neighbours: &[NeighbourMessage],
 ) -> Result<Contents> {
     let mut links = Vec::new();
-    for message in found.iter().filter(|message| message.header.link_layer_type == LinkLayerType::Ether) {
+    // What carries frames; a router takes whatever carries packets.
+    let carries = |message: &&LinkMessage| match message.header.link_layer_type {
+        LinkLayerType::Ether => true,
+        LinkLayerType::Loopback => false,
+        _ => model == Model::Routed,
+    };
+    let own: Vec<String> = found.iter().map(|message| tap_name(message.header.index)).collect();
+    for message in found.iter().filter(carries) {
         let mut link = link(message);
+        if own.contains(&link.name) {
+            continue;
+        }
+        if model == Model::Routed {
+            // The guest's device is on no network of frames but the one with the router.
+            let [.., high, low] = link.index.to_be_bytes();
+            link.mac = [0x02, 0xc0, 0xac, 0, high, low];
+        }
         (link.addresses, link.routes) = addresses_of(link.index, addresses);
         if link.addresses.is_empty() {
             continue;
         }
-        if let Some(kind) = other_kind(message) {
+        if let Some(kind) = other_kind(message).filter(|_| model != Model::Routed) {
             return Err(Error::Unsupported { name: link.name, kind });
         }
         link.routes.extend(routes_of(link.index, routes)?);
@@ -63,7 +89,9 @@ fn taken_over(
     if links.len() > NETS_MAX {
         return Err(Error::TooMany { count: links.len() });
     }
-    stand_alone(&links, found)?;
+    if model != Model::Routed {
+        stand_alone(&links, found)?;
+    }
     let barred = routes.iter().filter_map(|message| route(message, Way::Barred).transpose()).collect::<Result<_>>()?;
     Ok(Contents { links, barred })
 }
@@ -102,6 +130,7 @@ fn link(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         name: String::new(),
+        kind: kind_of(message).map_or_else(|| "physical".into(), ToString::to_string),
         mac: [0; 6],
         mtu: 1500,
         addresses: Vec::new(),
@@ -321,7 +350,7 @@ mod tests {
 
     fn read(links: Vec<(LinkMessage, AddressMessage)>) -> Result<Vec<Link>> {
         let (links, addresses): (Vec<_>, Vec<_>) = links.into_iter().unzip();
-        taken_over(&links, &addresses, &[], &[]).map(|contents| contents.links)
+        taken_over(Model::TcFilter, &links, &addresses, &[], &[]).map(|contents| contents.links)
     }
 
     #[test]
@@ -371,7 +400,7 @@ mod tests {
     #[test]
     fn a_link_without_an_address_is_nobodys() {
         let (link, _) = given(2, vec![LinkInfo::Kind(InfoKind::Dummy)]);
-        assert_eq!(taken_over(&[link], &[], &[], &[]).unwrap(), Contents::default());
+        assert_eq!(taken_over(Model::TcFilter, &[link], &[], &[], &[]).unwrap(), Contents::default());
     }
 
     #[test]
@@ -405,7 +434,7 @@ mod tests {
         let figures: Vec<_> = routes.iter().map(|route| (route.metric, route.mtu, route.kind)).collect();
         assert_eq!(figures, [(200, 0, RouteKind::Unicast), (100, 1300, RouteKind::Unicast)]);
         assert!(routes_of(4, &messages).unwrap().is_empty());
-        let barred = taken_over(&[], &[], &messages, &[]).unwrap().barred;
+        let barred = taken_over(Model::TcFilter, &[], &[], &messages, &[]).unwrap().barred;
         assert_eq!(
             barred.iter().map(|route| (route.metric, route.kind)).collect::<Vec<_>>(),
             [(7, RouteKind::Blackhole)]

@@ -28,6 +28,7 @@ pub fn contents() -> Contents {
     let link = Link {
         index: 0,
         name: "eth0".into(),
+        kind: String::new(),
         mac: MAC,
         mtu: 1500,
         addresses: vec![Address { ip: GUEST.into(), prefix: PREFIX }],

@@ -8,6 +8,7 @@ use std::time::Duration;
 use coracle_machine::{
     Architecture, Cpus, Device, DeviceKind, GuestStream, Machine, MachineSpec, Memory, MemoryKind, Platform,
 };
+use coracle_network::Model;
 use coracle_process::{Child, ExitStatus, Ring};
 use coracle_protocol::agent::{CreateSandboxRequest, GetOOMEventRequest, Storage};
 use coracle_protocol::{hello, ports};
@@ -53,11 +54,14 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let config = &sandbox.config;
     let Files { shared, virtiofsd, storage, device } = Files::of(config, setup.shares_files).await?;
     let (network, mut devices) = match &setup.network {
+        // It is left alone, and whatever is in it.
+        Some(_) if config.network.model == Model::None => (None, Vec::new()),
         Some(path) => {
             // On its own: given up halfway it would leave links that nobody knows of. What it has taken is given back with it.
             let (path, folder) = (path.clone(), config.folder.clone());
             let held = Arc::clone(&sandbox.links).read_owned().await;
-            let taken = tokio::spawn(async move { Network::take(&path, &folder, held).await }).await;
+            let options = config.network;
+            let taken = tokio::spawn(async move { Network::take(&path, &folder, options, held).await }).await;
             let (network, devices) = taken.map_err(|error| Error::Failed(error.to_string()))??;
             (Some(network), devices)
         }
@@ -133,6 +137,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         virtiofsd,
         has_shm: !setup.sandbox_id.is_empty(),
         network,
+        gains_links: capabilities.hotplug.contains(&DeviceKind::Net),
         served,
         _forward: forward,
         sysctls: setup.sysctls.clone(),

@@ -90,6 +90,8 @@ pub struct Config {
     pub labels: bool,
     /// The folder of hooks in the guest; empty where there is none.
     pub hook_folder: String,
+    /// How links of the pod's network namespace are taken over.
+    pub network: coracle_network::Options,
     /// The folder in which volumes are named that are disks (Kata's direct-assigned volumes).
     pub direct_volumes: std::path::PathBuf,
     /// How often the guest's clock is compared with the host's, beside the times when that one was set.

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use coracle_machine::{AgentAddress, Descriptor, Device};
-use coracle_network::{Contents, Link, Namespace, Route, plan};
+use coracle_machine::{AgentAddress, Descriptor, Device, Machine};
+use coracle_network::{Contents, Hold, Link, Namespace, Options, Route, plan};
 use coracle_protocol::agent::{AddARPNeighborsRequest, UpdateInterfaceRequest, UpdateRoutesRequest};
 use coracle_protocol::oci;
 use coracle_protocol::protobuf::MessageField;
@@ -15,24 +15,24 @@ use crate::agent::{Agent, Patience};
 use crate::forward::Forward;
 use crate::{Error, Result, spec};
 
-/// The file of a pod's folder that names the links which it has taken, by their numbers in their namespace, one a line.
+/// The file of a pod's folder that names the links which it has taken, one a line.
 const TAKEN: &str = "links";
 
-/// The links that a pod, whose folder this is, has taken and not given back.
+/// What it takes to give back the links that a pod, whose folder this is, has taken and not given back.
 #[must_use]
-pub fn taken_links(folder: &Path) -> Vec<u32> {
+pub fn taken_links(folder: &Path) -> Vec<Hold> {
     let text = std::fs::read_to_string(folder.join(TAKEN)).unwrap_or_default();
-    text.lines().filter_map(|line| line.parse().ok()).collect()
+    text.lines().filter_map(Hold::parse).collect()
 }
 
-fn note_taken(folder: &Path, links: &[u32]) -> Result<()> {
-    let text: String = links.iter().map(|link| format!("{link}\n")).collect();
+fn note_taken<'a>(folder: &Path, holds: impl Iterator<Item = &'a Hold>) -> Result<()> {
+    let text: String = holds.map(|hold| hold.line() + "\n").collect();
     let path = folder.join(TAKEN);
     std::fs::write(&path, text).map_err(|error| Error::Failed(format!("write {}: {error}", path.display())))
 }
 
 /// Gives back links of the pod that `spec` describes, after one that could not do so itself.
-pub async fn give_back_network(spec: &oci::Spec, links: &[u32]) {
+pub async fn give_back_network(spec: &oci::Spec, links: &[Hold]) {
     // A specification that is refused has taken none.
     if let Ok(Some(path)) = spec::network(spec) {
         coracle_network::give_back(&path, links).await;
@@ -43,25 +43,35 @@ pub async fn give_back_network(spec: &oci::Spec, links: &[u32]) {
 pub(crate) struct Network {
     namespace: Namespace,
     folder: PathBuf,
+    options: Options,
     // Read when the guest is told, taken out when they are given back.
     taken: Mutex<Taken>,
+    /// Held by who looks for links that have come or gone.
+    scan: tokio::sync::Mutex<()>,
 }
 
 /// Links that were taken over.
 #[derive(Default)]
 struct Taken {
-    links: Vec<Link>,
+    links: Vec<TakenLink>,
     /// Routes that lead nowhere.
     barred: Vec<Route>,
     /// Held from before the first link is taken until after the last one was given back.
     _held: Option<OwnedRwLockReadGuard<()>>,
 }
 
+#[derive(Clone)]
+struct TakenLink {
+    link: Link,
+    hold: Hold,
+    device: Device,
+}
+
 impl Taken {
     /// Gives them back, of the pod in `folder`.
     async fn give_back(self, namespace: &Namespace, folder: &Path) {
-        for link in &self.links {
-            namespace.disconnect(link.index).await;
+        for taken in self.links.iter().rev() {
+            namespace.disconnect(&taken.hold).await;
         }
         if !self.links.is_empty() {
             // A folder that is gone names none either.
@@ -78,32 +88,86 @@ impl Network {
     pub(crate) async fn take(
         path: &Path,
         folder: &Path,
+        options: Options,
         held: OwnedRwLockReadGuard<()>,
     ) -> Result<(Self, Vec<Device>)> {
         let namespace = Namespace::open(path).await?;
-        let Contents { links, barred } = namespace.free_contents(path).await?;
+        let Contents { links, barred } = namespace.free_contents(path, options.model).await?;
         let network = Self {
             namespace,
             folder: folder.to_owned(),
+            options,
             taken: Mutex::new(Taken { links: Vec::new(), barred, _held: Some(held) }),
+            scan: tokio::sync::Mutex::default(),
         };
-        let (mut devices, mut noted) = (Vec::new(), Vec::new());
+        let mut devices = Vec::new();
         for link in links {
-            noted.push(link.index);
-            note_taken(folder, &noted)?;
-            let tap = match network.namespace.connect(&link).await {
-                Ok(tap) => Descriptor::new(tap),
-                Err(error) => {
-                    // What it has is somebody else's.
-                    noted.pop();
-                    note_taken(folder, &noted)?;
-                    return Err(error.into());
-                }
-            };
-            devices.push(Device::Net { mac: link.mac, tap });
-            network.lock().links.push(link);
+            let taken = network.connect(link).await?;
+            devices.push(taken.device.clone());
+            network.lock().links.push(taken);
         }
         Ok((network, devices))
+    }
+
+    /// Takes one link over. It is noted before that, and no longer where that fails.
+    async fn connect(&self, link: Link) -> Result<TakenLink> {
+        let hold = self.namespace.hold(&link, &self.options).await?;
+        let noted: Vec<Hold> = self.lock().links.iter().map(|taken| taken.hold.clone()).collect();
+        note_taken(&self.folder, noted.iter().chain([&hold]))?;
+        match self.namespace.connect(&link, &self.options).await {
+            Ok(tap) => {
+                let device = Device::Net { mac: link.mac, tap: Descriptor::new(tap) };
+                Ok(TakenLink { link, hold, device })
+            }
+            Err(error) => {
+                // What it has is somebody else's.
+                note_taken(&self.folder, noted.iter())?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Takes over links that have come since, and lets go of those that have gone: a runtime may make them after the container was.
+    /// `gains` is whether the machine gains and loses links while it runs.
+    pub(crate) async fn rescan(&self, machine: &dyn Machine, agent: &Agent, gains: bool) -> Result<()> {
+        let _alone = self.scan.lock().await;
+        let found = self.namespace.contents(self.options.model).await?;
+        let known: Vec<TakenLink> = self.lock().links.clone();
+        let is_known = |link: &&Link| known.iter().any(|taken| taken.link.index == link.index);
+        let fresh: Vec<Link> = found.links.iter().filter(|link| !is_known(link)).cloned().collect();
+        // One that is there without an address is still what it was.
+        let present = self.namespace.numbers().await?;
+        let is_gone = |taken: &&TakenLink| !present.contains(&taken.link.index);
+        let gone: Vec<TakenLink> = known.iter().filter(is_gone).cloned().collect();
+        if fresh.is_empty() && gone.is_empty() {
+            return Ok(());
+        }
+        if let Some(link) = fresh.first().filter(|_| !gains) {
+            return Err(Error::Unsupported(format!(
+                "the network link {} came after the pod's machine was started, and this monitor's machines gain none: make it before",
+                link.name
+            )));
+        }
+        for taken in &gone {
+            if gains {
+                machine.detach(taken.device.clone()).await.unwrap_or_else(|error| {
+                    log::warn!("the network link {} stays in the machine: {error}", taken.link.name);
+                });
+            }
+            self.lock().links.retain(|other| other.link.index != taken.link.index);
+        }
+        for link in fresh {
+            let taken = self.connect(link).await?;
+            if let Err(error) = machine.attach(taken.device.clone()).await {
+                self.namespace.disconnect(&taken.hold).await;
+                return Err(error.into());
+            }
+            self.lock().links.push(taken);
+        }
+        self.lock().barred = found.barred;
+        let noted: Vec<Hold> = self.lock().links.iter().map(|taken| taken.hold.clone()).collect();
+        note_taken(&self.folder, noted.iter())?;
+        self.tell(agent).await
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -119,9 +183,10 @@ impl Network {
     pub(crate) async fn tell(&self, agent: &Agent) -> Result<()> {
         let contents = {
             let taken = self.lock();
-            Contents { links: taken.links.clone(), barred: taken.barred.clone() }
+            let links = taken.links.iter().map(|taken| taken.link.clone()).collect();
+            Contents { links, barred: taken.barred.clone() }
         };
-        tell(agent, &contents).await
+        tell(agent, &plan::for_guest(&contents, self.options.model)).await
     }
 
     /// Lets the loopback of the namespace lead to the guest's.

@@ -35,6 +35,8 @@ pub(crate) struct Pod {
     /// Whether its containers share memory in the guest.
     pub(crate) has_shm: bool,
     pub(crate) network: Option<Network>,
+    /// Whether the machine gains and loses links while it runs.
+    pub(crate) gains_links: bool,
     /// What serves the network of the host's user, where the pod has that.
     pub(crate) served: Option<Served>,
     /// Ports of the guest's loopback on the host; it ends with the pod.

@@ -73,7 +73,12 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
     let wanted = Wanted::from(&stdio);
     let run = async {
         match (connected, spec) {
-            (Some(connected), _) => start_first(&pod, id).await.map(|()| connected),
+            (Some(connected), _) => {
+                if let Some(network) = &pod.network {
+                    network.rescan(&*pod.machine, &pod.agent, pod.gains_links).await?;
+                }
+                start_first(&pod, id).await.map(|()| connected)
+            }
             (None, Some(spec)) => start_exec(&pod, id, spec, wanted).await,
             (None, None) => Err(Error::State(format!("container {} was not made", id.container))),
         }

@@ -35,6 +35,34 @@ pub enum Rootfs {
     Virtiofs,
 }
 
+/// How links of a pod's network namespace and the guest's are one another's wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkModel {
+    /// By a filter that sends on each frame.
+    TcFilter,
+    /// By macvtap devices.
+    Macvtap,
+    /// By a router, for IP alone.
+    Routed,
+    /// Not at all.
+    None,
+}
+
+/// A limit; 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit(pub Option<u64>);
+
+impl Kind for Limit {
+    const EXPECTED: &'static str = "a whole number, 0 for none";
+    fn read(value: &Value) -> Option<Self> {
+        let number: u64 = value.as_integer()?.try_into().ok()?;
+        Some(Self(Some(number).filter(|number| *number > 0)))
+    }
+    fn show(&self) -> String {
+        self.0.unwrap_or(0).to_string()
+    }
+}
+
 /// The machine type of QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MachineType {
@@ -137,6 +165,14 @@ macro_rules! words {
 words!(Accelerator, "one of \"kvm\", \"any\", \"emulation\"", "kvm" = Kvm, "any" = Any, "emulation" = Emulation);
 words!(Monitor, "one of \"qemu\", \"builtin\", \"auto\"", "qemu" = Qemu, "builtin" = Builtin, "auto" = Auto);
 words!(Rootfs, "one of \"erofs\", \"virtiofs\"", "erofs" = Erofs, "virtiofs" = Virtiofs);
+words!(
+    NetworkModel,
+    "one of \"tcfilter\", \"macvtap\", \"routed\", \"none\"",
+    "tcfilter" = TcFilter,
+    "macvtap" = Macvtap,
+    "routed" = Routed,
+    "none" = None
+);
 words!(MachineType, "one of \"q35\", \"microvm\"", "q35" = Q35, "microvm" = Microvm);
 
 /// One entry of the reference.
@@ -229,6 +265,12 @@ settings! {
         "Where virtiofsd is looked for; the first that is there is used, whether the Rust or the older C program.";
     storage_direct_volumes: PathBuf = "storage.direct_volumes", "/run/kata-containers/shared/direct-volumes".into(),
         "The folder in which a storage driver names volumes that are disks: below it, in the folder of a volume's path in URL-safe base64, `mountInfo.json` says which disk the guest mounts (Kata's direct-assigned volumes).";
+    network_model: NetworkModel = "network.model", NetworkModel::TcFilter,
+        "How the links of a pod's network namespace and the guest's are one another's wire. \"tcfilter\" sends on each frame between a link and the machine's by a filter; \"macvtap\" puts the machine's device on the link (veth and vlan); \"routed\" makes the namespace a router, for IP alone, whatever the link is; \"none\" leaves the links alone, and the guest has none.";
+    network_limit_to_guest_mbit: Limit = "network.limit_to_guest_mbit", Limit(None),
+        "The most that goes to a guest by each of its links, in megabits a second; 0 is no limit. Not with `network.model = \"macvtap\"`.";
+    network_limit_from_guest_mbit: Limit = "network.limit_from_guest_mbit", Limit(None),
+        "The most that comes from a guest by each of its links, in megabits a second; 0 is no limit. Not with `network.model = \"macvtap\"`.";
     network_default: String = "network.default", "bridge".into(),
         "The network of `coracle run` without --network: \"bridge\" is addresses behind the host's own, \"user\" is one that takes no privileges (an ordinary user's containers have it instead of another one), \"none\" is no network, any other word is the name of a CNI network.";
     network_plugin_folders: Vec<String> = "network.plugin_folders", ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(str::to_owned).into(),

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Removes the control group that the daemon was in, and gives back the `links` that the pod has taken of its network. Without a
 /// bundle that can be read nobody knows of either.
-fn clean_up_host(args: &Args, links: &[u32]) {
+fn clean_up_host(args: &Args, links: &[coracle_network::Hold]) {
     let bundle = args.bundle.clone().or_else(|| std::env::current_dir().ok());
     let Some(Ok(spec)) = bundle.map(|bundle| bundle::read(&bundle)) else { return };
     if matches!(bundle::membership(&spec), Membership::Of(_)) {
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if folder::is_served(&pod, PATIENCE) {
         log::info!("{} is served: its folder stays", args.id);
     } else {
-        let links = coracle_sandbox::taken_links(&pod);
+        let links = coracle_sandbox::taken_links(&folder::machine(&pod));
         folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))?;
         clean_up_host(args, &links);
     }

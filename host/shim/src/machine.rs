@@ -7,7 +7,7 @@ use coracle_driver_builtin::{Builtin, Config as BuiltinConfig};
 use coracle_driver_qemu::{Config as QemuConfig, KvmState, MachineType, Qemu, probe_kvm};
 use coracle_machine::{Accelerator, Driver, Forward, Kernel, KernelForm};
 use coracle_sandbox::{Config, Error, UserNetwork};
-use coracle_settings::{self as settings, Settings};
+use coracle_settings::{self as settings, Limit, NetworkModel, Settings};
 
 /// What runs the guest, or why nothing may.
 pub(crate) fn accelerator(settings: &Settings) -> Result<Accelerator, Error> {
@@ -136,9 +136,25 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         labels: settings.guest_labels,
         hook_folder: settings.guest_hook_folder.clone(),
         direct_volumes: settings.storage_direct_volumes.clone(),
+        network: network_options(settings),
         clock_period: std::time::Duration::from_secs(settings.guest_clock_seconds),
         boot_timeout: settings.boot_timeout(),
         agent_timeout: std::time::Duration::from_secs(settings.agent_timeout_seconds),
         version: coracle_protocol::VERSION.to_owned(),
     })
+}
+
+/// How links of pods are taken over.
+fn network_options(settings: &Settings) -> coracle_network::Options {
+    let bits = |mbit: Limit| mbit.0.map(|mbit| mbit.saturating_mul(1_000_000));
+    coracle_network::Options {
+        model: match settings.network_model {
+            NetworkModel::TcFilter => coracle_network::Model::TcFilter,
+            NetworkModel::Macvtap => coracle_network::Model::Macvtap,
+            NetworkModel::Routed => coracle_network::Model::Routed,
+            NetworkModel::None => coracle_network::Model::None,
+        },
+        to_guest: bits(settings.network_limit_to_guest_mbit),
+        from_guest: bits(settings.network_limit_from_guest_mbit),
+    }
 }

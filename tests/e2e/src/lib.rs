@@ -258,7 +258,7 @@ impl Host {
 pub fn busybox_root(host: &Host) -> String {
     let root = host.folder.join("busybox");
     if !root.exists() {
-        for folder in ["bin", "etc", "dev", "proc", "tmp"] {
+        for folder in ["bin", "etc", "dev", "proc", "sys", "tmp"] {
             std::fs::create_dir_all(root.join(folder)).expect("a folder");
         }
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static");

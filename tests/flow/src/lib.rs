@@ -70,6 +70,7 @@ fn config(folder: &Path) -> Config {
         labels: false,
         hook_folder: String::new(),
         direct_volumes: "/nowhere".into(),
+        network: coracle_network::Options::default(),
         clock_period: Duration::from_secs(300),
         boot_timeout: Duration::from_secs(30),
         agent_timeout: Duration::from_secs(600),

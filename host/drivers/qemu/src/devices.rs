@@ -69,12 +69,16 @@ pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &Machine
                     Device::NetStream { .. } => format!("stream,addr.type=fd,addr.str={},server=off", next()),
                     _ => format!("tap,fd={}", next()),
                 };
-                let mac = mac_text(*mac);
                 // Without the ROM for booting over the network, which is a package of its own.
                 let rom = if pci { ",romfile=" } else { "" };
-                let net = bus("virtio-net");
-                add(&["-netdev", &format!("{end},id=net{number}")]);
-                add(&["-device", &format!("{net},netdev=net{number},mac={mac}{rom}{modern}")]);
+                // A link of the host's may go while the machine runs.
+                let (name, place) = match (net_name(*mac), device) {
+                    (name, Device::Net { .. }) if pci => (name.clone(), format!(",id={name},bus={HOTPLUG_BUS}")),
+                    _ => (format!("net{number}"), String::new()),
+                };
+                let (net, mac) = (bus("virtio-net"), mac_text(*mac));
+                add(&["-netdev", &format!("{end},id={name}")]);
+                add(&["-device", &format!("{net},netdev={name},mac={mac}{place}{rom}{modern}")]);
             }
             Device::Block { path, read_only, direct, serial } => {
                 let on = |flag: bool| if flag { "on" } else { "off" };
@@ -119,6 +123,11 @@ fn plain(path: &Path) -> Result<&str> {
 fn escaped(path: &Path) -> Result<String> {
     let text = path.to_str().ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))?;
     Ok(text.replace(',', ",,"))
+}
+
+/// QEMU's name for a link of the host's, by its hardware address.
+pub(crate) fn net_name(mac: [u8; 6]) -> String {
+    format!("net-{}", mac_text(mac).replace(':', ""))
 }
 
 /// QEMU's name for a disk, by its serial number.

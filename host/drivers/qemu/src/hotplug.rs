@@ -5,25 +5,31 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use coracle_machine::{Descriptor, Device, Error, Result};
+use coracle_machine::{Descriptor, Device, Error, MachineSpec, Result};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
-use crate::devices::{HOTPLUG_BUS, discard, disk_name, file_driver};
+use crate::devices::{HOTPLUG_BUS, discard, disk_name, file_driver, net_name};
 use crate::events::{DEVICES, reported};
 use crate::qmp;
 
 /// How long the guest may take to let go of a device.
 const EJECT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The devices that were added, by QEMU's names.
-#[derive(Debug, Default)]
+/// The devices that can go, by QEMU's names.
+#[derive(Debug)]
 pub(crate) struct Hotplug {
     added: HashSet<String>,
 }
 
 impl Hotplug {
+    /// Of a machine with these devices: links of the host's are where they can be taken out.
+    pub(crate) fn of(spec: &MachineSpec) -> Self {
+        let nets = spec.devices.iter().filter(|device| matches!(device, Device::Net { .. }));
+        Self { added: nets.filter_map(|device| name(device).ok()).collect() }
+    }
+
     /// Adds a device. The guest sees it a moment later.
     pub(crate) async fn attach(&mut self, control: &qmp::Client, device: &Device) -> Result<()> {
         let name = name(device)?;
@@ -57,7 +63,7 @@ impl Hotplug {
         Ok(())
     }
 
-    /// Takes a device out that was added, once the guest has let go of it. One that it keeps can be asked for again.
+    /// Takes a device out that can go, once the guest has let go of it. One that it keeps can be asked for again.
     pub(crate) async fn detach(
         &mut self,
         control: &qmp::Client,
@@ -66,7 +72,7 @@ impl Hotplug {
     ) -> Result<()> {
         let name = name(device)?;
         if !self.added.contains(&name) {
-            return Err(Error::Invalid(format!("no device {name} was added to the machine")));
+            return Err(Error::Invalid(format!("the machine has no device {name} that could be taken out")));
         }
         // Listened to before it is asked for.
         let mut events = events.subscribe();
@@ -93,7 +99,7 @@ impl Hotplug {
 fn name(device: &Device) -> Result<String> {
     match device {
         Device::Block { serial, .. } => disk_name(serial),
-        Device::Net { mac, .. } => Ok(format!("net-{}", coracle_machine::mac_text(*mac).replace(':', ""))),
+        Device::Net { mac, .. } => Ok(net_name(*mac)),
         other => Err(Error::Unsupported(format!("attaching or detaching {:?}", other.kind()))),
     }
 }

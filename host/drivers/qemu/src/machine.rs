@@ -59,7 +59,7 @@ pub(crate) struct QemuMachine {
     cpus: AtomicU32,
     least_bytes: u64,
     can_grow: bool,
-    /// Devices that were added, and who changes them: one at a time. None where there is no place for them.
+    /// Devices that can go, and who changes them: one at a time. None where there is no place for them.
     hotplug: Option<Mutex<Hotplug>>,
     /// What QEMU reports while it runs.
     events: broadcast::Sender<qmp::Event>,
@@ -104,7 +104,7 @@ impl QemuMachine {
             cpus,
             least_bytes,
             can_grow,
-            hotplug: (config.machine_type == MachineType::Q35).then(Mutex::default),
+            hotplug: (config.machine_type == MachineType::Q35).then(|| Mutex::new(Hotplug::of(spec))),
             events: reports,
             console,
             end: Ends::new(end),
