@@ -241,6 +241,7 @@ mod tests {
                 memory: Memory { size_mib: 128, max_mib: 128, kind: MemoryKind::Shared, huge_pages: false },
                 devices: vec![Device::Vsock],
                 console: true,
+                access_platform: false,
             }
         };
         all(&FakeDriver::new(Arc::new(guest)), spec).await;

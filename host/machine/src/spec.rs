@@ -27,6 +27,9 @@ pub struct MachineSpec {
     pub devices: Vec<Device>,
     /// Whether the guest's console is kept.
     pub console: bool,
+    /// Whether devices reach no more of the guest's memory than what it lends them (virtio 1.3, 6.1, `VIRTIO_F_ACCESS_PLATFORM`). Such a
+    /// machine gains and loses no devices.
+    pub access_platform: bool,
 }
 
 /// A processor's architecture.

@@ -52,7 +52,8 @@ pub(crate) struct Setup {
 /// Boots the pod's machine. When the future is dropped, nothing is left of it.
 pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let config = &sandbox.config;
-    let Files { shared, virtiofsd, storage, device } = Files::of(config, setup.shares_files).await?;
+    let shares_files = setup.shares_files && config.shares_files;
+    let Files { shared, virtiofsd, storage, device } = Files::of(config, shares_files).await?;
     let (network, mut devices) = match &setup.network {
         // It is left alone, and whatever is in it.
         Some(_) if config.network.model == Model::None => (None, Vec::new()),
@@ -80,7 +81,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let mut spec = machine_spec(config, setup, devices);
     let capabilities = sandbox.driver.capabilities(&spec);
     // What goes back of huge pages is another's, and was reserved for this one.
-    if capabilities.coldplug.contains(&DeviceKind::Balloon) && !config.huge_pages {
+    if capabilities.coldplug.contains(&DeviceKind::Balloon) && !config.huge_pages && !config.sealed {
         spec.devices.push(Device::Balloon);
     }
     let least = Size { cpus: spec.cpus.boot, memory_mib: spec.memory.size_mib };
@@ -158,7 +159,7 @@ fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpe
     let cpus = setup.cpus.unwrap_or(config.vcpus).max(config.vcpus);
     let memory_mib = config.memory_mib + setup.memory_mib.unwrap_or(0);
     // Huge pages were reserved for what there is, and nobody knows how many are left.
-    let room = if config.huge_pages { 0 } else { config.memory_max_mib.saturating_sub(memory_mib) };
+    let room = if config.huge_pages || config.sealed { 0 } else { config.memory_max_mib.saturating_sub(memory_mib) };
     let most = memory_mib + room / GROWTH_UNIT_MIB * GROWTH_UNIT_MIB;
     let mut devices = vec![Device::Vsock, Device::Rng];
     devices.extend(more);
@@ -171,15 +172,17 @@ fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpe
         kernel: config.kernel.clone(),
         initrd: config.initrd.clone(),
         command_line: config.command_line.clone(),
-        cpus: Cpus { boot: cpus, max: cpus.max(config.vcpus_max) },
+        cpus: Cpus { boot: cpus, max: if config.sealed { cpus } else { cpus.max(config.vcpus_max) } },
         memory: Memory {
             size_mib: memory_mib,
             max_mib: most,
-            kind: if setup.shares_files { MemoryKind::Shared } else { MemoryKind::Private },
+            kind: if setup.shares_files && config.shares_files { MemoryKind::Shared } else { MemoryKind::Private },
             huge_pages: config.huge_pages,
         },
         devices,
-        console: true,
+        // What it says there anybody on the host could read.
+        console: !config.sealed,
+        access_platform: config.sealed,
     }
 }
 

@@ -18,6 +18,9 @@ use crate::size::{self, Limits};
 use crate::state::{Container, Process, State};
 use crate::{CreateRequest, Error, Result, Sandbox, copy, mirror, mount, spec};
 
+/// The annotation by which Kubernetes names the file of a container's last words.
+const TERMINATION_PATH: &str = "io.kubernetes.container.terminationMessagePath";
+
 impl Sandbox {
     /// Makes a container whose process waits for its start.
     ///
@@ -36,6 +39,8 @@ impl Sandbox {
             mounts: spec.Mounts.clone(),
             devices: spec::block_devices(&spec),
             rules: spec::device_rules(&spec),
+            copies_files: !self.config.shares_files,
+            termination_log: spec.Annotations.get(TERMINATION_PATH).cloned().unwrap_or_default(),
             direct_volumes: self.config.direct_volumes.clone(),
             ..Wanted::default()
         };

@@ -166,6 +166,7 @@ mod tests {
             memory: Memory { size_mib: 128, max_mib: 128, kind: MemoryKind::Private, huge_pages: false },
             devices: Vec::new(),
             console: false,
+            access_platform: false,
         };
         let machine = FakeDriver::new(std::sync::Arc::new(|_| Box::pin(std::future::pending()))).boot(spec).await;
         (folder, machine.unwrap())

@@ -84,6 +84,10 @@ pub struct Config {
     pub vcpus: u32,
     /// Where virtiofsd is looked for. None: the machine's file system is in place already (a fake).
     pub virtiofsd: Option<Vec<String>>,
+    /// Whether the guest may see folders of the host's; where not it has copies of files.
+    pub shares_files: bool,
+    /// Whether the machine is one as confidential guests have it: see the setting `machine.sealed`.
+    pub sealed: bool,
     /// The network of a pod that has no network namespace. None: none.
     pub user_network: Option<UserNetwork>,
     /// Whether labels of mandatory access control go to the guest, whose profiles they then name.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_protocol::agent::{ExecProcessRequest, StartContainerRequest, WaitProcessRequest};
+use coracle_protocol::agent::{
+    ExecProcessRequest, GetDiagnosticDataRequest, StartContainerRequest, WaitProcessRequest,
+};
 use coracle_protocol::oci;
 use coracle_protocol::protobuf::MessageField;
 use tokio::sync::oneshot;
@@ -155,6 +157,9 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>, id: &ProcessId, said: oneshot::Recei
                 sandbox.tell(move |state| state.ending(&name, status));
                 // Nothing is ever sent: its sender goes.
                 let _ = tokio::time::timeout(LAST_WORDS_PATIENCE, said).await;
+                if id.exec.is_empty() {
+                    fetch_message(&sandbox, &pod, &id.container).await;
+                }
                 sandbox.tell(move |state| state.exited(&id, status));
             }
             Err(error) => {
@@ -166,4 +171,43 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>, id: &ProcessId, said: oneshot::Recei
             }
         }
     });
+}
+
+/// How long the guest may take to tell a container's last words.
+const MESSAGE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Writes a container's last words where Kubernetes looks for them, where the guest has only a copy of that file.
+async fn fetch_message(sandbox: &Sandbox, pod: &Pod, container: &str) {
+    let name = container.to_owned();
+    let of = move |state: &mut State| state.containers.get(&name)?.storage.as_ref()?.termination_log.clone();
+    let Ok(Some(path)) = sandbox.ask(of).await else { return };
+    let request = GetDiagnosticDataRequest {
+        container_id: container.to_owned(),
+        log_type: "termination_log".into(),
+        ..Default::default()
+    };
+    let get = pod.agent.call("GetDiagnosticData", Patience::Bounded, async |agent, ctx| {
+        agent.get_diagnostic_data(ctx, &request).await
+    });
+    let written = match tokio::time::timeout(MESSAGE_PATIENCE, get).await {
+        Ok(Ok(answer)) => tokio::task::spawn_blocking(move || write_message(&path, &answer.data)).await,
+        Ok(Err(error)) => return log::warn!("the last words of {container} can't be told: {error}"),
+        Err(_) => return log::warn!("the guest does not tell the last words of {container}"),
+    };
+    if let Ok(Err(error)) = written {
+        log::warn!("the last words of {container} can't be written: {error}");
+    }
+}
+
+/// What Kubernetes takes of a message, in bytes.
+const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Writes into the file that is there: it is kubelet's.
+fn write_message(path: &std::path::Path, message: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::File::options();
+    let mut file = options.write(true).truncate(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let bytes = message.as_bytes();
+    file.write_all(bytes.get(..MESSAGE_BYTES_MAX).unwrap_or(bytes))
 }

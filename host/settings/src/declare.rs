@@ -48,6 +48,15 @@ pub enum NetworkModel {
     None,
 }
 
+/// How a guest has files of the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SharedFs {
+    /// It sees them.
+    VirtioFs,
+    /// It has copies.
+    None,
+}
+
 /// A limit; 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub Option<u64>);
@@ -173,6 +182,7 @@ words!(
     "routed" = Routed,
     "none" = None
 );
+words!(SharedFs, "one of \"virtio-fs\", \"none\"", "virtio-fs" = VirtioFs, "none" = None);
 words!(MachineType, "one of \"q35\", \"microvm\"", "q35" = Q35, "microvm" = Microvm);
 
 /// One entry of the reference.
@@ -241,6 +251,8 @@ settings! {
         "Processors that a pod's machine can have at most, where it can grow, and never more than the host has.";
     machine_huge_pages: bool = "machine.huge_pages", false,
         "Whether a machine's memory is made of huge pages of 2 MiB. They must be reserved on the host (vm.nr_hugepages) and are taken whole; a machine for which there are too few fails to start or is killed.";
+    machine_sealed: bool = "machine.sealed", false,
+        "Whether a machine is made by the rules of confidential guests: all its devices are there from its start, its size is fixed, devices reach only memory that the guest lends them, no files are shared (as with `storage.shared_fs = \"none\"`), its console is not kept, and it gives back no memory. It protects from nobody by itself. QEMU only.";
     machine_vcpus: u32 = "machine.vcpus", 1,
         "Processors of a pod's machine where its containers ask for none.";
     guest_folder: PathBuf = "guest.folder", "/var/lib/coracle/guest".into(),
@@ -263,6 +275,8 @@ settings! {
         "Whether the host kernel's vhost-vsock is used where it is there.";
     virtiofsd_path: Vec<String> = "virtiofsd.paths", ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"].map(str::to_owned).into(),
         "Where virtiofsd is looked for; the first that is there is used, whether the Rust or the older C program.";
+    storage_shared_fs: SharedFs = "storage.shared_fs", SharedFs::VirtioFs,
+        "How a guest has files of the host's that are not on disks. \"virtio-fs\": it sees them, by virtiofsd. \"none\": it gets copies of single files (64 MiB at most) and of what kubelet writes as a whole, `emptyDir` volumes are the guest's memory, the termination message comes back, and a mount of any other folder is refused.";
     storage_direct_volumes: PathBuf = "storage.direct_volumes", "/run/kata-containers/shared/direct-volumes".into(),
         "The folder in which a storage driver names volumes that are disks: below it, in the folder of a volume's path in URL-safe base64, `mountInfo.json` says which disk the guest mounts (Kata's direct-assigned volumes).";
     network_model: NetworkModel = "network.model", NetworkModel::TcFilter,

@@ -7,7 +7,7 @@ use coracle_driver_builtin::{Builtin, Config as BuiltinConfig};
 use coracle_driver_qemu::{Config as QemuConfig, KvmState, MachineType, Qemu, probe_kvm};
 use coracle_machine::{Accelerator, Driver, Forward, Kernel, KernelForm};
 use coracle_sandbox::{Config, Error, UserNetwork};
-use coracle_settings::{self as settings, Limit, NetworkModel, Settings};
+use coracle_settings::{self as settings, Limit, NetworkModel, Settings, SharedFs};
 
 /// What runs the guest, or why nothing may.
 pub(crate) fn accelerator(settings: &Settings) -> Result<Accelerator, Error> {
@@ -125,13 +125,15 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         folder: folder.to_owned(),
         kernel: Kernel { path: guest.join(coracle_guest_image::KERNEL), form: KernelForm::PvhElf },
         initrd: guest.join(coracle_guest_image::INITRD),
-        command_line: coracle_guest_image::command_line(),
+        command_line: command_line(settings),
         memory_mib: settings.machine_memory_mib,
         memory_max_mib: settings.machine_max_memory_mib.min(host_memory_mib()),
         vcpus_max: settings.machine_max_vcpus.min(host_processors()),
         huge_pages: settings.machine_huge_pages,
         vcpus: settings.machine_vcpus,
         virtiofsd: Some(settings.virtiofsd_path.clone()),
+        shares_files: settings.storage_shared_fs == SharedFs::VirtioFs && !settings.machine_sealed,
+        sealed: settings.machine_sealed,
         user_network: user_network(settings)?,
         labels: settings.guest_labels,
         hook_folder: settings.guest_hook_folder.clone(),
@@ -142,6 +144,13 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         agent_timeout: std::time::Duration::from_secs(settings.agent_timeout_seconds),
         version: coracle_protocol::VERSION.to_owned(),
     })
+}
+
+/// The kernel's command line: the image's, and what a sealed machine has beside it.
+fn command_line(settings: &Settings) -> String {
+    let line = coracle_guest_image::command_line();
+    // Every transfer goes through memory that is lent for it, of 32 MiB (Linux: admin-guide/kernel-parameters.txt, `swiotlb`).
+    if settings.machine_sealed { line + " swiotlb=16384,force" } else { line }
 }
 
 /// How links of pods are taken over.

@@ -63,6 +63,10 @@ pub struct Wanted {
     pub devices: Vec<oci::LinuxDevice>,
     /// Its rules for devices.
     pub rules: Vec<oci::LinuxDeviceCgroup>,
+    /// Whether the guest gets copies of files, and sees none of the host's.
+    pub copies_files: bool,
+    /// Where in the container its termination message is (Kubernetes' annotation); empty for none.
+    pub termination_log: String,
     /// The folder in which volumes are named that are disks (Kata's direct-assigned volumes).
     pub direct_volumes: PathBuf,
     /// Whether the machine has, or takes, the disks of which the root may be made.
@@ -93,16 +97,21 @@ impl Wanted {
         let mut needs = Needs { shares_files: root.is_none(), disks: Vec::new() };
         needs.disks.extend(root.into_iter().flat_map(|root| root.devices));
         for mount in self.mounts.iter().filter(|mount| is_bind(mount) && !(self.pod_shm && is_pod_shm(mount))) {
-            match volumes::of(mount, &self.direct_volumes)? {
+            match volumes::of(mount, self)? {
                 Some(Volume::Disk(device, _)) => add(&mut needs.disks, device),
                 Some(Volume::Mirrored(_) | Volume::Memory(_)) => {}
-                None => needs.shares_files |= !is_copy(mount),
+                None => needs.shares_files |= !self.is_copied(mount),
             }
         }
         for device in &self.devices {
             add(&mut needs.disks, volumes::raw(device, &self.rules)?.0);
         }
         Ok(needs)
+    }
+
+    /// Whether the guest gets a copy of a mount's file, where nothing is shared.
+    fn is_copied(&self, mount: &oci::Mount) -> bool {
+        is_copy(mount) || self.copies_files && Path::new(&mount.source).is_file()
     }
 }
 
@@ -140,6 +149,8 @@ pub struct ContainerPlan {
     pub mounts: Vec<HostMount>,
     /// Files to copy to the guest.
     pub copies: Vec<Copy>,
+    /// The host's file to which the container's termination message comes back, where it has written to a copy.
+    pub termination_log: Option<PathBuf>,
     /// Folders to copy there, and to follow.
     pub mirrors: Vec<Mirror>,
     /// Disks for the machine.
@@ -223,7 +234,7 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
     for mount in &wanted.mounts {
         let mut guest_mount = mount.clone();
         let is_shm = wanted.pod_shm && is_pod_shm(mount);
-        let volume = if is_bind(mount) && !is_shm { volumes::of(mount, &wanted.direct_volumes)? } else { None };
+        let volume = if is_bind(mount) && !is_shm { volumes::of(mount, wanted)? } else { None };
         if is_shm {
             guest_mount.source = paths::SHM.into();
         } else if let Some(volume) = volume {
@@ -233,8 +244,12 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
             let target = format!("{guest_folder}/{name}");
             match &folder {
                 Some(folder) => plan.mounts.push(host_bind(mount, folder.join(&name))?),
-                None if is_copy(mount) => {
-                    plan.copies.push(Copy { source: file_source(mount)?, target: target.clone() })
+                None if wanted.is_copied(mount) => {
+                    let source = file_source(mount)?;
+                    if mount.destination == wanted.termination_log {
+                        plan.termination_log = Some(source.clone());
+                    }
+                    plan.copies.push(Copy { source, target: target.clone() });
                 }
                 None => return Err(Error::NotShared(mount.destination.clone().into())),
             }

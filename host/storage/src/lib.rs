@@ -43,7 +43,7 @@ pub enum Error {
     OnlyDisks(PathBuf),
     /// A mount needs the host's files, and the pod's machine shares none.
     #[error(
-        "the mount {0} needs a file of the host, and the pod's machine, whose first container needed none, shares no files"
+        "the mount {0} needs files of the host, and the pod's machine shares none: its first container needed none, or `storage.shared_fs` or `machine.sealed` says so"
     )]
     NotShared(PathBuf),
 }

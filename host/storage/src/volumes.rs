@@ -13,7 +13,7 @@ use coracle_protocol::{oci, paths};
 use serde::Deserialize;
 
 use crate::disks::{disk, guest_name, serial, storage};
-use crate::{Error, Mirror};
+use crate::{Error, Mirror, Wanted};
 
 /// A mount that is not simply shared.
 #[derive(Debug)]
@@ -26,13 +26,13 @@ pub(crate) enum Volume {
     Disk(Device, Box<Storage>),
 }
 
-/// The volume that a bind mount is; `None` where it is only files. `direct` is the folder in which volumes are named that are disks.
+/// The volume that a bind mount of a container is; `None` where it is only files.
 ///
 /// # Errors
 /// [`Error::Invalid`], [`Error::Unsupported`].
-pub(crate) fn of(mount: &oci::Mount, direct: &Path) -> Result<Option<Volume>, Error> {
+pub(crate) fn of(mount: &oci::Mount, wanted: &Wanted) -> Result<Option<Volume>, Error> {
     let source = Path::new(&mount.source);
-    if let Some(info) = mount_info(source, direct)? {
+    if let Some(info) = mount_info(source, &wanted.direct_volumes)? {
         let (device, storage) = direct_volume(mount, &info)?;
         return Ok(Some(Volume::Disk(device, Box::new(storage))));
     }
@@ -42,7 +42,7 @@ pub(crate) fn of(mount: &oci::Mount, direct: &Path) -> Result<Option<Volume>, Er
             let target = format!("{}/{}", paths::COPIES, serial(source));
             Ok(Some(Volume::Mirrored(Mirror { source: source.to_owned(), target })))
         }
-        Some("empty-dir") => memory(source),
+        Some("empty-dir") => memory(source, wanted.copies_files),
         _ => Ok(None),
     }
 }
@@ -65,23 +65,24 @@ fn is_link(path: &Path) -> bool {
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
-/// Kubelet's `emptyDir`: of the medium `Memory` it is one in the guest, with its size, owner and mode. Otherwise it is files.
-fn memory(source: &Path) -> Result<Option<Volume>, Error> {
+/// Kubelet's `emptyDir`: of the medium `Memory` it is one in the guest, with its size, owner and mode. Otherwise it is files, or memory of
+/// the guest all the same where it `must` be, as far as that goes.
+fn memory(source: &Path, must: bool) -> Result<Option<Volume>, Error> {
     use std::os::unix::fs::MetadataExt;
     let failed = |error: std::io::Error| Error::Invalid(format!("look at {}: {error}", source.display()));
     let found = rustix::fs::statfs(source).map_err(|errno| failed(errno.into()))?;
     if found.f_type == HUGETLBFS_MAGIC {
         return Err(Error::Unsupported { destination: source.to_owned(), kind: "huge pages".into() });
     }
-    if found.f_type != TMPFS_MAGIC {
-        return Ok(None);
-    }
     let metadata = std::fs::metadata(source).map_err(failed)?;
     // A folder on a file system of memory has no memory of its own.
-    if std::fs::metadata(source.join("..")).map_err(failed)?.dev() == metadata.dev() {
+    let is_mount = std::fs::metadata(source.join("..")).map_err(failed)?.dev() != metadata.dev();
+    let is_memory = found.f_type == TMPFS_MAGIC && is_mount;
+    if !is_memory && !must {
         return Ok(None);
     }
     let bytes = found.f_blocks.saturating_mul(u64::try_from(found.f_bsize).unwrap_or(0));
+    let bytes = if is_memory { bytes } else { 0 };
     let mut options = vec![
         format!("mode={:o}", metadata.mode() & 0o7777),
         format!("uid={}", metadata.uid()),
@@ -220,7 +221,7 @@ mod tests {
             std::fs::create_dir_all(folder.join("..2026")).unwrap();
             folder
         };
-        let none = Path::new("/nowhere");
+        let none = &Wanted { direct_volumes: "/nowhere".into(), ..Wanted::default() };
         for kind in ["configmap", "secret", "projected", "downward-api"] {
             let folder = volume(&format!("kubernetes.io~{kind}"));
             assert!(of(&bind(&folder), none).unwrap().is_none(), "nothing that is written as a whole");
@@ -234,7 +235,10 @@ mod tests {
         let other = volume("kubernetes.io~csi");
         std::os::unix::fs::symlink("..2026", other.join(DATA)).unwrap();
         assert!(of(&bind(&other), none).unwrap().is_none());
-        assert!(of(&bind(&volume("kubernetes.io~empty-dir")), none).unwrap().is_none(), "files of the host's");
+        let empty = bind(&volume("kubernetes.io~empty-dir"));
+        assert!(of(&empty, none).unwrap().is_none(), "files of the host's");
+        let sealed = Wanted { copies_files: true, ..none.clone() };
+        assert!(matches!(of(&empty, &sealed).unwrap(), Some(Volume::Memory(storage)) if storage.fstype == "tmpfs"));
     }
 
     fn described(text: &str) -> Result<Option<Volume>, Error> {
@@ -243,7 +247,7 @@ mod tests {
         let folder = direct.path().join(URL_SAFE.encode(source.to_str().unwrap()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join(INFO_FILE), text).unwrap();
-        of(&bind(source), direct.path())
+        of(&bind(source), &Wanted { direct_volumes: direct.path().into(), ..Wanted::default() })
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::vsock::muxer::Muxer;
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// `VIRTIO_F_ACCESS_PLATFORM` (virtio 1.3, 6): without an IOMMU that the guest sees, what it lends is where it says.
+const ACCESS_PLATFORM: u64 = 1 << 33;
 
 const RX: u16 = 0;
 const TX: u16 = 1;
@@ -92,11 +94,15 @@ impl VhostUserBackendMut for Backend {
     }
 
     fn features(&self) -> u64 {
-        VERSION_1 | EVENT_IDX | INDIRECT_DESC | PROTOCOL_FEATURES
+        VERSION_1 | EVENT_IDX | INDIRECT_DESC | ACCESS_PLATFORM | PROTOCOL_FEATURES
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ
+        // QEMU gives a device that reaches only what is lent to it to no server without the last two.
+        VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
     }
 
     fn set_event_idx(&mut self, enabled: bool) {

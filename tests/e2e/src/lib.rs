@@ -69,6 +69,21 @@ pub fn monitor() -> &'static str {
 static MONITOR_NAME: std::sync::LazyLock<String> =
     std::sync::LazyLock::new(|| std::env::var("CORACLE_TEST_MONITOR").unwrap_or_else(|_| "qemu".into()));
 
+/// Whether the tests run in the lane of sealed machines, which are made by the rules of confidential guests.
+#[must_use]
+pub fn sealed() -> bool {
+    std::env::var_os("CORACLE_TEST_SEALED").is_some()
+}
+
+/// Whether this test is left out, because it is of the open lane alone: what it needs a sealed machine has not.
+#[must_use]
+pub fn open_only(what: &str) -> bool {
+    if sealed() {
+        println!("left out: open lane only: {what}");
+    }
+    sealed()
+}
+
 impl Host {
     /// A host whose settings allow emulation and name the guest image under test.
     ///
@@ -93,6 +108,7 @@ impl Host {
         let host = host.set("machine.accelerator", "\"any\"").set("machine.monitor", &name);
         // Tests beside one another would share the host's one bridge.
         let host = host.set("network.default", "\"none\"");
+        let host = if sealed() { host.set("machine.sealed", "true") } else { host };
         // In the lab a guest runs nested in an emulated machine.
         let host = if monitor() == "qemu-system" { host } else { host.set("guest.boot_timeout_seconds", "120") };
         host.set("guest.folder", &format!("{:?}", path("CORACLE_TEST_GUEST")))

@@ -70,6 +70,8 @@ fn config(folder: &Path) -> Config {
         labels: false,
         hook_folder: String::new(),
         direct_volumes: "/nowhere".into(),
+        shares_files: true,
+        sealed: false,
         network: coracle_network::Options::default(),
         clock_period: Duration::from_secs(300),
         boot_timeout: Duration::from_secs(30),

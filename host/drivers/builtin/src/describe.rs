@@ -34,6 +34,9 @@ pub(crate) fn describe(
     if spec.firmware.is_some() {
         return Err(Error::Unsupported("firmware".into()));
     }
+    if spec.access_platform {
+        return Err(Error::Unsupported("devices that reach only what the guest lends them (`machine.sealed`)".into()));
+    }
     let mut fds = Descriptors::default();
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
     let kvm =

@@ -44,6 +44,7 @@ async fn the_builtin_monitor_keeps_the_contract() {
             memory: Memory { size_mib: 256, max_mib: 256, kind: MemoryKind::Shared, huge_pages: false },
             devices: vec![Device::Vsock, Device::Rng],
             console: true,
+            access_platform: false,
         }
     };
     contract::all(&driver, spec).await;

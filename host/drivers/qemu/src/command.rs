@@ -148,6 +148,7 @@ mod tests {
             memory: Memory { size_mib: 256, max_mib: 256, kind: MemoryKind::Shared, huge_pages: false },
             devices: vec![Device::Vsock, Device::Rng, Device::SharedFs { tag: "t".into(), socket, queue_size: 128 }],
             console: true,
+            access_platform: false,
         }
     }
 
@@ -236,6 +237,19 @@ mod tests {
         assert!(blocks[1].to_str().unwrap().contains("read-only=off,discard=unmap,cache.direct=on"));
         let devices = after(&all, "-device");
         assert_eq!(devices[3], "virtio-blk-device,drive=disk-layer-0,serial=layer-0");
+    }
+
+    #[test]
+    fn devices_of_a_sealed_machine_reach_what_is_lent_to_them_and_none_can_come() {
+        let mut spec = spec("x");
+        spec.devices.push(Device::Block { path: "/d".into(), read_only: true, direct: false, serial: "d".into() });
+        spec.access_platform = true;
+        for machine_type in [MachineType::Q35, MachineType::Microvm] {
+            let all = arguments(&config(machine_type), &spec, VsockKind::Server, None).unwrap();
+            let devices = after(&all, "-device");
+            let all_sealed = devices.iter().all(|device| device.to_str().unwrap().contains("iommu_platform=on"));
+            assert!(all_sealed && devices.len() == spec.devices.len(), "{devices:?}");
+        }
     }
 
     #[test]

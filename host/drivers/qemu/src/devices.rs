@@ -15,6 +15,11 @@ const FIRST_NET_FD: i32 = 5;
 /// and has room for 31 devices.
 pub(crate) const HOTPLUG_BUS: &str = "hotplug";
 
+/// Whether this machine has such a bus.
+pub(crate) fn has_hotplug(config: &Config, spec: &MachineSpec) -> bool {
+    config.machine_type == MachineType::Q35 && !spec.access_platform
+}
+
 /// The descriptors of a machine's network links, each with the number at which QEMU finds it.
 pub(crate) fn nets(spec: &MachineSpec) -> Result<Vec<(i32, &Descriptor)>> {
     let nets = spec.devices.iter().filter_map(|device| match device {
@@ -33,9 +38,10 @@ pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &Machine
     let pci = config.machine_type == MachineType::Q35;
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| OsString::from(*word)));
     let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
-    let modern = if pci { ",disable-legacy=on" } else { "" };
+    let access = if spec.access_platform { ",iommu_platform=on" } else { "" };
+    let modern = format!("{}{access}", if pci { ",disable-legacy=on" } else { "" });
     let mut net_fds = FIRST_NET_FD..;
-    if pci {
+    if has_hotplug(config, spec) {
         add(&["-device", &format!("pcie-pci-bridge,id={HOTPLUG_BUS},bus=pcie.0")]);
     }
     for (number, device) in spec.devices.iter().enumerate() {
@@ -53,14 +59,14 @@ pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &Machine
                     let socket = spec.folder.join(crate::vsock::MONITOR_SOCKET);
                     let socket = plain(&socket)?;
                     add(&["-chardev", &format!("socket,id=vsock,path={socket}")]);
-                    add(&["-device", &format!("{},chardev=vsock", bus("vhost-user-vsock"))]);
+                    add(&["-device", &format!("{},chardev=vsock{access}", bus("vhost-user-vsock"))]);
                 }
             },
             Device::SharedFs { tag, socket, queue_size } => {
                 let socket = plain(socket)?;
                 add(&["-chardev", &format!("socket,id=fs{number},path={socket}")]);
                 let fs = bus("vhost-user-fs");
-                add(&["-device", &format!("{fs},chardev=fs{number},tag={tag},queue-size={queue_size}")]);
+                add(&["-device", &format!("{fs},chardev=fs{number},tag={tag},queue-size={queue_size}{access}")]);
             }
             Device::Net { mac, .. } | Device::NetStream { mac, .. } | Device::NetUser { mac, .. } => {
                 let mut next = || net_fds.next().unwrap_or(FIRST_NET_FD);
@@ -73,7 +79,9 @@ pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &Machine
                 let rom = if pci { ",romfile=" } else { "" };
                 // A link of the host's may go while the machine runs.
                 let (name, place) = match (net_name(*mac), device) {
-                    (name, Device::Net { .. }) if pci => (name.clone(), format!(",id={name},bus={HOTPLUG_BUS}")),
+                    (name, Device::Net { .. }) if has_hotplug(config, spec) => {
+                        (name.clone(), format!(",id={name},bus={HOTPLUG_BUS}"))
+                    }
                     _ => (format!("net{number}"), String::new()),
                 };
                 let (net, mac) = (bus("virtio-net"), mac_text(*mac));

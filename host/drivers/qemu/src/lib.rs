@@ -94,7 +94,7 @@ impl Driver for Qemu {
                 DeviceKind::NetStream,
                 DeviceKind::NetUser,
             ],
-            hotplug: if self.config.machine_type == MachineType::Q35 { HOTPLUGGED.to_vec() } else { Vec::new() },
+            hotplug: if devices::has_hotplug(&self.config, spec) { HOTPLUGGED.to_vec() } else { Vec::new() },
             resize: command::can_grow(&self.config, spec),
             pause: true,
             snapshot: false,

@@ -17,7 +17,7 @@ use crate::command::can_grow;
 use crate::hotplug::Hotplug;
 use crate::resize::Size;
 use crate::vsock::Vsock;
-use crate::{Config, MachineType, qmp, resize};
+use crate::{Config, devices, qmp, resize};
 
 /// The processes and files of a machine; all of them go when this is dropped.
 pub(crate) struct Parts {
@@ -104,7 +104,7 @@ impl QemuMachine {
             cpus,
             least_bytes,
             can_grow,
-            hotplug: (config.machine_type == MachineType::Q35).then(|| Mutex::new(Hotplug::of(spec))),
+            hotplug: devices::has_hotplug(config, spec).then(|| Mutex::new(Hotplug::of(spec))),
             events: reports,
             console,
             end: Ends::new(end),

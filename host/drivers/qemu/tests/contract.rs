@@ -48,6 +48,7 @@ async fn keeps_the_contract(machine_type: MachineType) {
             memory: Memory { size_mib: 256, max_mib: 256, kind: MemoryKind::Shared, huge_pages: false },
             devices: vec![Device::Vsock, Device::Rng],
             console: true,
+            access_platform: false,
         }
     };
     contract::all(&driver, spec).await;

@@ -97,6 +97,7 @@ impl Given {
             memory: Memory { size_mib: 256, max_mib: 256, kind: MemoryKind::Private, huge_pages: false },
             devices: vec![Device::Rng],
             console: true,
+            access_platform: false,
         }
     }
 
