@@ -109,6 +109,15 @@ impl Place<'_> {
         }
     }
 
+    /// What it is called until it is there: as short as a file system takes, and nothing that a volume has for its own (Kubernetes' keys
+    /// do not begin so).
+    fn unfinished(&self) -> String {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        self.name.hash(&mut hasher);
+        format!("..coracle-{:016x}", hasher.finish())
+    }
+
     fn chown(&self) -> rustix::io::Result<()> {
         let (user, group) = (owner(self.request.uid).map(Uid::from_raw), owner(self.request.gid).map(Gid::from_raw));
         rustix::fs::chownat(self.parent, self.name, user, group, AtFlags::SYMLINK_NOFOLLOW)
@@ -138,10 +147,7 @@ impl Place<'_> {
             )));
         }
         let target = Path::new(std::ffi::OsStr::from_bytes(target));
-        let before = rustix::fs::readlinkat(self.parent, self.name, Vec::new()).ok();
-        let mut fresh = std::ffi::OsString::from(".");
-        fresh.push(self.name);
-        fresh.push(".link");
+        let fresh = self.unfinished();
         let fresh = Place { name: Path::new(&fresh), ..*self };
         let made = fresh
             .clear()
@@ -155,27 +161,25 @@ impl Place<'_> {
                 renamed => renamed,
             });
         made.map_err(Error::system(format!("make the link {}", self.request.path.escape_default())))?;
-        if self.name == Path::new(DATA)
-            && let Some(before) = before
-        {
-            let before = Path::new(std::ffi::OsStr::from_bytes(before.as_bytes()));
-            if before != target {
-                self.forget(before);
-            }
+        if self.name == Path::new(DATA) {
+            self.forget_but(target);
         }
         Ok(())
     }
 
-    /// After the link [`DATA`] was turned: the folder to which it led goes, and with it the links to what is no more. One that stays is
-    /// only room that is lost.
-    fn forget(&self, before: &Path) {
+    /// After the link [`DATA`] was turned: the folders to which it led go, and those that were begun and never shown, and with them the
+    /// links to what is no more. One that stays is only room that is lost.
+    fn forget_but(&self, target: &Path) {
         let here = std::path::PathBuf::from(format!("/proc/self/fd/{}", self.parent.as_raw_fd()));
-        let mut parts = before.components();
-        let is_plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
-        if is_plain && before.as_os_str().as_bytes().starts_with(b"..") {
-            let _ = std::fs::remove_dir_all(here.join(before));
-        }
         for entry in std::fs::read_dir(&here).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.as_bytes().starts_with(b"..") {
+                if ![Path::new(DATA), target].contains(&Path::new(&name)) {
+                    // A link is none, and is not followed.
+                    let _ = std::fs::remove_dir_all(entry.path()).or_else(|_| std::fs::remove_file(entry.path()));
+                }
+                continue;
+            }
             let leads_to_data = std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(DATA));
             if leads_to_data && !entry.path().exists() {
                 let _ = std::fs::remove_file(entry.path());
@@ -195,9 +199,7 @@ impl Place<'_> {
             return Err(refused("more data than its size"));
         }
         let failed = || Error::system::<std::io::Error>(format!("write {}", request.path.escape_default()));
-        let mut part = std::ffi::OsString::from(".");
-        part.push(self.name);
-        part.push(".part");
+        let part = self.unfinished();
         let fresh = if offset == 0 { OFlags::CREATE | OFlags::TRUNC } else { OFlags::empty() };
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | fresh;
         let file = rustix::fs::openat(self.parent, &part, flags, Mode::from_raw_mode(0o600));

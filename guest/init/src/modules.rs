@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// The folder of the initrd that holds the modules and `order`, a list of their file names. Behind a name may stand the
 /// beginning of the modalias of the device that it is for: without such a device it is not loaded.
@@ -32,17 +33,18 @@ pub(crate) fn load() -> Result<(), String> {
             }
             Ok(())
         }
-        _ => load_one(path),
+        _ => load_one(path, false),
     })
 }
 
-/// Loads the modules of devices that have come since the boot. Another process may do the same at once.
+/// Loads the modules of devices that have come since the boot.
 ///
 /// # Errors
 /// Which module can't be loaded, and why.
 pub fn load_more() -> Result<(), String> {
-    each(|path, device| match device {
-        Some(device) if path.exists() && has_device(DEVICES, "modalias", device) => load_one(path),
+    // A module whose file is gone was loaded.
+    each(|path, device| match device.filter(|_| path.exists()) {
+        Some(device) if has_device(DEVICES, "modalias", device) => load_one(path, true),
         _ => Ok(()),
     })
 }
@@ -58,8 +60,15 @@ fn each(act: impl Fn(&Path, Option<&str>) -> Result<(), String>) -> Result<(), S
     Ok(())
 }
 
-fn load_one(path: &Path) -> Result<(), String> {
-    let file = File::open(path).map_err(|error| format!("can't open {}: {error}", path.display()))?;
+fn load_one(path: &Path, may_be_gone: bool) -> Result<(), String> {
+    // One at a time: who comes second finds it loaded, and no file.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if may_be_gone && error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(format!("can't open {}: {error}", path.display())),
+    };
     match rustix::system::finit_module(&file, c"", 0) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(error) => return Err(format!("can't load the module {}: {error}", path.display())),

@@ -20,6 +20,7 @@ pub mod plan;
 mod read;
 mod routed;
 mod steer;
+mod switches;
 mod tap;
 pub mod user;
 

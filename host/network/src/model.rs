@@ -53,7 +53,7 @@ pub struct Hold {
     pub model: Model,
     /// Its hardware address.
     pub mac: [u8; 6],
-    /// Addresses of IPv6 that a router has for the guest, and that are the link's again afterwards.
+    /// Addresses of IPv6 that the link has not meanwhile, for the namespace would answer for them: they are its again afterwards.
     pub v6: Vec<Address>,
     /// How the namespace's switches were.
     pub switches: Switches,
@@ -70,6 +70,8 @@ pub struct Switches {
     pub forwards_v6: bool,
     /// Whether it answers for others' addresses of IPv6 on the link.
     pub answers_v6: bool,
+    /// Whether it answers on the link for no address of IPv4, though it has them.
+    pub is_silent_v4: bool,
 }
 
 impl Hold {
@@ -90,8 +92,9 @@ impl Hold {
     /// As a line of text.
     #[must_use]
     pub fn line(&self) -> String {
-        let Switches { forwards_v4, forwards_v6, answers_v6 } = self.switches;
-        let flags = [forwards_v4, forwards_v6, answers_v6, self.is_limited].map(|flag| if flag { '1' } else { '0' });
+        let Switches { forwards_v4, forwards_v6, answers_v6, is_silent_v4 } = self.switches;
+        let flags = [forwards_v4, forwards_v6, answers_v6, is_silent_v4, self.is_limited]
+            .map(|flag| if flag { '1' } else { '0' });
         let mut words = vec![self.index.to_string(), self.model.name().to_owned(), coracle_machine::mac_text(self.mac)];
         words.push(flags.iter().collect());
         words.extend(self.v6.iter().map(|address| format!("{}/{}", address.ip, address.prefix)));
@@ -111,7 +114,8 @@ impl Hold {
         }
         let mut flags = words.next()?.chars().map(|flag| flag == '1');
         let mut flag = || flags.next();
-        let switches = Switches { forwards_v4: flag()?, forwards_v6: flag()?, answers_v6: flag()? };
+        let [forwards_v4, forwards_v6, answers_v6, is_silent_v4] = [flag()?, flag()?, flag()?, flag()?];
+        let switches = Switches { forwards_v4, forwards_v6, answers_v6, is_silent_v4 };
         let is_limited = flag()?;
         let address = |word: &str| {
             let (ip, prefix) = word.split_once('/')?;
@@ -137,8 +141,8 @@ mod tests {
         for line in [
             "",
             "7",
-            "x tcfilter 02:00:00:00:00:01 0000",
-            "7 other 02:00:00:00:00:01 0000",
+            "x tcfilter 02:00:00:00:00:01 00000",
+            "7 other 02:00:00:00:00:01 00000",
             "7 routed 02:00",
             "7 routed 02:00:00:00:00:01 00",
         ] {

@@ -9,10 +9,9 @@ use futures::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::{Handle, LinkUnspec};
 
-use crate::model::Switches;
 use crate::{
-    Address, Contents, Error, Hold, Link, Model, Options, Result, Steered, filter, limit, macvtap, read, routed, steer,
-    tap,
+    Address, Contents, Error, Hold, Link, Model, Options, Result, Steered, Switches, filter, limit, macvtap, read,
+    routed, steer, switches, tap,
 };
 
 /// See the module.
@@ -80,7 +79,7 @@ impl Namespace {
                 if options.to_guest.is_some() || options.from_guest.is_some() {
                     return Err(Error::Limits { name: link.name.clone() });
                 }
-                let taken = self.take_macvtap(link).await;
+                let taken = self.take_macvtap(link, &hold).await;
                 if taken.is_err() {
                     self.disconnect(&hold).await;
                 }
@@ -128,9 +127,10 @@ impl Namespace {
         Ok((fd, index))
     }
 
-    async fn take_macvtap(&self, link: &Link) -> Result<OwnedFd> {
+    async fn take_macvtap(&self, link: &Link, hold: &Hold) -> Result<OwnedFd> {
         let name = tap_name(link.index);
-        macvtap::make(&self.handle, link, &name).await?;
+        self.set_switches(&link.name, Switches { is_silent_v4: true, ..hold.switches }).await?;
+        macvtap::make(&self.handle, link, &hold.v6, &name).await?;
         let own = name.clone();
         let opened = inside(&self.file, move || macvtap::open(&own)).await;
         opened.map_err(|source| Error::System { step: format!("open the macvtap {name}"), source })
@@ -152,9 +152,20 @@ impl Namespace {
     /// [`Error::System`] where the namespace can't be entered.
     pub async fn hold(&self, link: &Link, options: &Options) -> Result<Hold> {
         let name = link.name.clone();
-        let switches = inside(&self.file, move || Ok(routed::switches(&name))).await;
+        let switches = inside(&self.file, move || Ok(switches::read(&name))).await;
         let failed = |source| Error::System { step: "look at the switches of the pod's namespace".into(), source };
-        Ok(Hold::of(link, options, switches.map_err(failed)?))
+        let mut hold = Hold::of(link, options, switches.map_err(failed)?);
+        if options.model == Model::Macvtap {
+            // Those that the kernel has given it, too.
+            hold.v6 = read::addresses_v6(&self.handle, link.index).await?;
+        }
+        Ok(hold)
+    }
+
+    async fn set_switches(&self, link: &str, wanted: Switches) -> Result<()> {
+        let name = link.to_owned();
+        let failed = |source| Error::System { step: "set the switches of the pod's namespace".into(), source };
+        inside(&self.file, move || switches::write(&name, wanted)).await.map_err(failed)
     }
 
     /// Lets the namespace be a router for the link's addresses, and what its tap brings.
@@ -164,20 +175,22 @@ impl Namespace {
             forwards_v4: before.forwards_v4 || has(false),
             forwards_v6: before.forwards_v6 || has(true),
             answers_v6: before.answers_v6 || has(true),
+            ..before
         };
-        let (name, tap) = (link.name.clone(), tap_name(link.index));
-        let work = move || routed::set_switches(&name, wanted).and_then(|()| routed::accept_own(&tap));
-        let failed = |source| Error::System { step: "make a router of the pod's namespace".into(), source };
-        inside(&self.file, work).await.map_err(failed)
+        self.set_switches(&link.name, wanted).await?;
+        let tap = tap_name(link.index);
+        let failed = |source| Error::System { step: "let a tap bring what the namespace has elsewhere".into(), source };
+        inside(&self.file, move || routed::accept_own(&tap)).await.map_err(failed)
     }
 
-    /// The numbers of all links.
+    /// The numbers of all links but loopback and those that stand beside links that were taken over.
     ///
     /// # Errors
     /// [`Error::Kernel`].
-    pub async fn numbers(&self) -> Result<Vec<u32>> {
+    pub async fn others(&self) -> Result<Vec<u32>> {
         let all: Vec<_> = self.handle.link().get().execute().try_collect().await.map_err(kernel("list the links"))?;
-        Ok(all.iter().map(|message| message.header.index).collect())
+        let others = all.iter().filter(|message| !read::is_loopback(message) && !read::is_own(message));
+        Ok(others.map(|message| message.header.index).collect())
     }
 
     /// Listens on every TCP port of the namespace's loopback, whoever else may listen there.
@@ -200,24 +213,28 @@ impl Namespace {
             Model::TcFilter => filter::undo(&self.handle, hold.index).await,
             Model::Macvtap => {
                 let macvtap = self.number(&tap_name(hold.index)).await.unwrap_or_default();
-                macvtap::undo(&self.handle, hold.index, hold.mac, macvtap).await;
+                macvtap::undo(&self.handle, hold, macvtap).await;
             }
             Model::Routed => {
-                let (name, addresses) = read::named(&self.handle, hold.index).await.unwrap_or_default();
+                let (_, addresses) = read::named(&self.handle, hold.index).await.unwrap_or_default();
                 let v4: Vec<Address> = addresses.into_iter().filter(|address| address.ip.is_ipv4()).collect();
                 routed::undo(&self.handle, hold.index, &v4, &hold.v6).await;
-                let switches = hold.switches;
-                if let Err(error) = inside(&self.file, move || routed::set_switches(&name, switches)).await {
-                    log::debug!("the namespace is still a router: {error}");
-                }
+            }
+        }
+        if matches!(hold.model, Model::Macvtap | Model::Routed) {
+            let (name, _) = read::named(&self.handle, hold.index).await.unwrap_or_default();
+            if let Err(error) = self.set_switches(&name, hold.switches).await {
+                log::debug!("{error}");
             }
         }
     }
 }
 
-/// What stands beside a link is called.
-pub(crate) fn tap_name(link: u32) -> String {
-    format!("coracle{link}")
+/// What stands beside a link has this name, and the link's number behind it.
+pub(crate) const TAP_PREFIX: &str = "coracle";
+
+fn tap_name(link: u32) -> String {
+    format!("{TAP_PREFIX}{link}")
 }
 
 /// Runs `work` on a thread of its own that is in the namespace. A socket belongs to the namespace in which it is made.

@@ -15,7 +15,7 @@ use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType,
 };
 
-use crate::namespace::{kernel, tap_name};
+use crate::namespace::{TAP_PREFIX, kernel};
 use crate::{Address, Contents, Error, Link, Model, Neighbour, Result, Route, RouteKind};
 
 /// The scope of what is on a link itself (`RT_SCOPE_LINK`).
@@ -42,6 +42,32 @@ async fn all_addresses(handle: &Handle) -> Result<Vec<AddressMessage>> {
     handle.address().get().execute().try_collect().await.map_err(kernel("list the addresses"))
 }
 
+/// All addresses of IPv6 that a link has, those that the kernel gives it among them.
+pub(crate) async fn addresses_v6(handle: &Handle, index: u32) -> Result<Vec<Address>> {
+    let all = all_addresses(handle).await?;
+    let own = all.iter().filter(|message| message.header.index == index);
+    let address = |message: &AddressMessage| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) if ip.is_ipv6() => {
+                Some(Address { ip: *ip, prefix: message.header.prefix_len })
+            }
+            _ => None,
+        })
+    };
+    Ok(own.filter_map(address).collect())
+}
+
+pub(crate) fn is_loopback(message: &LinkMessage) -> bool {
+    message.header.link_layer_type == LinkLayerType::Loopback
+}
+
+/// Whether it is what stands beside a link that was taken over, by its kind and name: the link itself may have gone.
+pub(crate) fn is_own(message: &LinkMessage) -> bool {
+    let is_kind = matches!(kind_of(message), Some(InfoKind::Tun | InfoKind::MacVtap));
+    let name = link(message).name;
+    is_kind && name.strip_prefix(TAP_PREFIX).is_some_and(|rest| rest.parse::<u32>().is_ok())
+}
+
 /// The name of a link, and its addresses.
 pub(crate) async fn named(handle: &Handle, index: u32) -> Result<(String, Vec<Address>)> {
     let found = handle.link().get().match_index(index).execute().try_next().await.map_err(kernel("find a link"))?;
@@ -64,12 +90,8 @@ fn taken_over(
         LinkLayerType::Loopback => false,
         _ => model == Model::Routed,
     };
-    let own: Vec<String> = found.iter().map(|message| tap_name(message.header.index)).collect();
-    for message in found.iter().filter(carries) {
+    for message in found.iter().filter(carries).filter(|message| !is_own(message)) {
         let mut link = link(message);
-        if own.contains(&link.name) {
-            continue;
-        }
         if model == Model::Routed {
             // The guest's device is on no network of frames but the one with the router.
             let [.., high, low] = link.index.to_be_bytes();

@@ -8,8 +8,9 @@ use rtnetlink::packet_route::neighbour::NeighbourFlags;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use crate::model::Switches;
+use crate::macvtap::give_v6;
 use crate::namespace::kernel;
+use crate::switches;
 use crate::{Address, Contents, Link, Result, Route, RouteKind};
 
 /// The router as the guest knows it, on every link: addresses that reach no further than a link (RFC 3927, RFC 4291).
@@ -23,41 +24,9 @@ const MAIN: u32 = 254;
 /// `RTNH_F_ONLINK`.
 const ONLINK: u32 = 4;
 
-/// The switches of the calling thread's network namespace, and of the link `name` in it: their files in the order of [`Switches`].
-fn files(name: &str) -> [String; 3] {
-    [
-        "/proc/sys/net/ipv4/ip_forward".into(),
-        "/proc/sys/net/ipv6/conf/all/forwarding".into(),
-        format!("/proc/sys/net/ipv6/conf/{name}/proxy_ndp"),
-    ]
-}
-
-/// How they are.
-pub(crate) fn switches(name: &str) -> Switches {
-    let [forwards_v4, forwards_v6, answers_v6] =
-        files(name).map(|path| std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1"));
-    Switches { forwards_v4, forwards_v6, answers_v6 }
-}
-
-/// Makes them so. A kernel without IPv6 has nothing to say there, nor has a link that is gone.
-pub(crate) fn set_switches(name: &str, wanted: Switches) -> std::io::Result<()> {
-    let wanted = [wanted.forwards_v4, wanted.forwards_v6, wanted.answers_v6];
-    for (path, wanted) in files(name).iter().zip(wanted) {
-        set(path, wanted)?;
-    }
-    Ok(())
-}
-
-fn set(path: &str, wanted: bool) -> std::io::Result<()> {
-    match std::fs::write(path, if wanted { "1" } else { "0" }) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// Lets a tap bring packets from addresses that the namespace has elsewhere.
 pub(crate) fn accept_own(tap: &str) -> std::io::Result<()> {
-    set(&format!("/proc/sys/net/ipv4/conf/{tap}/accept_local"), true)
+    switches::set(&format!("/proc/sys/net/ipv4/conf/{tap}/accept_local"), "1")
 }
 
 /// Sends what is for the link's addresses to the tap, which gets the router's addresses.
@@ -108,13 +77,7 @@ pub(crate) async fn undo(handle: &Handle, link: u32, v4: &[Address], v6: &[Addre
             failed("the namespace does not have again", *ip, error);
         }
     }
-    for Address { ip, prefix } in v6 {
-        let mut request = handle.address().add(link, *ip, *prefix);
-        request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        if let Err(error) = request.execute().await {
-            failed("the namespace does not have again", *ip, error);
-        }
-    }
+    give_v6(handle, link, v6).await;
 }
 
 /// The way to the network of an address of IPv6, as the kernel makes it.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::agent::Patience;
 use crate::bounded::bounded;
-use crate::state::Status;
+use crate::state::{State, Status};
 use crate::{Error, Exit, ProcessId, Result, Sandbox, mount, size};
 
 /// How long the outputs of a process that has ended may take to reach their end: a child may hold them open.
@@ -145,15 +145,20 @@ impl Sandbox {
                 }
             }
         }
+        let name = id.to_owned();
+        let disks = move |state: &mut State| {
+            let storage = state.containers.get(&name).and_then(|container| container.storage.as_ref());
+            (storage.map(|storage| storage.disks.clone()).unwrap_or_default(), state.pod())
+        };
+        if let (disks, Some(pod)) = self.ask(disks).await? {
+            pod.disks.detach(&*pod.machine, &disks).await;
+        }
         // Taken only now: a stop of the pod meanwhile takes it, and undoes it, in this one's stead.
         let name = id.to_owned();
         let storage = self
             .ask(move |state| state.containers.get_mut(&name).and_then(|container| container.storage.take()))
             .await?;
         if let Some(storage) = storage {
-            if let Some(pod) = self.ask(|state| state.pod()).await? {
-                pod.disks.detach(&*pod.machine, &storage.disks).await;
-            }
             tokio::task::spawn_blocking(move || mount::undo(&storage))
                 .await
                 .map_err(|error| Error::Failed(error.to_string()))?;

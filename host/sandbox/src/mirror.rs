@@ -3,12 +3,13 @@
 //! that order, so that a program in the guest sees it whole, and hears of it by inotify.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use coracle_protocol::agent::CopyFileRequest;
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
@@ -69,56 +70,83 @@ fn changes(folder: &Path) -> std::io::Result<AsyncFd<OwnedFd>> {
     coracle_process::watched(watch, Interest::READABLE)
 }
 
-async fn keep_up(pod: Weak<Pod>, mirror: Mirror, mut shown: OsString, changes: AsyncFd<OwnedFd>) {
+/// After how long what could not be copied is tried again, where nothing changes meanwhile.
+const RETRY: Duration = Duration::from_secs(5);
+
+async fn keep_up(pod: Weak<Pod>, mirror: Mirror, mut shown: Shown, changes: AsyncFd<OwnedFd>) {
+    let mut has_failed = false;
     loop {
-        let Ok(mut ready) = changes.readable().await else { return };
-        // Which ones they were does not matter.
-        let mut bytes = [0; 4096];
-        while let Ok(1..) = rustix::io::read(changes.get_ref(), &mut bytes) {}
-        ready.clear_ready();
+        let wait = if has_failed { RETRY } else { Duration::MAX };
+        if let Ok(ready) = tokio::time::timeout(wait, changes.readable()).await {
+            let Ok(mut ready) = ready else { return };
+            // Which ones they were does not matter.
+            let mut bytes = [0; 4096];
+            while let Ok(1..) = rustix::io::read(changes.get_ref(), &mut bytes) {}
+            ready.clear_ready();
+        }
         let Some(pod) = pod.upgrade() else { return };
         match update(&pod, &mirror, Some(&shown)).await {
-            Ok(now) => shown = now,
-            // Kubelet has removed it, or its pod ends.
+            Ok(now) => (shown, has_failed) = (now, false),
+            // Kubelet has removed it.
             Err(_) if !mirror.source.exists() => return,
-            Err(error) => log::warn!("the guest does not have {} as it is: {error}", mirror.source.display()),
+            Err(error) => {
+                log::warn!("the guest does not have {} as it is: {error}", mirror.source.display());
+                has_failed = true;
+            }
         }
     }
 }
 
-/// Copies what the folder shows, unless that is what `shown` names; what it shows now.
-async fn update(pod: &Pod, mirror: &Mirror, shown: Option<&OsStr>) -> Result<OsString> {
+/// Copies what the folder shows, unless that is what `before` says; what it shows now.
+async fn update(pod: &Pod, mirror: &Mirror, before: Option<&Shown>) -> Result<Shown> {
     loop {
-        let data = data(&mirror.source)?;
-        if Some(&*data) == shown {
-            return Ok(data);
+        let now = Shown::of(&mirror.source)?;
+        if Some(&now) == before {
+            return Ok(now);
         }
-        match copy_all(pod, mirror, &data).await {
-            Ok(()) => return Ok(data),
+        match copy_all(pod, mirror, &now).await {
+            Ok(()) => return Ok(now),
             // It was changed while it was read.
-            Err(_) if self::data(&mirror.source)? != data => {}
+            Err(_) if Shown::of(&mirror.source)? != now => {}
             Err(error) => return Err(error),
         }
     }
 }
 
-/// The name of the folder that is shown.
-fn data(source: &Path) -> Result<OsString> {
-    let link = source.join(DATA);
-    let target = std::fs::read_link(&link).map_err(failed(&link))?;
-    let mut parts = target.components();
-    match (parts.next(), parts.next()) {
-        (Some(std::path::Component::Normal(name)), None) => Ok(name.to_owned()),
-        _ => Err(Error::Invalid(format!("{} leads out of its folder", link.display()))),
+/// What a folder shows: the one that the link `..data` names, and by which names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shown {
+    data: OsString,
+    names: Vec<OsString>,
+}
+
+impl Shown {
+    fn of(source: &Path) -> Result<Self> {
+        let link = source.join(DATA);
+        let target = std::fs::read_link(&link).map_err(failed(&link))?;
+        let mut parts = target.components();
+        let (Some(std::path::Component::Normal(data)), None) = (parts.next(), parts.next()) else {
+            return Err(Error::Invalid(format!("{} leads out of its folder", link.display())));
+        };
+        let mut names = names(source)?;
+        // The writer makes nothing but links there.
+        names.retain(|name| {
+            let is_link = || std::fs::symlink_metadata(source.join(name)).is_ok_and(|found| found.is_symlink());
+            !name.as_bytes().starts_with(b"..") && is_link()
+        });
+        names.sort();
+        Ok(Self { data: data.to_owned(), names })
     }
 }
 
-async fn copy_all(pod: &Pod, mirror: &Mirror, data: &OsStr) -> Result<()> {
-    let (source, data) = (mirror.source.clone(), data.to_owned());
-    let list = spawn_blocking(move || list(&source, &data));
+async fn copy_all(pod: &Pod, mirror: &Mirror, shown: &Shown) -> Result<()> {
+    let (source, wanted) = (mirror.source.clone(), shown.clone());
+    let list = spawn_blocking(move || list(&source, &wanted));
     for entry in list.await.map_err(|error| Error::Failed(error.to_string()))?? {
         let (path, target) = (mirror.source.join(&entry.path), guest_path(mirror, &entry.path)?);
-        let requests = spawn_blocking(move || entry.requests(&path, &target));
+        // Where it leads is what was copied, and not what it has been turned to since.
+        let data = (entry.path == Path::new(DATA)).then(|| shown.data.clone());
+        let requests = spawn_blocking(move || entry.requests(&path, &target, data));
         for request in requests.await.map_err(|error| Error::Failed(error.to_string()))?? {
             let call = async |agent: &AgentServiceClient, ctx| agent.copy_file(ctx, &request).await;
             pod.agent.call("CopyFile", Patience::Bounded, call).await?;
@@ -150,8 +178,8 @@ impl Entry {
         Ok(Self { path: path.to_owned(), metadata })
     }
 
-    /// The calls that make it in the guest.
-    fn requests(&self, path: &Path, target: &str) -> Result<Vec<CopyFileRequest>> {
+    /// The calls that make it in the guest; a link leads to `to` where that is given.
+    fn requests(&self, path: &Path, target: &str, to: Option<OsString>) -> Result<Vec<CopyFileRequest>> {
         let (user, group) = (self.metadata.uid().cast_signed(), self.metadata.gid().cast_signed());
         if self.metadata.is_file() {
             let mut pieces = copy::pieces(path, target)?;
@@ -160,10 +188,12 @@ impl Entry {
             }
             return Ok(pieces);
         }
-        let data = if self.metadata.is_symlink() {
-            std::fs::read_link(path).map_err(failed(path))?.as_os_str().as_bytes().to_vec()
-        } else {
-            Vec::new()
+        let data = match to {
+            Some(to) => to.as_bytes().to_vec(),
+            None if self.metadata.is_symlink() => {
+                std::fs::read_link(path).map_err(failed(path))?.as_os_str().as_bytes().to_vec()
+            }
+            None => Vec::new(),
         };
         let file_mode = self.metadata.mode();
         let request =
@@ -173,10 +203,10 @@ impl Entry {
 }
 
 /// All that makes up what the folder shows, in the order in which it has to be made.
-fn list(source: &Path, data: &OsStr) -> Result<Vec<Entry>> {
+fn list(source: &Path, shown: &Shown) -> Result<Vec<Entry>> {
     let mut all = vec![Entry::of(source, Path::new(""))?];
     let mut bytes = 0_u64;
-    let mut folders = vec![PathBuf::from(data)];
+    let mut folders = vec![PathBuf::from(&shown.data)];
     while let Some(folder) = folders.pop() {
         all.push(Entry::of(source, &folder)?);
         for name in names(&source.join(&folder))? {
@@ -197,14 +227,8 @@ fn list(source: &Path, data: &OsStr) -> Result<Vec<Entry>> {
     }
     // What leads to the data comes behind it.
     all.push(Entry::of(source, Path::new(DATA))?);
-    for name in names(source)? {
-        if !name.as_bytes().starts_with(b"..") {
-            match Entry::of(source, Path::new(&name)) {
-                Ok(entry) if entry.metadata.is_symlink() => all.push(entry),
-                // The writer makes nothing else there; what went meanwhile is not missed.
-                Ok(_) | Err(_) => {}
-            }
-        }
+    for name in &shown.names {
+        all.push(Entry::of(source, Path::new(name))?);
     }
     Ok(all)
 }
@@ -230,9 +254,10 @@ mod tests {
         for (target, link) in [("..new", DATA), ("..data/key", "key"), ("..data/deep", "deep")] {
             std::os::unix::fs::symlink(target, at(link)).unwrap();
         }
-        let data = data(folder.path()).unwrap();
+        let shown = Shown::of(folder.path()).unwrap();
+        assert_eq!(shown.names, ["deep", "key"]);
         let all: Vec<String> =
-            list(folder.path(), &data).unwrap().iter().map(|entry| entry.path.display().to_string()).collect();
+            list(folder.path(), &shown).unwrap().iter().map(|entry| entry.path.display().to_string()).collect();
         let place = |path: &str| all.iter().position(|found| found == path);
         assert_eq!(all.first().map(String::as_str), Some(""));
         assert!(place("..new") < place("..new/key") && place("..new/deep") < place("..new/deep/key"), "{all:?}");
@@ -246,12 +271,13 @@ mod tests {
         let at = |path: &str| folder.path().join(path);
         std::fs::create_dir(at("..big")).unwrap();
         std::fs::File::create(at("..big/f")).unwrap().set_len(BYTES_MAX + 1).unwrap();
-        let error = list(folder.path(), OsStr::new("..big")).err().unwrap().to_string();
+        let big = Shown { data: "..big".into(), names: Vec::new() };
+        let error = list(folder.path(), &big).err().unwrap().to_string();
         assert!(error.contains("can't be copied"), "{error}");
         for target in ["../elsewhere", "/etc", "a/b"] {
             let _ = std::fs::remove_file(at(DATA));
             std::os::unix::fs::symlink(target, at(DATA)).unwrap();
-            assert!(matches!(data(folder.path()), Err(Error::Invalid(_))), "{target}");
+            assert!(matches!(Shown::of(folder.path()), Err(Error::Invalid(_))), "{target}");
         }
     }
 }

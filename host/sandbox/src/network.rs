@@ -27,8 +27,10 @@ pub fn taken_links(folder: &Path) -> Vec<Hold> {
 
 fn note_taken<'a>(folder: &Path, holds: impl Iterator<Item = &'a Hold>) -> Result<()> {
     let text: String = holds.map(|hold| hold.line() + "\n").collect();
-    let path = folder.join(TAKEN);
-    std::fs::write(&path, text).map_err(|error| Error::Failed(format!("write {}: {error}", path.display())))
+    let (path, fresh) = (folder.join(TAKEN), folder.join(format!("{TAKEN}.new")));
+    // Whoever is killed meanwhile has left the one or the other.
+    let written = std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &path));
+    written.map_err(|error| Error::Failed(format!("write {}: {error}", path.display())))
 }
 
 /// Gives back links of the pod that `spec` describes, after one that could not do so itself.
@@ -56,6 +58,12 @@ struct Taken {
     links: Vec<TakenLink>,
     /// Routes that lead nowhere.
     barred: Vec<Route>,
+    /// Whether the guest knows them as they are.
+    is_told: bool,
+    /// Whether links were looked for since the boot.
+    is_scanned: bool,
+    /// Whether they were given back: then there are no more.
+    is_over: bool,
     /// Held from before the first link is taken until after the last one was given back.
     _held: Option<OwnedRwLockReadGuard<()>>,
 }
@@ -73,10 +81,8 @@ impl Taken {
         for taken in self.links.iter().rev() {
             namespace.disconnect(&taken.hold).await;
         }
-        if !self.links.is_empty() {
-            // A folder that is gone names none either.
-            let _ = std::fs::remove_file(folder.join(TAKEN));
-        }
+        // A folder that is gone names none either.
+        let _ = std::fs::remove_file(folder.join(TAKEN));
     }
 }
 
@@ -97,7 +103,7 @@ impl Network {
             namespace,
             folder: folder.to_owned(),
             options,
-            taken: Mutex::new(Taken { links: Vec::new(), barred, _held: Some(held) }),
+            taken: Mutex::new(Taken { barred, _held: Some(held), ..Taken::default() }),
             scan: tokio::sync::Mutex::default(),
         };
         let mut devices = Vec::new();
@@ -128,33 +134,54 @@ impl Network {
     }
 
     /// Takes over links that have come since, and lets go of those that have gone: a runtime may make them after the container was.
-    /// `gains` is whether the machine gains and loses links while it runs.
+    /// `gains` is whether the machine gains and loses links while it runs. It is not given up halfway: nobody would know of a link.
     pub(crate) async fn rescan(&self, machine: &dyn Machine, agent: &Agent, gains: bool) -> Result<()> {
         let _alone = self.scan.lock().await;
-        let found = self.namespace.contents(self.options.model).await?;
-        let known: Vec<TakenLink> = self.lock().links.clone();
-        let is_known = |link: &&Link| known.iter().any(|taken| taken.link.index == link.index);
-        let fresh: Vec<Link> = found.links.iter().filter(|link| !is_known(link)).cloned().collect();
-        // One that is there without an address is still what it was.
-        let present = self.namespace.numbers().await?;
-        let is_gone = |taken: &&TakenLink| !present.contains(&taken.link.index);
-        let gone: Vec<TakenLink> = known.iter().filter(is_gone).cloned().collect();
-        if fresh.is_empty() && gone.is_empty() {
+        if self.lock().is_over {
             return Ok(());
         }
-        if let Some(link) = fresh.first().filter(|_| !gains) {
-            return Err(Error::Unsupported(format!(
-                "the network link {} came after the pod's machine was started, and this monitor's machines gain none: make it before",
-                link.name
-            )));
+        let known: Vec<TakenLink> = self.lock().links.clone();
+        let present = self.namespace.others().await?;
+        let is_known = |index: &u32| known.iter().any(|taken| taken.link.index == *index);
+        let mut fresh = Vec::new();
+        // What is there already was looked at, and is not judged again.
+        if present.iter().any(|index| !is_known(index)) {
+            match self.namespace.contents(self.options.model).await {
+                Ok(found) => {
+                    fresh = found.links.into_iter().filter(|link| !is_known(&link.index)).collect();
+                    self.lock().barred = found.barred;
+                }
+                // Whoever changes the namespace of a pod that runs does not keep its containers from starting again.
+                Err(error) if self.lock().is_scanned => log::warn!("no link is taken over: {error}"),
+                Err(error) => return Err(error.into()),
+            }
         }
-        for taken in &gone {
+        // One that is there without an address is still what it was.
+        let gone = known.iter().filter(|taken| !present.contains(&taken.link.index));
+        for taken in gone {
             if gains {
                 machine.detach(taken.device.clone()).await.unwrap_or_else(|error| {
                     log::warn!("the network link {} stays in the machine: {error}", taken.link.name);
                 });
             }
-            self.lock().links.retain(|other| other.link.index != taken.link.index);
+            let mut all = self.lock();
+            all.links.retain(|other| other.link.index != taken.link.index);
+            all.is_told = false;
+        }
+        let outcome = self.gain(machine, fresh, gains).await;
+        let noted: Vec<Hold> = self.lock().links.iter().map(|taken| taken.hold.clone()).collect();
+        note_taken(&self.folder, noted.iter())?;
+        outcome?;
+        self.lock().is_scanned = true;
+        if self.lock().is_told { Ok(()) } else { self.tell(agent).await }
+    }
+
+    async fn gain(&self, machine: &dyn Machine, fresh: Vec<Link>, gains: bool) -> Result<()> {
+        if let Some(link) = fresh.first().filter(|_| !gains) {
+            return Err(Error::Unsupported(format!(
+                "the network link {} came after the pod's machine was started, and this monitor's machines gain none: make it before",
+                link.name
+            )));
         }
         for link in fresh {
             let taken = self.connect(link).await?;
@@ -162,12 +189,11 @@ impl Network {
                 self.namespace.disconnect(&taken.hold).await;
                 return Err(error.into());
             }
-            self.lock().links.push(taken);
+            let mut all = self.lock();
+            all.links.push(taken);
+            all.is_told = false;
         }
-        self.lock().barred = found.barred;
-        let noted: Vec<Hold> = self.lock().links.iter().map(|taken| taken.hold.clone()).collect();
-        note_taken(&self.folder, noted.iter())?;
-        self.tell(agent).await
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -186,7 +212,9 @@ impl Network {
             let links = taken.links.iter().map(|taken| taken.link.clone()).collect();
             Contents { links, barred: taken.barred.clone() }
         };
-        tell(agent, &plan::for_guest(&contents, self.options.model)).await
+        tell(agent, &plan::for_guest(&contents, self.options.model)).await?;
+        self.lock().is_told = true;
+        Ok(())
     }
 
     /// Lets the loopback of the namespace lead to the guest's.
@@ -196,7 +224,9 @@ impl Network {
 
     /// Gives the links back as they were, once.
     pub(crate) async fn give_back(&self) {
-        let taken = std::mem::take(&mut *self.lock());
+        // What is being taken over is given back with the rest.
+        let _alone = self.scan.lock().await;
+        let taken = std::mem::replace(&mut *self.lock(), Taken { is_over: true, ..Taken::default() });
         taken.give_back(&self.namespace, &self.folder).await;
     }
 }

@@ -50,6 +50,14 @@ impl Sandbox {
         for mut container in creating {
             // A create that was given up takes its own mounts down; when it is through, its container is gone.
             let through = async { while container.changed().await.is_ok() {} };
+            if tokio::time::timeout(CREATE_PATIENCE, through).await.is_ok() {
+                continue;
+            }
+            // It may wait for the guest, which can take its time: without its machine it does not.
+            if let Some(pod) = self.ask(|state| state.pod()).await? {
+                pod.machine.stop().await?;
+            }
+            let through = async { while container.changed().await.is_ok() {} };
             if tokio::time::timeout(CREATE_PATIENCE, through).await.is_err() {
                 return Err(Error::Timeout("a container's mounts are still being made".into()));
             }

@@ -99,7 +99,7 @@ impl Wanted {
         for mount in self.mounts.iter().filter(|mount| is_bind(mount) && !(self.pod_shm && is_pod_shm(mount))) {
             match volumes::of(mount, self)? {
                 Some(Volume::Disk(device, _)) => add(&mut needs.disks, device),
-                Some(Volume::Mirrored(_) | Volume::Memory(_)) => {}
+                Some(Volume::Mirrored(_) | Volume::Memory(..)) => {}
                 None => needs.shares_files |= !self.is_copied(mount),
             }
         }
@@ -178,9 +178,8 @@ impl ContainerPlan {
                 self.mirrors.push(mirror);
                 Ok(target)
             }
-            Volume::Memory(storage) => {
-                let target = storage.mount_point.clone();
-                self.storages.push(storage);
+            Volume::Memory(storages, target) => {
+                self.storages.extend(storages);
                 Ok(target)
             }
             Volume::Disk(device, storage) => {

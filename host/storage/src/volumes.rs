@@ -20,8 +20,8 @@ use crate::{Error, Mirror, Wanted};
 pub(crate) enum Volume {
     /// A folder that kubelet changes as a whole: the guest has a copy, and changes of it are changes there.
     Mirrored(Mirror),
-    /// Memory of the pod, where the host has memory of its own.
-    Memory(Storage),
+    /// Memory of the pod, where the host has memory of its own, and where in it the container's is.
+    Memory(Vec<Storage>, String),
     /// A disk with a file system, which the guest mounts.
     Disk(Device, Box<Storage>),
 }
@@ -42,9 +42,54 @@ pub(crate) fn of(mount: &oci::Mount, wanted: &Wanted) -> Result<Option<Volume>, 
             let target = format!("{}/{}", paths::COPIES, serial(source));
             Ok(Some(Volume::Mirrored(Mirror { source: source.to_owned(), target })))
         }
-        Some("empty-dir") => memory(source, wanted.copies_files),
-        _ => Ok(None),
+        Some("empty-dir") => Ok(memory(source, wanted.copies_files)?.map(|storage| {
+            let place = storage.mount_point.clone();
+            Volume::Memory(vec![storage], place)
+        })),
+        _ => sub_path(source, wanted.copies_files),
     }
+}
+
+/// A part of a volume (`subPath`): kubelet mounts it at `volume-subpaths/VOLUME/CONTAINER/NUMBER` of the pod's folder. Of memory it is that
+/// part of the guest's; otherwise it is files.
+fn sub_path(source: &Path, must: bool) -> Result<Option<Volume>, Error> {
+    let Some(volume) = source.parent().and_then(Path::parent) else { return Ok(None) };
+    let Some(all) = volume.parent().filter(|all| all.file_name().is_some_and(|name| name == "volume-subpaths")) else {
+        return Ok(None);
+    };
+    let (Some(pod), Some(name)) = (all.parent(), volume.file_name()) else { return Ok(None) };
+    let whole = pod.join("volumes/kubernetes.io~empty-dir").join(name);
+    if !whole.is_dir() {
+        return Ok(None);
+    }
+    let Some(storage) = memory(&whole, must)? else { return Ok(None) };
+    let invalid = |what: String| Error::Invalid(format!("the part {} of a volume in memory: {what}", source.display()));
+    if !source.is_dir() {
+        return Err(invalid("only folders of it can be mounted by themselves (subPath)".into()));
+    }
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| invalid(error.to_string()))?;
+    let inner = root_of(&table, source).ok_or_else(|| invalid("nothing is mounted there".into()))?;
+    let place = format!("{}{inner}", storage.mount_point);
+    // The guest's has it not yet.
+    let folder = Storage { driver: "local".into(), mount_point: place.clone(), ..Default::default() };
+    Ok(Some(Volume::Memory(vec![storage, folder], place)))
+}
+
+/// What of its file system is mounted at `point` (proc(5), mountinfo: fields 4 and 5, with octal escapes).
+fn root_of(table: &str, point: &Path) -> Option<String> {
+    let plain = |field: &str| {
+        ["\\040", "\\011", "\\012", "\\134"]
+            .iter()
+            .zip([" ", "\t", "\n", "\\"])
+            .fold(field.to_owned(), |text, (from, to)| text.replace(from, to))
+    };
+    let fields = |line: &str| {
+        let mut fields = line.split(' ').skip(3);
+        Some((plain(fields.next()?), plain(fields.next()?)))
+    };
+    let found = table.lines().rev().filter_map(fields).find(|(_, at)| Path::new(at) == point);
+    // The kernel writes no path that climbs; what is below a deleted folder has words behind it.
+    found.map(|(root, _)| root).filter(|root| root.starts_with('/') && !root.contains("//deleted"))
 }
 
 /// The link of a folder of Kubernetes' atomic writer that leads to what the folder shows.
@@ -67,7 +112,7 @@ const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
 /// Kubelet's `emptyDir`: of the medium `Memory` it is one in the guest, with its size, owner and mode. Otherwise it is files, or memory of
 /// the guest all the same where it `must` be, as far as that goes.
-fn memory(source: &Path, must: bool) -> Result<Option<Volume>, Error> {
+fn memory(source: &Path, must: bool) -> Result<Option<Storage>, Error> {
     use std::os::unix::fs::MetadataExt;
     let failed = |error: std::io::Error| Error::Invalid(format!("look at {}: {error}", source.display()));
     let found = rustix::fs::statfs(source).map_err(|errno| failed(errno.into()))?;
@@ -91,14 +136,14 @@ fn memory(source: &Path, must: bool) -> Result<Option<Volume>, Error> {
     if bytes > 0 {
         options.push(format!("size={bytes}"));
     }
-    Ok(Some(Volume::Memory(Storage {
+    Ok(Some(Storage {
         driver: "ephemeral".into(),
         source: "tmpfs".into(),
         fstype: "tmpfs".into(),
         options,
         mount_point: place(source),
         ..Default::default()
-    })))
+    }))
 }
 
 /// Where a volume is in the guest: in one place for all containers of the pod.
@@ -130,8 +175,15 @@ fn mount_info(source: &Path, direct: &Path) -> Result<Option<MountInfo>, Error> 
     let path = direct.join(name).join(INFO_FILE);
     let file = match std::fs::File::open(&path) {
         Ok(file) => file,
-        // A name that is too long for a file system is none of it.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENAMETOOLONG)) => return Ok(None),
+        // A name that is too long for a file system is none of it, and what a user may not see is not theirs.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOENT | libc::ENAMETOOLONG | libc::ENOTDIR | libc::EACCES)
+            ) =>
+        {
+            return Ok(None);
+        }
         Err(error) => return Err(Error::Invalid(format!("read {}: {error}", path.display()))),
     };
     let invalid = |error: String| Error::Invalid(format!("{}: {error}", path.display()));
@@ -175,9 +227,13 @@ pub(crate) fn raw(
     rules: &[oci::LinuxDeviceCgroup],
 ) -> Result<(Device, agent::Device), Error> {
     let path = host_device(Path::new("/sys/dev/block"), Path::new("/dev"), device)?;
-    let number = (Some(device.Major), Some(device.Minor));
-    let own = rules.iter().rev().find(|rule| rule.Type == "b" && (rule.Major, rule.Minor) == number);
-    let read_only = own.is_some_and(|rule| rule.Allow && !rule.Access.contains('w'));
+    let fits = |own: i64, rule: Option<i64>| rule.is_none_or(|number| number < 0 || number == own);
+    let is_about = |rule: &&oci::LinuxDeviceCgroup| {
+        matches!(rule.Type.as_str(), "b" | "a" | "") && fits(device.Major, rule.Major) && fits(device.Minor, rule.Minor)
+    };
+    let about_writes = |rule: &&oci::LinuxDeviceCgroup| rule.Access.is_empty() || rule.Access.contains('w');
+    // The last one that says anything of it counts; without one it is closed, and the guest is not to be trusted with that.
+    let read_only = !rules.iter().rev().filter(is_about).find(about_writes).is_some_and(|rule| rule.Allow);
     let told = agent::Device {
         type_: "blk".into(),
         vm_path: guest_name(&path),
@@ -238,7 +294,17 @@ mod tests {
         let empty = bind(&volume("kubernetes.io~empty-dir"));
         assert!(of(&empty, none).unwrap().is_none(), "files of the host's");
         let sealed = Wanted { copies_files: true, ..none.clone() };
-        assert!(matches!(of(&empty, &sealed).unwrap(), Some(Volume::Memory(storage)) if storage.fstype == "tmpfs"));
+        assert!(
+            matches!(of(&empty, &sealed).unwrap(), Some(Volume::Memory(storages, _)) if storages[0].fstype == "tmpfs")
+        );
+        // A part of it is that part of the guest's; here nothing is mounted, and that is said.
+        let pod_folder = pod.path().join("volume-subpaths/name/c/0");
+        std::fs::create_dir_all(&pod_folder).unwrap();
+        assert!(of(&bind(&pod_folder), none).unwrap().is_none());
+        assert!(of(&bind(&pod_folder), &sealed).unwrap_err().to_string().contains("nothing is mounted"));
+        let table = "36 35 0:44 / /v rw - tmpfs t rw\n37 35 0:44 /a\\040b /p/x rw - tmpfs t rw\n";
+        assert_eq!(root_of(table, Path::new("/p/x")).unwrap(), "/a b");
+        assert_eq!(root_of(table, Path::new("/p")), None);
     }
 
     fn described(text: &str) -> Result<Option<Volume>, Error> {

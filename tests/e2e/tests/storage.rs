@@ -453,3 +453,66 @@ fn a_direct_volume_is_mounted_by_the_guest_and_is_its_groups() {
     }
     host.audit();
 }
+
+/// Writes a volume as Kubernetes' atomic writer does.
+fn write_whole(volume: &Path, version: &str, key: &str, value: &str) {
+    let fresh = volume.join(format!("..{version}"));
+    std::fs::create_dir_all(&fresh).unwrap();
+    std::fs::write(fresh.join(key), value).unwrap();
+    std::os::unix::fs::symlink(format!("..{version}"), volume.join("..tmp")).unwrap();
+    std::fs::rename(volume.join("..tmp"), volume.join("..data")).unwrap();
+    let _ = std::os::unix::fs::symlink(format!("..data/{key}"), volume.join(key));
+}
+
+#[test]
+fn a_container_that_shares_nothing_has_copies_that_follow_and_its_last_words_come_back() {
+    let host = Host::with_own_network().set("storage.shared_fs", "\"none\"");
+    let volumes = host.folder.join("pod/volumes");
+    let map = volumes.join("kubernetes.io~configmap/map");
+    write_whole(&map, "1", "key", "one\n");
+    let empty = volumes.join("kubernetes.io~empty-dir/empty");
+    std::fs::create_dir_all(&empty).unwrap();
+    let (hosts, words) = (host.folder.join("hosts"), host.folder.join("words"));
+    std::fs::write(&hosts, "10.1.1.1 somewhere\n").unwrap();
+    std::fs::write(&words, "").unwrap();
+    let with = |script: &str, mounts: &[(&str, &Path)]| {
+        let mut config = config(script);
+        for (destination, source) in mounts {
+            let mount = serde_json::json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind"] });
+            config["mounts"].as_array_mut().unwrap().push(mount);
+        }
+        config["annotations"] = serde_json::json!({ "io.kubernetes.container.terminationMessagePath": "/last" });
+        config
+    };
+    let base = host.folder.join("base");
+    busybox(&base);
+    let whole = ext4(&host.folder.join("whole.ext4"), Some(&base));
+    let script = "busybox grep -q somewhere /etc/hosts || exit 11; busybox grep -q ' /empty tmpfs ' /proc/mounts || exit 12; \
+        echo x >/empty/f || exit 13; busybox grep -q one /map/key || exit 14; \
+        busybox touch /empty/ready; until busybox grep -q two /map/key; do busybox sleep 0.1; done; echo these >/last; exit 7";
+    let mounts: [(&str, &Path); 4] = [("/etc/hosts", &hosts), ("/last", &words), ("/map", &map), ("/empty", &empty)];
+    let shim = Shim::start(&host, "none", with(script, &mounts).to_string().as_bytes());
+    shim.create_with_root("none", &[("ext4", &whole, &[])]).unwrap();
+    assert!(host.processes("virtiofsd").is_empty(), "nothing is shared");
+    shim.start_process("").unwrap();
+    let process = serde_json::json!({ "args": ["/bin/busybox", "sh", "-c", "until [ -e /empty/ready ]; do busybox sleep 0.1; done"],
+        "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"] });
+    shim.exec("ready", &process).unwrap();
+    shim.start_process("ready").unwrap();
+    assert_eq!(shim.wait("ready").unwrap(), 0);
+    write_whole(&map, "2", "key", "two\n");
+    assert_eq!(shim.wait("").unwrap(), 7);
+    assert_eq!(std::fs::read_to_string(&words).unwrap(), "these\n", "the last words are the host's");
+    shim.delete().unwrap();
+    shim.shutdown().unwrap();
+    assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0, "what is the guest's stays there");
+    // A folder that both would see is refused by name.
+    let shim = Shim::start(&host, "folder", with("exit 0", &[("/data", &host.folder)]).to_string().as_bytes());
+    let (code, text) = shim.create_with_root("folder", &[("ext4", &whole, &[])]).unwrap_err();
+    assert!(
+        code == Code::UNIMPLEMENTED && text.contains("/data") && text.contains("storage.shared_fs"),
+        "{code:?} {text}"
+    );
+    shim.shutdown().unwrap();
+    host.audit();
+}

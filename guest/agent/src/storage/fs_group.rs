@@ -1,10 +1,12 @@
 //! The group that may use a volume (Kubernetes: `fsGroup` of a pod's security context).
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use coracle_protocol::agent::FSGroup;
 use coracle_protocol::types::FSGroupChangePolicy;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::{Error, Result};
 
@@ -12,45 +14,63 @@ use crate::{Error, Result};
 const FILE: u32 = 0o660;
 const FOLDER: u32 = 0o2770;
 
-/// Gives all that is below `root` to the group, unless the policy is content with the root itself being its.
+/// How deep folders may lie: each takes a descriptor.
+const DEPTH_MAX: usize = 256;
+
+/// Gives all that is below `root` to the group, unless the policy is content with the root itself being its. What the disk says is
+/// hostile: no link is followed, whatever it claims to be.
 pub(super) fn apply(root: &Path, group: &FSGroup) -> Result<()> {
-    let found = std::fs::symlink_metadata(root).map_err(failed(root))?;
+    let failed = || Error::system::<Errno>(format!("give {} to its group", root.display()));
+    let folder = rustix::fs::open(root, FOLDER_FLAGS, Mode::empty()).map_err(failed())?;
+    let found = rustix::fs::fstat(&folder).map_err(failed())?;
     let is_content = group.group_change_policy.enum_value() == Ok(FSGroupChangePolicy::OnRootMismatch);
-    if is_content && found.gid() == group.group_id && found.mode() & FOLDER == FOLDER {
+    if is_content && found.st_gid == group.group_id && found.st_mode & FOLDER == FOLDER {
         return Ok(());
     }
-    // The root last: what was begun and not ended is begun again.
-    let mut folders = vec![root.to_owned()];
-    let mut all = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).map_err(failed(&folder))? {
-            let entry = entry.map_err(failed(&folder))?;
-            let kind = entry.file_type().map_err(failed(&entry.path()))?;
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else {
-                give(&entry.path(), group.group_id, if kind.is_file() { Some(FILE) } else { None })?;
-            }
-        }
-        all.push(folder);
+    give_folder(&folder, Gid::from_raw(group.group_id), 0).map_err(failed())
+}
+
+const FOLDER_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Gives what is in a folder, then itself: what was begun and not ended is begun again.
+fn give_folder(folder: &OwnedFd, group: Gid, depth: usize) -> rustix::io::Result<()> {
+    if depth > DEPTH_MAX {
+        return Err(Errno::LOOP);
     }
-    all.iter().rev().try_for_each(|folder| give(folder, group.group_id, Some(FOLDER)))
+    for entry in rustix::fs::Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        match FileType::from_raw_mode(rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) {
+            FileType::Directory => {
+                give_folder(&rustix::fs::openat(folder, name, FOLDER_FLAGS, Mode::empty())?, group, depth + 1)?;
+            }
+            FileType::RegularFile => {
+                let file = rustix::fs::openat(folder, name, flags, Mode::empty())?;
+                if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) == FileType::RegularFile {
+                    give(&file, group, FILE)?;
+                }
+            }
+            // A link is given itself.
+            _ => rustix::fs::chownat(folder, name, None, Some(group), AtFlags::SYMLINK_NOFOLLOW)?,
+        }
+    }
+    give(folder, group, FOLDER)
 }
 
-/// A link is given itself, and what it leads to is not touched.
-fn give(path: &Path, group: u32, mode: Option<u32>) -> Result<()> {
-    std::os::unix::fs::lchown(path, None, Some(group)).map_err(failed(path))?;
-    let Some(mode) = mode else { return Ok(()) };
-    let found = std::fs::symlink_metadata(path).map_err(failed(path))?.mode();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(found & 0o7777 | mode)).map_err(failed(path))
-}
-
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    Error::system(format!("give {} to the volume's group", path.display()))
+fn give(file: &OwnedFd, group: Gid, mode: u32) -> rustix::io::Result<()> {
+    rustix::fs::fchown(file, None, Some(group))?;
+    let found = rustix::fs::fstat(file)?.st_mode;
+    rustix::fs::fchmod(file, Mode::from_raw_mode(found & 0o7777 | mode))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
     use super::*;
 
     #[test]

@@ -24,7 +24,11 @@ const ALLOWED: &str = "/run/kata-containers";
 
 /// What is attached, by where it is. A storage that several containers name is there once.
 #[derive(Debug, Default)]
-pub(crate) struct Storages(Mutex<HashMap<PathBuf, Held>>);
+pub(crate) struct Storages {
+    held: Mutex<HashMap<PathBuf, Held>>,
+    /// Held by who attaches: that may wait for a device, and nobody who lets go of one waits for it.
+    making: Mutex<()>,
+}
 
 #[derive(Debug)]
 struct Held {
@@ -102,7 +106,7 @@ impl Drop for Attached {
 /// Lets go of storages, the last one first. It may wait for the host.
 pub(crate) fn release(storages: &Storages, names: &[PathBuf]) {
     let mut gone = Vec::new();
-    let mut held = storages.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut held = storages.held.lock().unwrap_or_else(PoisonError::into_inner);
     for name in names.iter().rev() {
         let Some(one) = held.get_mut(name) else { continue };
         one.users = one.users.saturating_sub(1);
@@ -120,8 +124,8 @@ pub(crate) fn release(storages: &Storages, names: &[PathBuf]) {
 /// Mounts one storage, unless it is there.
 fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()> {
     let target = allowed(&storage.mount_point)?;
-    let mut held = storages.0.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(one) = held.get_mut(target) {
+    let _making = storages.making.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(one) = storages.held.lock().unwrap_or_else(PoisonError::into_inner).get_mut(target) {
         one.users += 1;
         return Ok(());
     }
@@ -147,6 +151,7 @@ fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()>
         "overlayfs" => Some(overlay(target, storage)?),
         other => return Err(Error::Unsupported(format!("the storage driver {other}"))),
     };
+    let mut held = storages.held.lock().unwrap_or_else(PoisonError::into_inner);
     held.insert(target.to_owned(), Held { users: 1, undo });
     Ok(())
 }
@@ -177,14 +182,17 @@ fn disk(target: &Path, storage: &Storage) -> Result<Undo> {
     let disk = block::find(&storage.source)?;
     let verity = verity::open(&disk, &storage.driver_options)?;
     let source = verity.as_ref().map_or_else(|| disk.path(), device_mapper::Device::path);
-    match mount_at(target, &source, &storage.fstype, &storage.options) {
+    let is_readonly = storage.options.iter().any(|option| option == "ro");
+    let mounted = mount_at(target, &source, &storage.fstype, &storage.options).and_then(|()| {
+        // What can't be written keeps whose it is.
+        let group = storage.fs_group.as_ref().filter(|_| !is_readonly);
+        group.map_or(Ok(()), |group| fs_group::apply(target, group)).inspect_err(|_| {
+            let _ = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        })
+    });
+    match mounted {
         Ok(()) => {
-            if let Err(error) = storage.fs_group.as_ref().map_or(Ok(()), |group| fs_group::apply(target, group)) {
-                let _ = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-                return Err(error);
-            }
-            let is_kept = !storage.options.iter().any(|option| option == "ro")
-                && !storage.driver_options.iter().any(|option| option == VOLATILE);
+            let is_kept = !is_readonly && !storage.driver_options.iter().any(|option| option == VOLATILE);
             Ok(Undo { target: target.to_owned(), verity, is_kept })
         }
         Err(error) => {

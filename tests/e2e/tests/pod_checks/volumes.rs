@@ -9,7 +9,7 @@ use coracle_e2e::monitor;
 use crate::{Bench, Check, holds, same};
 
 /// What has to be there before the pod, as kubelet has it: memory, mounted.
-pub(crate) struct Prepared(PathBuf);
+pub(crate) struct Prepared(Vec<PathBuf>);
 
 impl Prepared {
     pub(crate) fn new(folder: &Path) -> Self {
@@ -18,13 +18,21 @@ impl Prepared {
         let size = "size=2m,mode=1777";
         let path = memory.display().to_string();
         assert!(Command::new("mount").args(["-t", "tmpfs", "-o", size, "tmpfs", &path]).status().unwrap().success());
-        Self(memory)
+        // A part of it, as kubelet hands it over.
+        let part = folder.join("volume-subpaths/memory/app/0");
+        std::fs::create_dir_all(&part).unwrap();
+        std::fs::create_dir_all(memory.join("a part")).unwrap();
+        let bound = Command::new("mount").arg("--bind").arg(memory.join("a part")).arg(&part).status().unwrap();
+        assert!(bound.success());
+        Self(vec![part, memory])
     }
 }
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+        for point in &self.0 {
+            let _ = Command::new("umount").arg(point).status();
+        }
     }
 }
 
@@ -197,6 +205,16 @@ pub(crate) const CHECKS: &[Check] = &[
         same(
             b.printed("mem-volume-again", "cat /data/f", |config| config.mounts.push(mounted(&memory)))?,
             "kept\n".into(),
+        )
+    }),
+    ("a_part_of_memory_by_sub_path_is_the_same_memory", |b| {
+        let (whole, part) =
+            (b.folder.join("volumes/kubernetes.io~empty-dir/memory"), b.folder.join("volume-subpaths/memory/app/0"));
+        let script = "echo inner >/data/f; ls /data";
+        same(b.printed("mem-part", script, |config| config.mounts.push(mounted(&part)))?, "f\n".into())?;
+        same(
+            b.printed("mem-all", "cat '/data/a part/f'", |config| config.mounts.push(mounted(&whole)))?,
+            "inner\n".into(),
         )
     }),
     ("a_block_device_is_the_containers_to_read_and_write", |b| {
