@@ -67,21 +67,21 @@ impl Namespace {
         read::contents(&self.handle, model).await
     }
 
-    /// Takes a link over: the descriptor is the other end of what becomes of it, and that lives as long as it.
+    /// Takes a link over, to give back what `hold` says ([`Self::hold`]): the descriptor is the other end of what becomes of it, and that
+    /// lives as long as it.
     ///
     /// # Errors
     /// [`Error::System`], [`Error::Kernel`], [`Error::Model`]; then the link is as it was.
-    pub async fn connect(&self, link: &Link, options: &Options) -> Result<OwnedFd> {
-        let hold = self.hold(link, options).await?;
+    pub async fn connect(&self, link: &Link, options: &Options, hold: &Hold) -> Result<OwnedFd> {
         match options.model {
             Model::Macvtap => {
                 macvtap::check(link)?;
                 if options.to_guest.is_some() || options.from_guest.is_some() {
                     return Err(Error::Limits { name: link.name.clone() });
                 }
-                let taken = self.take_macvtap(link, &hold).await;
+                let taken = self.take_macvtap(link, hold).await;
                 if taken.is_err() {
-                    self.disconnect(&hold).await;
+                    self.disconnect(hold).await;
                 }
                 taken
             }
@@ -107,7 +107,7 @@ impl Namespace {
                 };
                 if let Err(error) = joined.await {
                     // A limit that could not be set is somebody else's.
-                    self.disconnect(&Hold { is_limited: false, ..hold }).await;
+                    self.disconnect(&Hold { is_limited: false, ..hold.clone() }).await;
                     return Err(error);
                 }
                 Ok(fd)

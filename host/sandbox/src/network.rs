@@ -120,7 +120,7 @@ impl Network {
         let hold = self.namespace.hold(&link, &self.options).await?;
         let noted: Vec<Hold> = self.lock().links.iter().map(|taken| taken.hold.clone()).collect();
         note_taken(&self.folder, noted.iter().chain([&hold]))?;
-        match self.namespace.connect(&link, &self.options).await {
+        match self.namespace.connect(&link, &self.options, &hold).await {
             Ok(tap) => {
                 let device = Device::Net { mac: link.mac, tap: Descriptor::new(tap) };
                 Ok(TakenLink { link, hold, device })
