@@ -242,6 +242,8 @@ mod tests {
                 devices: vec![Device::Vsock],
                 console: true,
                 access_platform: false,
+                host_cpus: Vec::new(),
+                host_nodes: Vec::new(),
             }
         };
         all(&FakeDriver::new(Arc::new(guest)), spec).await;

@@ -30,6 +30,10 @@ pub struct MachineSpec {
     /// Whether devices reach no more of the guest's memory than what it lends them (virtio 1.3, 6.1, `VIRTIO_F_ACCESS_PLATFORM`). Such a
     /// machine gains and loses no devices.
     pub access_platform: bool,
+    /// Processors of the host on which it runs, each of its own on one of them; empty for any.
+    pub host_cpus: Vec<u32>,
+    /// Nodes of the host (NUMA) whose memory it has; empty for any.
+    pub host_nodes: Vec<u32>,
 }
 
 /// A processor's architecture.

@@ -183,6 +183,8 @@ fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpe
         // What it says there anybody on the host could read.
         console: !config.sealed,
         access_platform: config.sealed,
+        host_cpus: config.host_cpus.clone(),
+        host_nodes: config.host_nodes.clone(),
     }
 }
 

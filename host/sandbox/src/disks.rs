@@ -167,6 +167,8 @@ mod tests {
             devices: Vec::new(),
             console: false,
             access_platform: false,
+            host_cpus: Vec::new(),
+            host_nodes: Vec::new(),
         };
         let machine = FakeDriver::new(std::sync::Arc::new(|_| Box::pin(std::future::pending()))).boot(spec).await;
         (folder, machine.unwrap())

@@ -80,6 +80,10 @@ pub struct Config {
     pub vcpus_max: u32,
     /// Whether the machine's memory is made of the host's huge pages.
     pub huge_pages: bool,
+    /// Processors of the host on which the machine runs, and nodes of its memory; empty for any.
+    pub host_cpus: Vec<u32>,
+    /// See [`Self::host_cpus`].
+    pub host_nodes: Vec<u32>,
     /// Processors where containers ask for none.
     pub vcpus: u32,
     /// Where virtiofsd is looked for. None: the machine's file system is in place already (a fake).

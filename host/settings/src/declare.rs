@@ -61,6 +61,34 @@ pub enum SharedFs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub Option<u64>);
 
+/// Numbers, as the kernel writes lists of processors (cpuset(7), "List format"): `0-3,8`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Numbers(pub Vec<u32>);
+
+/// The most of such a list.
+const NUMBERS_MAX: u32 = 1024;
+
+impl Kind for Numbers {
+    const EXPECTED: &'static str = "a list of numbers such as \"0-3,8\", \"\" for any";
+    fn read(value: &Value) -> Option<Self> {
+        let mut all = Vec::new();
+        for part in value.as_str()?.split(',').filter(|part| !part.is_empty()) {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            if first > last || last >= NUMBERS_MAX {
+                return None;
+            }
+            all.extend(first..=last);
+        }
+        all.sort_unstable();
+        all.dedup();
+        Some(Self(all))
+    }
+    fn show(&self) -> String {
+        format!("{:?}", self.0.iter().map(u32::to_string).collect::<Vec<_>>().join(","))
+    }
+}
+
 impl Kind for Limit {
     const EXPECTED: &'static str = "a whole number, 0 for none";
     fn read(value: &Value) -> Option<Self> {
@@ -253,6 +281,10 @@ settings! {
         "Whether a machine's memory is made of huge pages of 2 MiB. They must be reserved on the host (vm.nr_hugepages) and are taken whole; a machine for which there are too few fails to start or is killed.";
     machine_sealed: bool = "machine.sealed", false,
         "Whether a machine is made by the rules of confidential guests: all its devices are there from its start, its size is fixed, devices reach only memory that the guest lends them, no files are shared (as with `storage.shared_fs = \"none\"`), its console is not kept, and it gives back no memory. It protects from nobody by itself. QEMU only.";
+    machine_host_cpus: Numbers = "machine.host_cpus", Numbers::default(),
+        "Processors of the host on which a pod's machine runs: each of its own processors is pinned to one of them, in turn, and its monitor's other threads run on all of them. \"\" is any. QEMU only.";
+    machine_host_nodes: Numbers = "machine.host_nodes", Numbers::default(),
+        "Nodes of the host (NUMA) whose memory a pod's machine has, and no other. \"\" is any. QEMU only.";
     machine_vcpus: u32 = "machine.vcpus", 1,
         "Processors of a pod's machine where its containers ask for none.";
     guest_folder: PathBuf = "guest.folder", "/var/lib/coracle/guest".into(),

@@ -6,7 +6,9 @@
 mod declare;
 mod load;
 
-pub use declare::{Accelerator, Limit, MachineType, Monitor, NetworkModel, Rootfs, Settings, SharedFs, reference};
+pub use declare::{
+    Accelerator, Limit, MachineType, Monitor, NetworkModel, Numbers, Rootfs, Settings, SharedFs, reference,
+};
 pub use load::{DEFAULTS, ENVIRONMENT, Error, FILE, OVERRIDES};
 
 impl Settings {

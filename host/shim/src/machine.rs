@@ -134,6 +134,8 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         virtiofsd: Some(settings.virtiofsd_path.clone()),
         shares_files: settings.storage_shared_fs == SharedFs::VirtioFs && !settings.machine_sealed,
         sealed: settings.machine_sealed,
+        host_cpus: settings.machine_host_cpus.0.clone(),
+        host_nodes: settings.machine_host_nodes.0.clone(),
         user_network: user_network(settings)?,
         labels: settings.guest_labels,
         hook_folder: settings.guest_hook_folder.clone(),

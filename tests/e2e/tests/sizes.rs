@@ -143,3 +143,31 @@ fn memory_that_was_freed_is_the_hosts_again() {
         println!("{before} MiB before, {held} while 190 MiB were held, {} after", given(host));
     });
 }
+
+#[test]
+fn a_machine_runs_where_the_settings_say() {
+    if !can_grow() {
+        return;
+    }
+    let host = Host::new().set("machine.host_cpus", "\"0\"").set("machine.host_nodes", "\"0\"");
+    host.detached("placed", "exec sleep 1000");
+    let [monitor] = host.processes(monitor()).try_into().expect("one monitor");
+    let threads = std::fs::read_dir(format!("/proc/{monitor}/task")).unwrap().flatten();
+    let mut count = 0;
+    for thread in threads {
+        let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        // A thread that has ended runs nowhere.
+        assert!(allowed.is_none_or(|list| list.trim() == "0"), "{status}");
+        count += 1;
+    }
+    assert!(count > 1, "{count} threads");
+    assert_eq!(host.coracle_outcome(&["rm", "--force", "placed"]).code, 0);
+    let host = host.set("machine.host_cpus", "\"1000\"");
+    let refused = host.run(&[], &["true"]);
+    assert!(refused.code == 125 && refused.stderr.contains("machine.host_cpus"), "{refused:?}");
+    let host = host.set("machine.host_cpus", "\"\"").set("machine.host_nodes", "\"100\"");
+    let refused = host.run(&[], &["true"]);
+    assert!(refused.code == 125 && refused.stderr.contains("QEMU did not start"), "{refused:?}");
+    host.audit();
+}

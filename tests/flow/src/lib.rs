@@ -72,6 +72,8 @@ fn config(folder: &Path) -> Config {
         direct_volumes: "/nowhere".into(),
         shares_files: true,
         sealed: false,
+        host_cpus: Vec::new(),
+        host_nodes: Vec::new(),
         network: coracle_network::Options::default(),
         clock_period: Duration::from_secs(300),
         boot_timeout: Duration::from_secs(30),

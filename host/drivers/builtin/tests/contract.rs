@@ -45,6 +45,8 @@ async fn the_builtin_monitor_keeps_the_contract() {
             devices: vec![Device::Vsock, Device::Rng],
             console: true,
             access_platform: false,
+            host_cpus: Vec::new(),
+            host_nodes: Vec::new(),
         }
     };
     contract::all(&driver, spec).await;

@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 use crate::command::{self, QMP_FD, VHOST_FD};
 use crate::machine::{Parts, QemuMachine};
-use crate::{Config, clock, devices, qmp, vsock};
+use crate::{Config, clock, devices, place, qmp, vsock};
 
 /// How much of the console and of QEMU's messages is kept, in bytes.
 const CONSOLE_BYTES: usize = 64 * 1024;
@@ -63,6 +63,8 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
         parts.drain_messages().await;
         return Err(Error::Monitor(format!("QEMU did not start: {}", messages.last_lines(5).join("; "))));
     };
+    let pid = parts.qemu.as_ref().and_then(|qemu| i32::try_from(qemu.pid()).ok()).unwrap_or_default();
+    place::pin(pid, &control, &spec.host_cpus).await?;
     Ok(QemuMachine::start(config, &spec, parts, control, events, console, messages))
 }
 

@@ -66,6 +66,7 @@ pub(crate) fn arguments(
     } else {
         "memory-backend-ram".to_owned()
     };
+    let backend = format!("{backend}{}", bound(&spec.host_nodes));
     add(&["-object", &format!("{backend},id=ram,size={memory}M")]);
     if growth > 0 {
         add(&["-object", &format!("{backend},id=growth,size={growth}M,reserve=off")]);
@@ -88,6 +89,12 @@ pub(crate) fn arguments(
     arguments.extend(["-initrd".into(), spec.initrd.clone().into_os_string()]);
     arguments.extend(["-append".into(), command_line(spec, tsc_mhz).into()]);
     Ok(arguments)
+}
+
+/// Where on the host memory comes from.
+fn bound(nodes: &[u32]) -> String {
+    let each: String = nodes.iter().enumerate().map(|(number, node)| format!(",host-nodes.{number}={node}")).collect();
+    if nodes.is_empty() { each } else { format!("{each},policy=bind") }
 }
 
 /// The device by which memory grows (virtio-mem), by QEMU's name.
@@ -149,6 +156,8 @@ mod tests {
             devices: vec![Device::Vsock, Device::Rng, Device::SharedFs { tag: "t".into(), socket, queue_size: 128 }],
             console: true,
             access_platform: false,
+            host_cpus: Vec::new(),
+            host_nodes: Vec::new(),
         }
     }
 
@@ -203,6 +212,15 @@ mod tests {
         assert!(grows.contains("-smp 1,maxcpus=4 -m 256M,maxmem=1024M "), "{grows}");
         assert!(grows.contains("memory-backend-ram,id=growth,size=768M,reserve=off"), "{grows}");
         assert!(words(&spec, MachineType::Microvm).contains("-smp 1,maxcpus=1 -m 256M "));
+    }
+
+    #[test]
+    fn memory_is_of_the_nodes_that_were_asked_for() {
+        let mut spec = spec("x");
+        spec.host_nodes = vec![0, 3];
+        let all = arguments(&config(MachineType::Q35), &spec, VsockKind::Server, None).unwrap();
+        let ram = after(&all, "-object")[0].clone().into_string().unwrap();
+        assert!(ram.contains(",host-nodes.0=0,host-nodes.1=3,policy=bind,id=ram"), "{ram}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod devices;
 mod events;
 mod hotplug;
 mod machine;
+mod place;
 mod probe;
 pub mod qmp;
 mod resize;

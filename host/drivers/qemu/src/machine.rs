@@ -17,7 +17,7 @@ use crate::command::can_grow;
 use crate::hotplug::Hotplug;
 use crate::resize::Size;
 use crate::vsock::Vsock;
-use crate::{Config, devices, qmp, resize};
+use crate::{Config, devices, place, qmp, resize};
 
 /// The processes and files of a machine; all of them go when this is dropped.
 pub(crate) struct Parts {
@@ -61,6 +61,9 @@ pub(crate) struct QemuMachine {
     can_grow: bool,
     /// Devices that can go, and who changes them: one at a time. None where there is no place for them.
     hotplug: Option<Mutex<Hotplug>>,
+    /// QEMU's process, and where it runs.
+    pid: i32,
+    host_cpus: Vec<u32>,
     /// What QEMU reports while it runs.
     events: broadcast::Sender<qmp::Event>,
     console: Ring,
@@ -79,6 +82,7 @@ impl QemuMachine {
         messages: Ring,
     ) -> Self {
         let (accelerator, can_grow) = (config.accelerator, can_grow(config, spec));
+        let pid = parts.qemu.as_ref().and_then(|qemu| i32::try_from(qemu.pid()).ok()).unwrap_or_default();
         let (sender, end) = watch::channel(None);
         let stop = Arc::new(tokio::sync::Notify::new());
         let address = parts.vsock.address.clone();
@@ -105,6 +109,8 @@ impl QemuMachine {
             least_bytes,
             can_grow,
             hotplug: devices::has_hotplug(config, spec).then(|| Mutex::new(Hotplug::of(spec))),
+            pid,
+            host_cpus: spec.host_cpus.clone(),
             events: reports,
             console,
             end: Ends::new(end),
@@ -240,7 +246,9 @@ impl Machine for QemuMachine {
             let mut size = self.size.lock().await;
             let resized = self.until_end(size.change(&self.control, &self.events, cpus, memory_mib)).await;
             self.cpus.store(size.cpus(), Ordering::Relaxed);
-            resized
+            // Processors that were added are threads of their own.
+            resized?;
+            place::pin(self.pid, &self.control, &self.host_cpus).await
         })
     }
 

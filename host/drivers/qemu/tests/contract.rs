@@ -49,6 +49,8 @@ async fn keeps_the_contract(machine_type: MachineType) {
             devices: vec![Device::Vsock, Device::Rng],
             console: true,
             access_platform: false,
+            host_cpus: Vec::new(),
+            host_nodes: Vec::new(),
         }
     };
     contract::all(&driver, spec).await;

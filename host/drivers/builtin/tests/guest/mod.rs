@@ -98,6 +98,8 @@ impl Given {
             devices: vec![Device::Rng],
             console: true,
             access_platform: false,
+            host_cpus: Vec::new(),
+            host_nodes: Vec::new(),
         }
     }
 
