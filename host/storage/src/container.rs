@@ -481,7 +481,7 @@ mod tests {
         };
         let shares = |wanted: &Wanted| wanted.needs().unwrap().shares_files;
         assert!(!shares(&wanted) && shares(&Wanted { rootfs: Vec::new(), ..wanted.clone() }));
-        assert_eq!(wanted.needs().unwrap().disks.len(), 1, "one path is one disk");
+        assert_eq!(wanted.needs().unwrap().disks.len(), 2, "a layer, and one to write to");
         let plan = container(None, &wanted).unwrap();
         assert!(plan.mounts.is_empty() && plan.folder.is_none());
         assert_eq!((plan.storages.len(), plan.guest_root.as_str()), (3, "/run/kata-containers/c1/rootfs"));

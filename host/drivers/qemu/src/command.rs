@@ -183,7 +183,9 @@ mod tests {
             let all = arguments(&config(machine_type), &spec("x"), VsockKind::Server, Some(2600)).unwrap();
             after(&all, "-device").into_iter().map(|device| device.into_string().unwrap()).collect::<Vec<_>>()
         };
-        assert!(on(MachineType::Q35).iter().all(|device| device.split(',').next().unwrap().ends_with("-pci")));
+        let q35 = on(MachineType::Q35);
+        assert_eq!(q35[0], "pcie-pci-bridge,id=hotplug,bus=pcie.0", "a place for what comes later");
+        assert!(q35[1..].iter().all(|device| device.split(',').next().unwrap().ends_with("-pci")));
         assert!(on(MachineType::Microvm).iter().all(|device| device.split(',').next().unwrap().ends_with("-device")));
     }
 
