@@ -93,7 +93,7 @@ pub(crate) fn arguments(
 
 /// Where on the host memory comes from.
 fn bound(nodes: &[u32]) -> String {
-    let each: String = nodes.iter().enumerate().map(|(number, node)| format!(",host-nodes.{number}={node}")).collect();
+    let each: String = nodes.iter().map(|node| format!(",host-nodes={node}")).collect();
     if nodes.is_empty() { each } else { format!("{each},policy=bind") }
 }
 
@@ -222,7 +222,7 @@ mod tests {
         spec.host_nodes = vec![0, 3];
         let all = arguments(&config(MachineType::Q35), &spec, VsockKind::Server, None).unwrap();
         let ram = after(&all, "-object")[0].clone().into_string().unwrap();
-        assert!(ram.contains(",host-nodes.0=0,host-nodes.1=3,policy=bind,id=ram"), "{ram}");
+        assert!(ram.contains(",host-nodes=0,host-nodes=3,policy=bind,id=ram"), "{ram}");
     }
 
     #[test]
