@@ -14,3 +14,7 @@ pub const STATE: &str = "/run/kata-containers";
 
 /// Files of the host's of which the guest has a copy, one folder for each volume. (Ours: a peer's host names none there.)
 pub const COPIES: &str = "/run/kata-containers/copies";
+
+/// The link by which Kubernetes' atomic writer turns a whole volume to what it is next: the host copies it last, and the guest then takes
+/// away what was.
+pub const DATA: &str = "..data";

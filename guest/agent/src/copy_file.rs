@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use coracle_protocol::agent::CopyFileRequest;
-use coracle_protocol::paths;
+use coracle_protocol::paths::{self, DATA};
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -20,9 +20,6 @@ use crate::{Error, Result};
 
 /// The longest target of a link, in bytes (`PATH_MAX`).
 const LINK_BYTES_MAX: usize = 4096;
-
-/// The link by which Kubernetes' atomic writer turns a whole volume to what it is next.
-const DATA: &str = "..data";
 
 /// Folders that a path has and the guest has not, where the request gives no mode.
 const FOLDER_MODE: u32 = 0o755;

@@ -83,15 +83,13 @@ pub(crate) async fn update_interface(_: &Arc<Agent>, request: UpdateInterfaceReq
         return Err(Error::Invalid(format!("{name:?} is no name for an interface")));
     }
     with_netlink(move |netlink| {
-        let (all, link) = await_device(|| {
-            let all = links(netlink)?;
+        let (link, others) = await_device(|| {
+            let mut all = links(netlink)?;
             let place = all.iter().position(|link| link.mac == mac);
-            place
-                .map(|place| (all, place))
-                .ok_or_else(|| Error::NotFound(format!("the interface {}", interface.hwAddr)))
+            let place = place.ok_or_else(|| Error::NotFound(format!("the interface {}", interface.hwAddr)))?;
+            Ok((all.swap_remove(place), all))
         })?;
-        let Some(link) = all.get(link) else { return Err(Error::NotFound(interface.hwAddr)) };
-        if let Some(other) = all.iter().find(|other| other.name == name && other.index != link.index) {
+        if let Some(other) = others.iter().find(|other| other.name == name) {
             // Its own name comes with its own request.
             set_link(netlink, other.index, &[(LINK_NAME, format!("was-{}\0", other.index).as_bytes())], 0)?;
         }

@@ -44,10 +44,15 @@ async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<()> {
 
 /// Undoes [`join`] at the link. One that is gone is no error.
 pub(crate) async fn undo(handle: &Handle, link: u32) {
+    remove_qdisc(handle, link, TcHandle::INGRESS, TcHandle { major: 0xffff, minor: 0 }).await;
+}
+
+/// Takes a queueing discipline of a link away, by its place and its own handle. One that is not there is no error.
+pub(crate) async fn remove_qdisc(handle: &Handle, link: u32, parent: TcHandle, own: TcHandle) {
     let mut request = handle.qdisc().del(i32::try_from(link).unwrap_or_default());
     let header = &mut request.message_mut().header;
-    (header.parent, header.handle) = (TcHandle::INGRESS, TcHandle { major: 0xffff, minor: 0 });
+    (header.parent, header.handle) = (parent, own);
     if let Err(error) = request.execute().await {
-        log::debug!("the link {link} keeps its filter: {error}");
+        log::debug!("the link {link} keeps the queueing discipline {own:?}: {error}");
     }
 }

@@ -9,6 +9,7 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use rtnetlink::{Error as NetlinkError, Handle};
 
 use crate::Result;
+use crate::filter::remove_qdisc;
 use crate::namespace::kernel;
 
 /// By which ours is known, so that nobody else's is taken away.
@@ -66,12 +67,7 @@ fn options(bits: u64) -> Vec<TcOption> {
 
 /// Takes the limit away. A link that is gone, or has none of ours, is no error.
 pub(crate) async fn undo(handle: &Handle, link: u32) {
-    let mut request = handle.qdisc().del(i32::try_from(link).unwrap_or_default());
-    let header = &mut request.message_mut().header;
-    (header.parent, header.handle) = (TcHandle::ROOT, OURS);
-    if let Err(error) = request.execute().await {
-        log::debug!("the link {link} keeps its limit: {error}");
-    }
+    remove_qdisc(handle, link, TcHandle::ROOT, OURS).await;
 }
 
 #[cfg(test)]

@@ -161,6 +161,8 @@ fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpe
     // Huge pages were reserved for what there is, and nobody knows how many are left.
     let room = if config.huge_pages || config.sealed { 0 } else { config.memory_max_mib.saturating_sub(memory_mib) };
     let most = memory_mib + room / GROWTH_UNIT_MIB * GROWTH_UNIT_MIB;
+    // What a server of files has to map.
+    let has_server = more.iter().any(|device| device.kind() == DeviceKind::SharedFs);
     let mut devices = vec![Device::Vsock, Device::Rng];
     devices.extend(more);
     MachineSpec {
@@ -176,7 +178,7 @@ fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpe
         memory: Memory {
             size_mib: memory_mib,
             max_mib: most,
-            kind: if setup.shares_files && config.shares_files { MemoryKind::Shared } else { MemoryKind::Private },
+            kind: if has_server { MemoryKind::Shared } else { MemoryKind::Private },
             huge_pages: config.huge_pages,
         },
         devices,

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use coracle_protocol::agent::CopyFileRequest;
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
-use coracle_storage::{DATA, Mirror};
+use coracle_protocol::paths::DATA;
+use coracle_storage::Mirror;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;

@@ -78,13 +78,15 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
             (Some(connected), _) => {
                 // On its own: given up halfway it would leave links that nobody knows of.
                 let looked = Arc::clone(&pod);
-                let scan = tokio::spawn(async move {
+                let scan = async move {
                     match &looked.network {
                         Some(network) => network.rescan(&*looked.machine, &looked.agent, looked.gains_links).await,
                         None => Ok(()),
                     }
-                });
-                scan.await.map_err(|error| Error::Failed(error.to_string()))??;
+                };
+                if pod.network.is_some() {
+                    tokio::spawn(scan).await.map_err(|error| Error::Failed(error.to_string()))??;
+                }
                 start_first(&pod, id).await.map(|()| connected)
             }
             (None, Some(spec)) => start_exec(&pod, id, spec, wanted).await,

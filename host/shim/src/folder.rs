@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_settings::Settings;
+use coracle_storage::mountinfo;
 use sha2::{Digest, Sha256};
 
 /// The folder of the pod `id` in `namespace`. Its name is a digest: names may be long, and sockets' paths may not.
@@ -76,19 +77,11 @@ fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
     }
 }
 
-/// The mount points below a folder, in the order in which they were made (proc(5), mountinfo: the fifth field).
+/// The mount points below a folder, in the order in which they were made.
 fn mounted_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| PathBuf::from(unescape(point)));
+    let points = mountinfo::mounts(&table).into_iter().map(|mount| mount.point);
     Ok(points.filter(|point| point.starts_with(folder)).collect())
-}
-
-/// Blanks and backslashes stand as three octal digits in mountinfo.
-fn unescape(point: &str) -> String {
-    ["\\040", "\\011", "\\012", "\\134"]
-        .iter()
-        .zip([" ", "\t", "\n", "\\"])
-        .fold(point.to_owned(), |text, (code, c)| text.replace(code, c))
 }
 
 #[cfg(test)]
@@ -99,6 +92,5 @@ mod tests {
     fn a_missing_folder_is_removed_already() {
         remove(Path::new("/nowhere/at/all")).unwrap();
         assert!(mounted_below(Path::new("/proc")).unwrap().contains(&PathBuf::from("/proc")));
-        assert_eq!(unescape("/a\\040b"), "/a b");
     }
 }

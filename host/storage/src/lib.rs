@@ -7,6 +7,7 @@
 
 mod container;
 mod disks;
+pub mod mountinfo;
 mod shared_fs;
 mod shm;
 mod volumes;
@@ -17,7 +18,6 @@ pub use container::{ContainerPlan, Copy, HostMount, IdMap, Mirror, Needs, Owners
 pub use disks::{RootDisks, root_disks, serial};
 pub use shared_fs::{SOCKET_FD, SharedFsPlan, Virtiofsd, find_virtiofsd, shared_fs};
 pub use shm::shm;
-pub use volumes::DATA;
 
 /// Why something can't be planned.
 #[derive(Debug, thiserror::Error)]

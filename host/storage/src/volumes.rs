@@ -13,6 +13,7 @@ use coracle_protocol::{oci, paths};
 use serde::Deserialize;
 
 use crate::disks::{disk, guest_name, serial, storage};
+use crate::mountinfo::mounts;
 use crate::{Error, Mirror, Wanted};
 
 /// A mount that is not simply shared.
@@ -38,7 +39,7 @@ pub(crate) fn of(mount: &oci::Mount, wanted: &Wanted) -> Result<Option<Volume>, 
     }
     match kubelet_kind(source) {
         // Written as a whole by Kubernetes' atomic writer: by the link alone it is known.
-        Some("configmap" | "secret" | "projected" | "downward-api") if is_link(&source.join(DATA)) => {
+        Some("configmap" | "secret" | "projected" | "downward-api") if is_link(&source.join(paths::DATA)) => {
             let target = format!("{}/{}", paths::COPIES, serial(source));
             Ok(Some(Volume::Mirrored(Mirror { source: source.to_owned(), target })))
         }
@@ -75,25 +76,12 @@ fn sub_path(source: &Path, must: bool) -> Result<Option<Volume>, Error> {
     Ok(Some(Volume::Memory(vec![storage, folder], place)))
 }
 
-/// What of its file system is mounted at `point` (proc(5), mountinfo: fields 4 and 5, with octal escapes).
+/// What of its file system is mounted at `point`.
 fn root_of(table: &str, point: &Path) -> Option<String> {
-    let plain = |field: &str| {
-        ["\\040", "\\011", "\\012", "\\134"]
-            .iter()
-            .zip([" ", "\t", "\n", "\\"])
-            .fold(field.to_owned(), |text, (from, to)| text.replace(from, to))
-    };
-    let fields = |line: &str| {
-        let mut fields = line.split(' ').skip(3);
-        Some((plain(fields.next()?), plain(fields.next()?)))
-    };
-    let found = table.lines().rev().filter_map(fields).find(|(_, at)| Path::new(at) == point);
+    let found = mounts(table).into_iter().rev().find(|mount| mount.point == point);
     // The kernel writes no path that climbs; what is below a deleted folder has words behind it.
-    found.map(|(root, _)| root).filter(|root| root.starts_with('/') && !root.contains("//deleted"))
+    found.map(|mount| mount.root).filter(|root| root.starts_with('/') && !root.contains("//deleted"))
 }
-
-/// The link of a folder of Kubernetes' atomic writer that leads to what the folder shows.
-pub const DATA: &str = "..data";
 
 /// Below which folder of a pod's kubelet has a volume, without its prefix. (The folder of a volume's name is the last one.)
 fn kubelet_kind(source: &Path) -> Option<&str> {
@@ -281,7 +269,7 @@ mod tests {
         for kind in ["configmap", "secret", "projected", "downward-api"] {
             let folder = volume(&format!("kubernetes.io~{kind}"));
             assert!(of(&bind(&folder), none).unwrap().is_none(), "nothing that is written as a whole");
-            std::os::unix::fs::symlink("..2026", folder.join(DATA)).unwrap();
+            std::os::unix::fs::symlink("..2026", folder.join(paths::DATA)).unwrap();
             let Some(Volume::Mirrored(mirror)) = of(&bind(&folder), none).unwrap() else { panic!("{kind}") };
             assert_eq!(mirror.source, folder);
             assert!(mirror.target.starts_with("/run/kata-containers/copies/"), "{}", mirror.target);
@@ -289,7 +277,7 @@ mod tests {
             assert!(of(&bind(&folder.join("..2026")), none).unwrap().is_none());
         }
         let other = volume("kubernetes.io~csi");
-        std::os::unix::fs::symlink("..2026", other.join(DATA)).unwrap();
+        std::os::unix::fs::symlink("..2026", other.join(paths::DATA)).unwrap();
         assert!(of(&bind(&other), none).unwrap().is_none());
         let empty = bind(&volume("kubernetes.io~empty-dir"));
         assert!(of(&empty, none).unwrap().is_none(), "files of the host's");

@@ -70,6 +70,13 @@ impl Wire {
         outcome.stdout.lines().filter(|line| line.starts_with("qdisc")).map(|line| format!("{line}\n")).collect()
     }
 
+    /// Serves a folder by HTTP at the far end, until it is killed.
+    fn serve(&self, folder: &std::path::Path) -> Running {
+        let mut server = Command::new("ip");
+        server.args(["netns", "exec", self.far.name(), "busybox", "httpd", "-f", "-p", "8000", "-h"]).arg(folder);
+        Running::start(server)
+    }
+
     fn says(&self, program: &str, words: &[&str]) -> String {
         let outcome = run_in(&self.pod, program, words);
         assert_eq!(outcome.code, 0, "{program} {words:?}: {outcome:?}");
@@ -118,9 +125,7 @@ fn every_model_carries_both_versions_of_ip_in_both_directions() {
         host = host.set("network.model", &quoted(model));
         let wire = Wire::new(&host, model);
         let before = wire.state();
-        let mut server = Command::new("ip");
-        server.args(["netns", "exec", wire.far.name(), "busybox", "httpd", "-f", "-p", "8000", "-h"]).arg(&folder);
-        let server = Running::start(server);
+        let server = wire.serve(&folder);
         let script = "echo READY; until [ -e /tmp/go ]; do sleep 0.1; done; ping -c 2 -W 10 10.77.1.1 && ping -6 -c 2 -W 10 fd77:1::1 && ping -c 1 -W 10 10.88.0.1 && \
             ping -6 -c 1 -W 10 fd88::1 && ping -c 1 -s 8900 -W 10 10.77.1.1 && echo PASSED; \
             busybox wget -q -O - http://10.88.0.1:8000/big | md5sum; \
@@ -218,9 +223,7 @@ fn limits_hold_in_each_direction_and_go_with_the_pod() {
         host = host.set("network.model", &quoted(model));
         let wire = Wire::new(&host, model);
         let before = wire.state();
-        let mut server = Command::new("ip");
-        server.args(["netns", "exec", wire.far.name(), "busybox", "httpd", "-f", "-p", "8000", "-h"]).arg(&folder);
-        let server = Running::start(server);
+        let server = wire.serve(&folder);
         let script = "busybox wget -q -O /big http://10.77.1.1:8000/big; httpd -p 80 -h /; echo SERVES; \
             until [ -e /tmp/done ]; do sleep 0.1; done";
         let id = format!("l-{model}");

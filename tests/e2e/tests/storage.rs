@@ -6,7 +6,7 @@ use std::process::Command;
 use containerd_shim_protos::ttrpc::Code;
 use coracle_e2e::cri::msg;
 use coracle_e2e::{
-    Host, LayerEntry, Netns, Outcome, POD_CONFIG, PodShim, RootMount, Shim, copy_layout_with_layers, monitor, path,
+    Host, LayerEntry, Netns, Outcome, POD_CONFIG, PodShim, RootMount, Shim, copy_layout_with_layers, gains_disks, path,
 };
 use tar::EntryType::{Directory, Link, Regular, Symlink};
 
@@ -322,15 +322,6 @@ fn pod(host: &Host, id: &str) -> (Netns, PodShim) {
     pod.create(&netns.path(), POD_CONFIG, &config).unwrap();
     pod.boot().unwrap();
     (netns, pod)
-}
-
-/// Whether machines of this monitor gain disks while they run.
-fn gains_disks() -> bool {
-    if monitor() == "qemu-system" {
-        return true;
-    }
-    println!("left out: this monitor's machines gain no disks while they run");
-    false
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Hotplug {
         let mut front = match device {
             Device::Block { path, read_only, direct, serial } => {
                 let node = block_node(&name, path, *read_only, *direct)?;
-                control.execute("blockdev-add", node).await.map_err(failed)?;
+                control.execute("blockdev-add", node).await?;
                 json!({ "driver": "virtio-blk-pci", "drive": name, "serial": serial })
             }
             Device::Net { mac, tap } => {
@@ -57,7 +57,7 @@ impl Hotplug {
         if let Err(error) = control.execute("device_add", front).await {
             // The first error is the one to tell.
             let _ = remove_back(control, device, &name).await;
-            return Err(failed(error));
+            return Err(error.into());
         }
         self.added.insert(name);
         Ok(())
@@ -116,12 +116,12 @@ fn block_node(name: &str, path: &Path, read_only: bool, direct: bool) -> Result<
 /// The end of a network link that is a tap.
 async fn add_tap(control: &qmp::Client, name: &str, tap: &Descriptor) -> Result<()> {
     let fd = tap.try_clone().map_err(Error::system("hand a network link to QEMU"))?;
-    control.execute_with("getfd", json!({ "fdname": name }), fd.as_fd()).await.map_err(failed)?;
+    control.execute_with("getfd", json!({ "fdname": name }), fd.as_fd()).await?;
     let added = control.execute("netdev_add", json!({ "type": "tap", "id": name, "fd": name })).await;
     if let Err(error) = added {
         // It is closed where it was not taken.
         let _ = control.execute("closefd", json!({ "fdname": name })).await;
-        return Err(failed(error));
+        return Err(error.into());
     }
     Ok(())
 }
@@ -132,15 +132,12 @@ async fn remove_back(control: &qmp::Client, device: &Device, name: &str) -> Resu
         Device::Net { .. } => ("netdev_del", json!({ "id": name })),
         _ => ("blockdev-del", json!({ "node-name": name })),
     };
-    control.execute(command, arguments).await.map(drop).map_err(failed)
+    control.execute(command, arguments).await?;
+    Ok(())
 }
 
 async fn is_there(control: &qmp::Client, name: &str) -> Result<bool> {
     let folder = DEVICES.trim_end_matches('/');
-    let all = control.execute("qom-list", json!({ "path": folder })).await.map_err(failed)?;
+    let all = control.execute("qom-list", json!({ "path": folder })).await?;
     Ok(all.as_array().into_iter().flatten().any(|one| one.get("name").and_then(Value::as_str) == Some(name)))
-}
-
-fn failed(error: qmp::Error) -> Error {
-    Error::Monitor(error.to_string())
 }

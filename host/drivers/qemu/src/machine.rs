@@ -130,7 +130,8 @@ impl QemuMachine {
 
     async fn command(&self, name: &str) -> Result<()> {
         self.end.check()?;
-        self.control.execute(name, Value::Null).await.map(drop).map_err(|error| Error::Monitor(error.to_string()))
+        self.control.execute(name, Value::Null).await?;
+        Ok(())
     }
 }
 

@@ -21,8 +21,7 @@ pub(crate) async fn pin(qemu: i32, control: &qmp::Client, cpus: &[u32]) -> Resul
     for thread in threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok()) {
         set(thread, cpus, true)?;
     }
-    let all = control.execute("query-cpus-fast", Value::Null).await;
-    let all = all.map_err(|error| Error::Monitor(error.to_string()))?;
+    let all = control.execute("query-cpus-fast", Value::Null).await?;
     for cpu in all.as_array().into_iter().flatten() {
         let number = |name: &str| cpu.get(name).and_then(Value::as_i64).and_then(|number| usize::try_from(number).ok());
         let (Some(index), Some(thread)) = (number("cpu-index"), number("thread-id")) else { continue };

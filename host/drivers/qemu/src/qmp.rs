@@ -40,6 +40,12 @@ pub enum Error {
     Socket(#[from] std::io::Error),
 }
 
+impl From<Error> for coracle_machine::Error {
+    fn from(error: Error) -> Self {
+        Self::Monitor(error.to_string())
+    }
+}
+
 type Answer = Result<Value, String>;
 // Shared between the callers and the task that reads; held for one insertion or removal.
 type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>>;

@@ -104,7 +104,7 @@ impl Size {
         // Listened to before it is asked for.
         let mut events = events.subscribe();
         let request = json!({ "path": path(), "property": "requested-size", "value": wanted });
-        control.execute("qom-set", request).await.map_err(failed)?;
+        control.execute("qom-set", request).await?;
         let gives = wanted <= self.wanted_bytes;
         self.wanted_bytes = wanted;
         if gives {
@@ -124,7 +124,7 @@ impl Size {
     }
 
     async fn add_cpu(&mut self, control: &qmp::Client) -> Result<()> {
-        let all = control.execute("query-hotpluggable-cpus", Value::Null).await.map_err(failed)?;
+        let all = control.execute("query-hotpluggable-cpus", Value::Null).await?;
         // They come with the highest number first.
         let mut free = all.as_array().into_iter().flatten().rev().filter(|cpu| cpu.get("qom-path").is_none());
         let Some(free) = free.next() else { return Err(Error::Monitor("QEMU has no place for a processor".into())) };
@@ -135,7 +135,7 @@ impl Size {
             device.insert("id".into(), name.clone().into());
             device.insert("driver".into(), free.get("type").cloned().unwrap_or_default());
         }
-        control.execute("device_add", device).await.map_err(failed)?;
+        control.execute("device_add", device).await?;
         self.added.push(name);
         Ok(())
     }
@@ -144,7 +144,7 @@ impl Size {
     async fn take_cpu(&mut self, control: &qmp::Client, events: &broadcast::Sender<qmp::Event>) -> Result<bool> {
         let Some(name) = self.added.last() else { return Ok(false) };
         let mut events = events.subscribe();
-        control.execute("device_del", json!({ "id": name })).await.map_err(failed)?;
+        control.execute("device_del", json!({ "id": name })).await?;
         reported(&mut events, "DEVICE_DELETED", Some(name), EJECT_PATIENCE).await;
         // Which reports were missed nobody knows: what there is counts.
         let before = self.added.len();
@@ -155,13 +155,13 @@ impl Size {
 
 /// What the guest has taken above what it has from its start, in bytes.
 pub(crate) async fn taken(control: &qmp::Client) -> Result<u64> {
-    let size = control.execute("qom-get", json!({ "path": path(), "property": "size" })).await.map_err(failed)?;
+    let size = control.execute("qom-get", json!({ "path": path(), "property": "size" })).await?;
     size.as_u64().ok_or_else(|| Error::Monitor(format!("QEMU says a size of {size}")))
 }
 
 /// Processors that were added, by QEMU's names for them, the oldest first.
 async fn added(control: &qmp::Client) -> Result<Vec<String>> {
-    let all = control.execute("query-hotpluggable-cpus", Value::Null).await.map_err(failed)?;
+    let all = control.execute("query-hotpluggable-cpus", Value::Null).await?;
     let name = |cpu: &Value| {
         let name = cpu.get("qom-path")?.as_str()?.strip_prefix(DEVICES)?;
         name.strip_prefix(ADDED)?.parse::<u32>().ok().map(|number| (number, name.to_owned()))
@@ -173,8 +173,4 @@ async fn added(control: &qmp::Client) -> Result<Vec<String>> {
 
 fn path() -> String {
     format!("{DEVICES}{GROWTH}")
-}
-
-fn failed(error: qmp::Error) -> Error {
-    Error::Monitor(error.to_string())
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use coracle_e2e::cri::msg;
-use coracle_e2e::monitor;
+use coracle_e2e::gains_disks;
 
 use crate::{Bench, Check, holds, same};
 
@@ -109,15 +109,6 @@ impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").args(["--detach", &self.0]).status();
     }
-}
-
-/// Whether the machine can gain a disk while it runs.
-fn gains_disks() -> bool {
-    if monitor() == "qemu-system" {
-        return true;
-    }
-    println!("left out: this monitor's machines gain no disks while they run");
-    false
 }
 
 pub(crate) const CHECKS: &[Check] = &[
