@@ -15,25 +15,23 @@ const DEVICES: &str = "/sys/bus/virtio/devices";
 const PCI_DEVICES: &str = "/sys/bus/pci/devices";
 const BRIDGE: &str = "0x0604";
 
-/// Whether there is a device in `folder` whose file `attribute` begins so.
-fn has_device(folder: &str, attribute: &str, beginning: &str) -> bool {
+/// What the devices in `folder` say of themselves in their file `attribute`.
+fn devices(folder: &str, attribute: &str) -> Vec<String> {
     let devices = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    devices
-        .filter_map(|device| std::fs::read_to_string(device.path().join(attribute)).ok())
-        .any(|text| text.starts_with(beginning))
+    devices.filter_map(|device| std::fs::read_to_string(device.path().join(attribute)).ok()).collect()
 }
 
 /// Loads all that there is a use for, and frees their files' memory. What devices may yet need stays for [`load_more`].
 pub(crate) fn load() -> Result<(), String> {
-    let may_gain = has_device(PCI_DEVICES, "class", BRIDGE);
-    each(|path, device| match device {
-        Some(device) if !has_device(DEVICES, "modalias", device) => {
-            if !may_gain {
-                let _ = std::fs::remove_file(path);
-            }
-            Ok(())
+    let may_gain = devices(PCI_DEVICES, "class").iter().any(|class| class.starts_with(BRIDGE));
+    each(|path, is_wanted| {
+        if is_wanted {
+            return load_one(path, false);
         }
-        _ => load_one(path, false),
+        if !may_gain {
+            let _ = std::fs::remove_file(path);
+        }
+        Ok(())
     })
 }
 
@@ -43,21 +41,25 @@ pub(crate) fn load() -> Result<(), String> {
 /// Which module can't be loaded, and why.
 pub fn load_more() -> Result<(), String> {
     // A module whose file is gone was loaded.
-    each(|path, device| match device.filter(|_| path.exists()) {
-        Some(device) if has_device(DEVICES, "modalias", device) => load_one(path, true),
-        _ => Ok(()),
-    })
+    each(|path, is_wanted| if is_wanted && path.exists() { load_one(path, true) } else { Ok(()) })
 }
 
-/// Calls `act` with each module's file and the beginning of its device's modalias, in their order.
-fn each(act: impl Fn(&Path, Option<&str>) -> Result<(), String>) -> Result<(), String> {
+/// Calls `act` with each module's file and whether there is a use for it, in their order.
+fn each(act: impl Fn(&Path, bool) -> Result<(), String>) -> Result<(), String> {
     let folder = Path::new(FOLDER);
     let Ok(order) = std::fs::read_to_string(folder.join("order")) else { return Ok(()) };
-    for line in order.lines().filter(|line| !line.is_empty()) {
-        let (name, device) = line.split_once(' ').map_or((line, None), |(name, device)| (name, Some(device)));
-        act(&folder.join(name), device)?;
-    }
-    Ok(())
+    // Looked at once: a device that comes meanwhile would be given the later ones of its modules without those that they need.
+    let aliases = devices(DEVICES, "modalias");
+    wanted(&order, &aliases).try_for_each(|(name, is_wanted)| act(&folder.join(name), is_wanted))
+}
+
+/// The modules of a list and whether devices of these modaliases, or all machines, have a use for them.
+fn wanted<'a>(order: &'a str, aliases: &'a [String]) -> impl Iterator<Item = (&'a str, bool)> {
+    let lines = order.lines().filter(|line| !line.is_empty());
+    lines.map(|line| match line.split_once(' ') {
+        Some((name, device)) => (name, aliases.iter().any(|alias| alias.starts_with(device))),
+        None => (line, true),
+    })
 }
 
 fn load_one(path: &Path, may_be_gone: bool) -> Result<(), String> {
@@ -76,4 +78,25 @@ fn load_one(path: &Path, may_be_gone: bool) -> Result<(), String> {
     // The initrd is memory.
     let _ = std::fs::remove_file(path);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_is_wanted_by_its_device_or_by_all() {
+        let order = "a.ko\ndm.ko virtio:d00000002v\n\nverity.ko virtio:d00000002v\nnet.ko virtio:d00000001v\n";
+        let of = |aliases: &[&str]| {
+            let aliases: Vec<_> = aliases.iter().map(|&alias| alias.to_owned()).collect();
+            wanted(order, &aliases)
+                .filter(|&(_, is_wanted)| is_wanted)
+                .map(|(name, _)| name)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(of(&[]), "a.ko");
+        assert_eq!(of(&["virtio:d00000002v00001AF4\n"]), "a.ko dm.ko verity.ko");
+        assert_eq!(of(&["virtio:d00000001v00001AF4\n", "virtio:d00000002v00001AF4\n"]), "a.ko dm.ko verity.ko net.ko");
+    }
 }

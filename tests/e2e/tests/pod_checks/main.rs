@@ -164,7 +164,8 @@ fn passes_on(runtime: &str) {
         let outcome = check(&bench);
         // For people who look for what is slow; nothing depends on it.
         let seconds = start.elapsed().as_secs_f32();
-        println!("check {name} on {runtime} ... {seconds:.1} s ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+        let told = outcome.as_ref().err().map_or("ok".to_owned(), |text| format!("FAILED: {text}"));
+        println!("check {name} on {runtime} ... {seconds:.1} s ... {told}");
         if let Err(text) = outcome {
             failed.push(format!("{name}: {text}"));
         }
