@@ -1,7 +1,7 @@
 //! Kernel modules, in the order that the image's builder has found out.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// The folder of the initrd that holds the modules and `order`, a list of their file names. Behind a name may stand the
@@ -23,16 +23,17 @@ fn devices(folder: &str, attribute: &str) -> Vec<String> {
 
 /// Loads all that there is a use for, and frees their files' memory. What devices may yet need stays for [`load_more`].
 pub(crate) fn load() -> Result<(), String> {
+    let order = order();
+    // Those of all machines first: by some of them the kernel finds its devices.
+    lines(&order).filter(|(_, device)| device.is_none()).try_for_each(|(name, _)| load_one(name, false))?;
     let may_gain = devices(PCI_DEVICES, "class").iter().any(|class| class.starts_with(BRIDGE));
-    each(|path, is_wanted| {
-        if is_wanted {
-            return load_one(path, false);
+    let unused = load_for_devices(&order, false)?;
+    if !may_gain {
+        for name in unused {
+            let _ = std::fs::remove_file(file(name));
         }
-        if !may_gain {
-            let _ = std::fs::remove_file(path);
-        }
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
 /// Loads the modules of devices that have come since the boot.
@@ -40,29 +41,47 @@ pub(crate) fn load() -> Result<(), String> {
 /// # Errors
 /// Which module can't be loaded, and why.
 pub fn load_more() -> Result<(), String> {
-    // A module whose file is gone was loaded.
-    each(|path, is_wanted| if is_wanted && path.exists() { load_one(path, true) } else { Ok(()) })
+    load_for_devices(&order(), true).map(drop)
 }
 
-/// Calls `act` with each module's file and whether there is a use for it, in their order.
-fn each(act: impl Fn(&Path, bool) -> Result<(), String>) -> Result<(), String> {
-    let folder = Path::new(FOLDER);
-    let Ok(order) = std::fs::read_to_string(folder.join("order")) else { return Ok(()) };
+/// Loads what the devices that are there have a use for, and gives the names of the rest. A module whose file is gone was loaded,
+/// where it `may_be_gone`.
+fn load_for_devices(order: &str, may_be_gone: bool) -> Result<Vec<&str>, String> {
     // Looked at once: a device that comes meanwhile would be given the later ones of its modules without those that they need.
     let aliases = devices(DEVICES, "modalias");
-    wanted(&order, &aliases).try_for_each(|(name, is_wanted)| act(&folder.join(name), is_wanted))
+    let (wanted, unused) = by_devices(order, &aliases);
+    wanted.into_iter().try_for_each(|name| load_one(name, may_be_gone))?;
+    Ok(unused)
 }
 
-/// The modules of a list and whether devices of these modaliases, or all machines, have a use for them.
-fn wanted<'a>(order: &'a str, aliases: &'a [String]) -> impl Iterator<Item = (&'a str, bool)> {
+/// The modules of devices, in their order: those for devices of these modaliases, and the others.
+fn by_devices<'a>(order: &'a str, aliases: &[String]) -> (Vec<&'a str>, Vec<&'a str>) {
+    let (mut wanted, mut unused) = (Vec::new(), Vec::new());
+    for (name, device) in lines(order) {
+        let Some(device) = device else { continue };
+        let list = if aliases.iter().any(|alias| alias.starts_with(device)) { &mut wanted } else { &mut unused };
+        list.push(name);
+    }
+    (wanted, unused)
+}
+
+/// The list of the modules; empty where the initrd has none.
+fn order() -> String {
+    std::fs::read_to_string(file("order")).unwrap_or_default()
+}
+
+/// The list's modules, each with the beginning of its device's modalias. One that all machines need has none, and needs none that has.
+fn lines(order: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
     let lines = order.lines().filter(|line| !line.is_empty());
-    lines.map(|line| match line.split_once(' ') {
-        Some((name, device)) => (name, aliases.iter().any(|alias| alias.starts_with(device))),
-        None => (line, true),
-    })
+    lines.map(|line| line.split_once(' ').map_or((line, None), |(name, device)| (name, Some(device))))
 }
 
-fn load_one(path: &Path, may_be_gone: bool) -> Result<(), String> {
+fn file(name: &str) -> PathBuf {
+    Path::new(FOLDER).join(name)
+}
+
+fn load_one(name: &str, may_be_gone: bool) -> Result<(), String> {
+    let path = &file(name);
     // One at a time: who comes second finds it loaded, and no file.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,18 +104,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_module_is_wanted_by_its_device_or_by_all() {
+    fn modules_are_for_the_devices_that_there_are() {
         let order = "a.ko\ndm.ko virtio:d00000002v\n\nverity.ko virtio:d00000002v\nnet.ko virtio:d00000001v\n";
         let of = |aliases: &[&str]| {
             let aliases: Vec<_> = aliases.iter().map(|&alias| alias.to_owned()).collect();
-            wanted(order, &aliases)
-                .filter(|&(_, is_wanted)| is_wanted)
-                .map(|(name, _)| name)
-                .collect::<Vec<_>>()
-                .join(" ")
+            let (wanted, unused) = by_devices(order, &aliases);
+            format!("{} | {}", wanted.join(" "), unused.join(" "))
         };
-        assert_eq!(of(&[]), "a.ko");
-        assert_eq!(of(&["virtio:d00000002v00001AF4\n"]), "a.ko dm.ko verity.ko");
-        assert_eq!(of(&["virtio:d00000001v00001AF4\n", "virtio:d00000002v00001AF4\n"]), "a.ko dm.ko verity.ko net.ko");
+        assert_eq!(of(&[]), " | dm.ko verity.ko net.ko");
+        assert_eq!(of(&["virtio:d00000002v00001AF4\n"]), "dm.ko verity.ko | net.ko");
+        assert_eq!(of(&["virtio:d00000001v00001AF4\n", "virtio:d00000002v00001AF4\n"]), "dm.ko verity.ko net.ko | ");
+        assert_eq!(lines(order).filter(|(_, device)| device.is_none()).count(), 1);
     }
 }

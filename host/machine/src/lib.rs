@@ -19,7 +19,7 @@ pub use ends::{Ends, unsupported};
 pub use error::Error;
 pub use spec::{
     Accelerator, Architecture, Capabilities, Cpus, Descriptor, Device, DeviceKind, Forward, Kernel, KernelForm,
-    MachineSpec, Memory, MemoryKind, NETS_MAX, Platform, mac_text,
+    MachineSpec, Memory, MemoryKind, NET_QUEUES_MAX, NETS_MAX, Platform, mac_text,
 };
 
 /// What the port gives back.

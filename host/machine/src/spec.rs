@@ -136,8 +136,9 @@ pub enum Device {
     Net {
         /// The guest's hardware address.
         mac: [u8; 6],
-        /// The tap (Linux: Documentation/networking/tuntap.rst), with a virtio-net header before each packet.
-        tap: Descriptor,
+        /// The tap (Linux: Documentation/networking/tuntap.rst), with a virtio-net header before each packet: a descriptor for each pair
+        /// of queues.
+        taps: Vec<Descriptor>,
     },
     /// A network link whose other end is a program that gives the guest a network without privileges: a connected stream socket with
     /// frames, each behind its length in four bytes, the most significant first.
@@ -252,6 +253,9 @@ impl Device {
 
 /// The most network devices of a machine. Every driver takes so many, beside what a pod's machine has else.
 pub const NETS_MAX: usize = 16;
+
+/// The most pairs of queues of a network device. Every driver takes so many.
+pub const NET_QUEUES_MAX: u32 = 8;
 
 /// What a machine can do: a function of driver, specification and architecture.
 #[derive(Debug, Clone, PartialEq, Eq)]

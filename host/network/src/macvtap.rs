@@ -60,9 +60,9 @@ pub(crate) async fn undo(handle: &Handle, hold: &Hold, macvtap: Option<u32>) {
     give_v6(handle, index, &hold.v6).await;
 }
 
-/// Opens the macvtap `name` of the calling thread's network namespace. The thread gets a mount namespace of its own: a network
-/// namespace's devices are told only by a sysfs that was mounted in it.
-pub(crate) fn open(name: &str) -> std::io::Result<OwnedFd> {
+/// Opens the macvtap `name` of the calling thread's network namespace, once for each of its queues. The thread gets a mount namespace of
+/// its own: a network namespace's devices are told only by a sysfs that was mounted in it.
+pub(crate) fn open(name: &str, queues: u16) -> std::io::Result<Vec<OwnedFd>> {
     use rustix::fs::{FileType, Mode, OFlags};
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&str>;
@@ -76,7 +76,7 @@ pub(crate) fn open(name: &str) -> std::io::Result<OwnedFd> {
         let device = rustix::fs::makedev(major, minor);
         rustix::fs::mknodat(rustix::fs::CWD, &node, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, device)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        Ok(rustix::fs::open(&node, flags, Mode::empty())?)
+        (0..queues.max(1)).map(|_| Ok(rustix::fs::open(&node, flags, Mode::empty())?)).collect()
     });
     nix::mount::umount2(&sys, nix::mount::MntFlags::MNT_DETACH)?;
     opened

@@ -42,6 +42,8 @@ pub struct Options {
     pub to_guest: Option<u64>,
     /// The most that comes from it.
     pub from_guest: Option<u64>,
+    /// How many pairs of queues each link has: so many processors of the guest send and receive at once. 0 is one.
+    pub queues: u16,
 }
 
 /// What it takes to give a link back. It is noted before the link is touched, for whoever has to do it where this process can't.

@@ -67,19 +67,19 @@ impl Namespace {
         read::contents(&self.handle, model).await
     }
 
-    /// Takes a link over, to give back what `hold` says ([`Self::hold`]): the descriptor is the other end of what becomes of it, and that
-    /// lives as long as it.
+    /// Takes a link over, to give back what `hold` says ([`Self::hold`]): the descriptors are the other end of what becomes of it, one a
+    /// pair of queues, and it lives as long as they.
     ///
     /// # Errors
     /// [`Error::System`], [`Error::Kernel`], [`Error::Model`]; then the link is as it was.
-    pub async fn connect(&self, link: &Link, options: &Options, hold: &Hold) -> Result<OwnedFd> {
+    pub async fn connect(&self, link: &Link, options: &Options, hold: &Hold) -> Result<Vec<OwnedFd>> {
         match options.model {
             Model::Macvtap => {
                 macvtap::check(link)?;
                 if options.to_guest.is_some() || options.from_guest.is_some() {
                     return Err(Error::Limits { name: link.name.clone() });
                 }
-                let taken = self.take_macvtap(link, hold).await;
+                let taken = self.take_macvtap(link, hold, options.queues).await;
                 if taken.is_err() {
                     self.disconnect(hold).await;
                 }
@@ -87,7 +87,7 @@ impl Namespace {
             }
             Model::None => Err(Error::Model { name: link.name.clone(), kind: link.kind.clone(), model: "none" }),
             Model::TcFilter | Model::Routed => {
-                let (fd, tap) = self.make_tap(link).await?;
+                let (queues, tap) = self.make_tap(link, options.queues).await?;
                 if options.model == Model::TcFilter {
                     // It undoes what it has done by itself: what else is there at that place is somebody else's.
                     filter::join(&self.handle, link.index, tap).await?;
@@ -110,29 +110,29 @@ impl Namespace {
                     self.disconnect(&Hold { is_limited: false, ..hold.clone() }).await;
                     return Err(error);
                 }
-                Ok(fd)
+                Ok(queues)
             }
         }
     }
 
-    /// Makes a tap beside `link`: its descriptor and number.
-    async fn make_tap(&self, link: &Link) -> Result<(OwnedFd, u32)> {
+    /// Makes a tap beside `link`: its descriptors and number.
+    async fn make_tap(&self, link: &Link, queues: u16) -> Result<(Vec<OwnedFd>, u32)> {
         let name = tap_name(link.index);
         let own = name.clone();
         let failed = |source| Error::System { step: format!("make the tap {name}"), source };
-        let fd = inside(&self.file, move || tap::make(&own)).await.map_err(failed)?;
+        let fds = inside(&self.file, move || tap::make(&own, queues)).await.map_err(failed)?;
         let index = self.number(&name).await?.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
         let change = LinkUnspec::new_with_index(index).mtu(link.mtu).up().build();
         self.handle.link().set(change).execute().await.map_err(kernel(format!("start the tap {name}")))?;
-        Ok((fd, index))
+        Ok((fds, index))
     }
 
-    async fn take_macvtap(&self, link: &Link, hold: &Hold) -> Result<OwnedFd> {
+    async fn take_macvtap(&self, link: &Link, hold: &Hold, queues: u16) -> Result<Vec<OwnedFd>> {
         let name = tap_name(link.index);
         self.set_switches(&link.name, Switches { is_silent_v4: true, ..hold.switches }).await?;
         macvtap::make(&self.handle, link, &hold.v6, &name).await?;
         let own = name.clone();
-        let opened = inside(&self.file, move || macvtap::open(&own)).await;
+        let opened = inside(&self.file, move || macvtap::open(&own, queues)).await;
         opened.map_err(|source| Error::System { step: format!("open the macvtap {name}"), source })
     }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_machine::{
-    Architecture, Cpus, Device, DeviceKind, GuestStream, Machine, MachineSpec, Memory, MemoryKind, Platform,
+    Architecture, Cpus, Device, DeviceKind, GuestStream, Machine, MachineSpec, Memory, MemoryKind, NET_QUEUES_MAX,
+    Platform,
 };
-use coracle_network::Model;
+use coracle_network::{Model, Options};
 use coracle_process::{Child, ExitStatus, Ring};
 use coracle_protocol::agent::{CreateSandboxRequest, GetOOMEventRequest, Storage};
 use coracle_protocol::{hello, ports};
@@ -61,7 +62,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
             // On its own: given up halfway it would leave links that nobody knows of. What it has taken is given back with it.
             let (path, folder) = (path.clone(), config.folder.clone());
             let held = Arc::clone(&sandbox.links).read_owned().await;
-            let options = config.network;
+            let options = with_queues(config.network, processors(config, setup));
             let taken = tokio::spawn(async move { Network::take(&path, &folder, options, held).await }).await;
             let (network, devices) = taken.map_err(|error| Error::Failed(error.to_string()))??;
             (Some(network), devices)
@@ -155,8 +156,19 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
 /// The unit in which a kernel takes memory that it gains, in MiB (Linux' memory blocks on x86-64).
 const GROWTH_UNIT_MIB: u64 = 128;
 
+/// The processors that a machine has from its start.
+fn processors(config: &Config, setup: &Setup) -> u32 {
+    setup.cpus.unwrap_or(config.vcpus).max(config.vcpus)
+}
+
+/// With as many queues as there are processors to use them, where it was not said how many.
+fn with_queues(options: Options, processors: u32) -> Options {
+    let wanted = if options.queues == 0 { processors } else { options.queues.into() };
+    Options { queues: u16::try_from(wanted.clamp(1, NET_QUEUES_MAX)).unwrap_or(1), ..options }
+}
+
 fn machine_spec(config: &Config, setup: &Setup, more: Vec<Device>) -> MachineSpec {
-    let cpus = setup.cpus.unwrap_or(config.vcpus).max(config.vcpus);
+    let cpus = processors(config, setup);
     let memory_mib = config.memory_mib + setup.memory_mib.unwrap_or(0);
     // Huge pages were reserved for what there is, and nobody knows how many are left.
     let room = if config.huge_pages || config.sealed { 0 } else { config.memory_max_mib.saturating_sub(memory_mib) };

@@ -42,6 +42,7 @@ impl Sandbox {
             copies_files: !self.config.shares_files,
             termination_log: spec.Annotations.get(TERMINATION_PATH).cloned().unwrap_or_default(),
             direct_volumes: self.config.direct_volumes.clone(),
+            empty_dir_mib: self.config.empty_dir_mib,
             ..Wanted::default()
         };
         let plan = Plan { id: id.clone(), spec, wanted, streams };
@@ -151,9 +152,15 @@ pub(crate) async fn unless<T>(
 async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<Made> {
     spec::check(&plan.spec)?;
     let wanted = plan.wanted.clone();
-    // It looks at files, which takes its time.
-    let needs = tokio::task::spawn_blocking(move || wanted.needs()).await;
-    let needs = needs.map_err(|error| Error::Failed(error.to_string()))??;
+    // It looks at files, and makes some, which takes its time.
+    let needs = tokio::task::spawn_blocking(move || {
+        let needs = wanted.needs()?;
+        for disk in &needs.empty_disks {
+            coracle_ext4::make(&disk.path, disk.size_mib).map_err(|error| Error::Failed(error.to_string()))?;
+        }
+        Ok::<_, Error>(needs)
+    });
+    let needs = needs.await.map_err(|error| Error::Failed(error.to_string()))??;
     let setup = spec::setup(&plan.spec, needs)?;
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, setup)).await?;
     // The first one has the machine that was booted for it; each further one adds to it.

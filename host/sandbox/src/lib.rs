@@ -102,6 +102,8 @@ pub struct Config {
     pub network: coracle_network::Options,
     /// The folder in which volumes are named that are disks (Kata's direct-assigned volumes).
     pub direct_volumes: std::path::PathBuf,
+    /// The size at most of a disk, in MiB, where `emptyDir` volumes that are no memory are disks.
+    pub empty_dir_mib: Option<u64>,
     /// How often the guest's clock is compared with the host's, beside the times when that one was set.
     pub clock_period: Duration,
     /// How long the guest may take to come up.

@@ -121,8 +121,8 @@ impl Network {
         let noted: Vec<Hold> = self.lock().links.iter().map(|taken| taken.hold.clone()).collect();
         note_taken(&self.folder, noted.iter().chain([&hold]))?;
         match self.namespace.connect(&link, &self.options, &hold).await {
-            Ok(tap) => {
-                let device = Device::Net { mac: link.mac, tap: Descriptor::new(tap) };
+            Ok(taps) => {
+                let device = Device::Net { mac: link.mac, taps: taps.into_iter().map(Descriptor::new).collect() };
                 Ok(TakenLink { link, hold, device })
             }
             Err(error) => {

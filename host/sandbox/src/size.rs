@@ -16,6 +16,8 @@ pub(crate) struct Limits {
     /// Thousandths of a processor.
     cpu_milli: u64,
     memory_bytes: u64,
+    /// In huge pages of the guest, beside the rest.
+    huge_bytes: u64,
 }
 
 /// The kernel's period for a quota of processor time, in microseconds.
@@ -36,9 +38,11 @@ impl Limits {
             u64::try_from(cpu.Quota).unwrap_or(0).saturating_mul(1000).div_ceil(period)
         });
         let memory = resources.Memory.as_ref().map(|memory| memory.Limit).filter(|limit| *limit != 0);
+        let huge = resources.HugepageLimits.iter().map(|limit| limit.Limit).reduce(u64::saturating_add);
         Self {
             cpu_milli: cpu.unwrap_or(self.cpu_milli),
             memory_bytes: memory.map_or(self.memory_bytes, |limit| u64::try_from(limit).unwrap_or(0)),
+            huge_bytes: huge.unwrap_or(self.huge_bytes),
         }
     }
 }
@@ -65,7 +69,7 @@ pub(crate) struct Range {
 fn asked(range: &Range, containers: &[Limits]) -> Size {
     let sum = |each: fn(&Limits) -> u64| containers.iter().map(each).fold(0, u64::saturating_add);
     let cpus = u32::try_from(sum(|limits| limits.cpu_milli).div_ceil(1000)).unwrap_or(u32::MAX);
-    let memory_mib = sum(|limits| limits.memory_bytes).div_ceil(1 << 20);
+    let memory_mib = sum(|limits| limits.memory_bytes.saturating_add(limits.huge_bytes)).div_ceil(1 << 20);
     Size { cpus: cpus.max(range.base.cpus), memory_mib: range.base.memory_mib.saturating_add(memory_mib) }
 }
 
@@ -187,7 +191,7 @@ mod tests {
     };
 
     fn limits(cpu_milli: u64, memory_mib: u64) -> Limits {
-        Limits { cpu_milli, memory_bytes: memory_mib << 20 }
+        Limits { cpu_milli, memory_bytes: memory_mib << 20, huge_bytes: 0 }
     }
 
     fn wanted(containers: &[Limits]) -> (u32, u64) {

@@ -171,9 +171,11 @@ pub(crate) fn setup(spec: &oci::Spec, needs: Needs) -> Result<Setup> {
     let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
     let cpu = resources.and_then(|resources| resources.CPU.as_ref());
     let memory = resources.and_then(|resources| resources.Memory.as_ref());
+    let huge = resources.map(|resources| resources.HugepageLimits.as_slice()).unwrap_or_default();
+    let huge_mib = huge.iter().map(|limit| limit.Limit).fold(0, u64::saturating_add).div_ceil(1 << 20);
     Ok(Setup {
         cpus: cpu.and_then(|cpu| processors(cpu.Quota, cpu.Period)),
-        memory_mib: memory.and_then(|memory| mebibytes(memory.Limit)),
+        memory_mib: memory.and_then(|memory| mebibytes(memory.Limit)).map(|mib| mib.saturating_add(huge_mib)),
         network: network(spec)?,
         shares_files: needs.shares_files,
         disks: needs.disks,

@@ -57,9 +57,33 @@ pub enum SharedFs {
     None,
 }
 
+/// What kubelet's `emptyDir` volumes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EmptyDir {
+    /// Folders of the host.
+    Folder,
+    /// Disks of the guest.
+    Disk,
+}
+
 /// A limit; 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub Option<u64>);
+
+/// Pairs of queues of a network link; none: as many as there are processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queues(pub Option<u16>);
+
+impl Kind for Queues {
+    const EXPECTED: &'static str = "a whole number from 1 to 8, or 0 for as many as the machine has processors";
+    fn read(value: &Value) -> Option<Self> {
+        let number: u16 = value.as_integer()?.try_into().ok()?;
+        (number <= 8).then_some(Self(Some(number).filter(|number| *number > 0)))
+    }
+    fn show(&self) -> String {
+        self.0.unwrap_or(0).to_string()
+    }
+}
 
 /// Numbers, as the kernel writes lists of processors (cpuset(7), "List format"): `0-3,8`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -211,6 +235,7 @@ words!(
     "none" = None
 );
 words!(SharedFs, "one of \"virtio-fs\", \"none\"", "virtio-fs" = VirtioFs, "none" = None);
+words!(EmptyDir, "one of \"folder\", \"disk\"", "folder" = Folder, "disk" = Disk);
 words!(MachineType, "one of \"q35\", \"microvm\"", "q35" = Q35, "microvm" = Microvm);
 
 /// One entry of the reference.
@@ -311,12 +336,18 @@ settings! {
         "How a guest has files of the host's that are not on disks. \"virtio-fs\": it sees them, by virtiofsd. \"none\": it gets copies of single files (64 MiB at most) and of what kubelet writes as a whole, `emptyDir` volumes are the guest's memory, the termination message comes back, and a mount of any other folder is refused.";
     storage_direct_volumes: PathBuf = "storage.direct_volumes", "/run/kata-containers/shared/direct-volumes".into(),
         "The folder in which a storage driver names volumes that are disks: below it, in the folder of a volume's path in URL-safe base64, `mountInfo.json` says which disk the guest mounts (Kata's direct-assigned volumes).";
+    storage_empty_dir: EmptyDir = "storage.empty_dir", EmptyDir::Folder,
+        "What kubelet's `emptyDir` volumes are that are no memory. \"folder\" is the host's folder, as far as `storage.shared_fs` shares folders; \"disk\" is a file in that folder, which is a disk of the guest's: what is freed in it is the host's again. Files that the host has put into the folder are not seen then.";
+    storage_empty_dir_mib: u64 = "storage.empty_dir_mib", 16384,
+        "The size of such a disk, in MiB. The host's disk is used as it is written to.";
     network_model: NetworkModel = "network.model", NetworkModel::TcFilter,
         "How the links of a pod's network namespace and the guest's are one another's wire. \"tcfilter\" sends on each frame between a link and the machine's by a filter; \"macvtap\" puts the machine's device on the link (veth and vlan); \"routed\" makes the namespace a router, for IP alone, whatever the link is; \"none\" leaves the links alone, and the guest has none.";
     network_limit_to_guest_mbit: Limit = "network.limit_to_guest_mbit", Limit(None),
         "The most that goes to a guest by each of its links, in megabits a second; 0 is no limit. Not with `network.model = \"macvtap\"`.";
     network_limit_from_guest_mbit: Limit = "network.limit_from_guest_mbit", Limit(None),
         "The most that comes from a guest by each of its links, in megabits a second; 0 is no limit. Not with `network.model = \"macvtap\"`.";
+    network_queues: Queues = "network.queues", Queues(None),
+        "How many pairs of queues each link of a guest has, 8 at most: so many of its processors send and receive at once. 0 is as many as the machine has processors from the start.";
     network_default: String = "network.default", "bridge".into(),
         "The network of `coracle run` without --network: \"bridge\" is addresses behind the host's own, \"user\" is one that takes no privileges (an ordinary user's containers have it instead of another one), \"none\" is no network, any other word is the name of a CNI network.";
     network_plugin_folders: Vec<String> = "network.plugin_folders", ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(str::to_owned).into(),

@@ -7,7 +7,8 @@ mod declare;
 mod load;
 
 pub use declare::{
-    Accelerator, Limit, MachineType, Monitor, NetworkModel, Numbers, Rootfs, Settings, SharedFs, reference,
+    Accelerator, EmptyDir, Limit, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs, Settings, SharedFs,
+    reference,
 };
 pub use load::{DEFAULTS, ENVIRONMENT, Error, FILE, OVERRIDES};
 

@@ -7,7 +7,7 @@ use coracle_driver_builtin::{Builtin, Config as BuiltinConfig};
 use coracle_driver_qemu::{Config as QemuConfig, KvmState, MachineType, Qemu, probe_kvm};
 use coracle_machine::{Accelerator, Driver, Forward, Kernel, KernelForm};
 use coracle_sandbox::{Config, Error, UserNetwork};
-use coracle_settings::{self as settings, Limit, NetworkModel, Settings, SharedFs};
+use coracle_settings::{self as settings, EmptyDir, Limit, NetworkModel, Settings, SharedFs};
 
 /// What runs the guest, or why nothing may.
 pub(crate) fn accelerator(settings: &Settings) -> Result<Accelerator, Error> {
@@ -140,6 +140,7 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         labels: settings.guest_labels,
         hook_folder: settings.guest_hook_folder.clone(),
         direct_volumes: settings.storage_direct_volumes.clone(),
+        empty_dir_mib: (settings.storage_empty_dir == EmptyDir::Disk).then_some(settings.storage_empty_dir_mib),
         network: network_options(settings),
         clock_period: std::time::Duration::from_secs(settings.guest_clock_seconds),
         boot_timeout: settings.boot_timeout(),
@@ -167,5 +168,6 @@ fn network_options(settings: &Settings) -> coracle_network::Options {
         },
         to_guest: bits(settings.network_limit_to_guest_mbit),
         from_guest: bits(settings.network_limit_from_guest_mbit),
+        queues: settings.network_queues.0.unwrap_or(0),
     }
 }

@@ -8,7 +8,7 @@ use coracle_protocol::{oci, paths};
 use sha2::{Digest, Sha256};
 
 use crate::disks::VOLATILE;
-use crate::volumes::{self, Volume};
+use crate::volumes::{self, EmptyDisk, Volume};
 use crate::{Error, root_disks};
 
 /// A mount to make on the host.
@@ -69,6 +69,8 @@ pub struct Wanted {
     pub termination_log: String,
     /// The folder in which volumes are named that are disks (Kata's direct-assigned volumes).
     pub direct_volumes: PathBuf,
+    /// The size at most of a disk, in MiB, where kubelet's `emptyDir` volumes that are no memory are disks of the guest's.
+    pub empty_dir_mib: Option<u64>,
     /// Whether the machine has, or takes, the disks of which the root may be made.
     pub has_disks: bool,
     /// Disks that the machine has, for whomever: the host must not mount them.
@@ -83,6 +85,8 @@ pub struct Wanted {
 pub struct Needs {
     /// Disks.
     pub disks: Vec<Device>,
+    /// Those of them that have to be made first.
+    pub empty_disks: Vec<EmptyDisk>,
     /// Whether files of the host are shared with the guest.
     pub shares_files: bool,
 }
@@ -94,12 +98,15 @@ impl Wanted {
     /// [`Error`].
     pub fn needs(&self) -> Result<Needs, Error> {
         let root = root_disks(&self.id, &self.rootfs)?;
-        let mut needs = Needs { shares_files: root.is_none(), disks: Vec::new() };
+        let mut needs = Needs { shares_files: root.is_none(), ..Needs::default() };
         needs.disks.extend(root.into_iter().flat_map(|root| root.devices));
         for mount in self.mounts.iter().filter(|mount| is_bind(mount) && !(self.pod_shm && is_pod_shm(mount))) {
             match volumes::of(mount, self)? {
-                Some(Volume::Disk(device, _)) => add(&mut needs.disks, device),
-                Some(Volume::Mirrored(_) | Volume::Memory(..)) => {}
+                Some(Volume::Guests(volume)) => {
+                    volume.disk.into_iter().for_each(|disk| add(&mut needs.disks, disk));
+                    needs.empty_disks.extend(volume.empty_disk);
+                }
+                Some(Volume::Mirrored(_)) => {}
                 None => needs.shares_files |= !self.is_copied(mount),
             }
         }
@@ -178,15 +185,10 @@ impl ContainerPlan {
                 self.mirrors.push(mirror);
                 Ok(target)
             }
-            Volume::Memory(storages, target) => {
-                self.storages.extend(storages);
-                Ok(target)
-            }
-            Volume::Disk(device, storage) => {
-                let target = storage.mount_point.clone();
-                add(&mut self.disks, device);
-                self.storages.push(*storage);
-                Ok(target)
+            Volume::Guests(volume) => {
+                volume.disk.into_iter().for_each(|disk| add(&mut self.disks, disk));
+                self.storages.extend(volume.storages);
+                Ok(volume.place)
             }
         }
     }

@@ -18,6 +18,7 @@ pub use container::{ContainerPlan, Copy, HostMount, IdMap, Mirror, Needs, Owners
 pub use disks::{RootDisks, root_disks, serial};
 pub use shared_fs::{SOCKET_FD, SharedFsPlan, Virtiofsd, find_virtiofsd, shared_fs};
 pub use shm::shm;
+pub use volumes::EmptyDisk;
 
 /// Why something can't be planned.
 #[derive(Debug, thiserror::Error)]

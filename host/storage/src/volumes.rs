@@ -21,10 +21,36 @@ use crate::{Error, Mirror, Wanted};
 pub(crate) enum Volume {
     /// A folder that kubelet changes as a whole: the guest has a copy, and changes of it are changes there.
     Mirrored(Mirror),
-    /// Memory of the pod, where the host has memory of its own, and where in it the container's is.
-    Memory(Vec<Storage>, String),
-    /// A disk with a file system, which the guest mounts.
-    Disk(Device, Box<Storage>),
+    /// What the guest has by itself: memory, or a disk.
+    Guests(Guests),
+}
+
+/// A volume that the guest has by itself.
+#[derive(Debug, Default)]
+pub(crate) struct Guests {
+    /// What it mounts, in order.
+    pub(crate) storages: Vec<Storage>,
+    /// Where in it the container's is.
+    pub(crate) place: String,
+    /// The disk that is mounted.
+    pub(crate) disk: Option<Device>,
+    /// The same disk, where it has to be made first.
+    pub(crate) empty_disk: Option<EmptyDisk>,
+}
+
+impl Guests {
+    fn of(storage: Storage) -> Self {
+        Self { place: storage.mount_point.clone(), storages: vec![storage], ..Self::default() }
+    }
+}
+
+/// A disk to make, with an empty file system, where it is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmptyDisk {
+    /// The file.
+    pub path: PathBuf,
+    /// Its size at most, in MiB.
+    pub size_mib: u64,
 }
 
 /// The volume that a bind mount of a container is; `None` where it is only files.
@@ -35,7 +61,7 @@ pub(crate) fn of(mount: &oci::Mount, wanted: &Wanted) -> Result<Option<Volume>, 
     let source = Path::new(&mount.source);
     if let Some(info) = mount_info(source, &wanted.direct_volumes)? {
         let (device, storage) = direct_volume(mount, &info)?;
-        return Ok(Some(Volume::Disk(device, Box::new(storage))));
+        return Ok(Some(Volume::Guests(Guests { disk: Some(device), ..Guests::of(storage) })));
     }
     match kubelet_kind(source) {
         // Written as a whole by Kubernetes' atomic writer: by the link alone it is known.
@@ -43,17 +69,14 @@ pub(crate) fn of(mount: &oci::Mount, wanted: &Wanted) -> Result<Option<Volume>, 
             let target = format!("{}/{}", paths::COPIES, serial(source));
             Ok(Some(Volume::Mirrored(Mirror { source: source.to_owned(), target })))
         }
-        Some("empty-dir") => Ok(memory(source, wanted.copies_files)?.map(|storage| {
-            let place = storage.mount_point.clone();
-            Volume::Memory(vec![storage], place)
-        })),
-        _ => sub_path(source, wanted.copies_files),
+        Some("empty-dir") => Ok(empty_dir(source, wanted)?.map(Volume::Guests)),
+        _ => sub_path(source, wanted),
     }
 }
 
-/// A part of a volume (`subPath`): kubelet mounts it at `volume-subpaths/VOLUME/CONTAINER/NUMBER` of the pod's folder. Of memory it is that
-/// part of the guest's; otherwise it is files.
-fn sub_path(source: &Path, must: bool) -> Result<Option<Volume>, Error> {
+/// A part of a volume (`subPath`): kubelet mounts it at `volume-subpaths/VOLUME/CONTAINER/NUMBER` of the pod's folder. Of what the guest has
+/// by itself it is that part of the guest's; otherwise it is files.
+fn sub_path(source: &Path, wanted: &Wanted) -> Result<Option<Volume>, Error> {
     let Some(volume) = source.parent().and_then(Path::parent) else { return Ok(None) };
     let Some(all) = volume.parent().filter(|all| all.file_name().is_some_and(|name| name == "volume-subpaths")) else {
         return Ok(None);
@@ -63,17 +86,24 @@ fn sub_path(source: &Path, must: bool) -> Result<Option<Volume>, Error> {
     if !whole.is_dir() {
         return Ok(None);
     }
-    let Some(storage) = memory(&whole, must)? else { return Ok(None) };
-    let invalid = |what: String| Error::Invalid(format!("the part {} of a volume in memory: {what}", source.display()));
+    let Some(mut volume) = empty_dir(&whole, wanted)? else { return Ok(None) };
+    let invalid = |what: String| Error::Invalid(format!("the part {} of a volume: {what}", source.display()));
     if !source.is_dir() {
         return Err(invalid("only folders of it can be mounted by themselves (subPath)".into()));
     }
     let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| invalid(error.to_string()))?;
     let inner = root_of(&table, source).ok_or_else(|| invalid("nothing is mounted there".into()))?;
-    let place = format!("{}{inner}", storage.mount_point);
+    // Of a volume that is a folder of a larger file system, what is mounted is named from that one's root.
+    let inner = match root_of(&table, &whole) {
+        Some(_) => inner,
+        None => inside(&table, &whole, &inner).ok_or_else(|| invalid("it is no part of its volume".into()))?,
+    };
+    volume.place.push_str(&inner);
     // The guest's has it not yet.
-    let folder = Storage { driver: "local".into(), mount_point: place.clone(), ..Default::default() };
-    Ok(Some(Volume::Memory(vec![storage, folder], place)))
+    let owner = Root::of(&std::fs::metadata(source).map_err(|error| invalid(error.to_string()))?);
+    let (driver, options, mount_point) = ("local".into(), owner.options(), volume.place.clone());
+    volume.storages.push(Storage { driver, options, mount_point, ..Default::default() });
+    Ok(Some(Volume::Guests(volume)))
 }
 
 /// What of its file system is mounted at `point`.
@@ -81,6 +111,19 @@ fn root_of(table: &str, point: &Path) -> Option<String> {
     let found = mounts(table).into_iter().rev().find(|mount| mount.point == point);
     // The kernel writes no path that climbs; what is below a deleted folder has words behind it.
     found.map(|mount| mount.root).filter(|root| root.starts_with('/') && !root.contains("//deleted"))
+}
+
+/// Where below the folder `whole` what has the name `inner` from its file system's root is; with a slash at its beginning.
+fn inside(table: &str, whole: &Path, inner: &str) -> Option<String> {
+    // The mount that `whole` is on: the last one of the longest way.
+    let holder = mounts(table)
+        .into_iter()
+        .filter(|mount| whole.starts_with(&mount.point))
+        .max_by_key(|mount| mount.point.as_os_str().len())?;
+    let rest = whole.strip_prefix(&holder.point).ok()?;
+    let from_root = Path::new(&holder.root).join(rest);
+    let below = Path::new(inner).strip_prefix(&from_root).ok()?;
+    Some(format!("/{}", below.to_str()?))
 }
 
 /// Below which folder of a pod's kubelet has a volume, without its prefix. (The folder of a volume's name is the last one.)
@@ -98,40 +141,82 @@ fn is_link(path: &Path) -> bool {
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
-/// Kubelet's `emptyDir`: of the medium `Memory` it is one in the guest, with its size, owner and mode. Otherwise it is files, or memory of
-/// the guest all the same where it `must` be, as far as that goes.
-fn memory(source: &Path, must: bool) -> Result<Option<Storage>, Error> {
+/// The file of a volume's folder on the host that is the disk of which the guest has it. There kubelet counts what it takes, and removes
+/// it with the rest.
+const VOLUME_DISK: &str = "coracle.ext4";
+
+/// Kubelet's `emptyDir`: of the media `Memory` and `HugePages` it is memory of the guest, with its size, owner and mode. Otherwise it is
+/// files, or a disk of the guest's where it is wanted so, or memory of the guest all the same where there are no files, as far as that
+/// goes.
+fn empty_dir(source: &Path, wanted: &Wanted) -> Result<Option<Guests>, Error> {
     use std::os::unix::fs::MetadataExt;
     let failed = |error: std::io::Error| Error::Invalid(format!("look at {}: {error}", source.display()));
     let found = rustix::fs::statfs(source).map_err(|errno| failed(errno.into()))?;
-    if found.f_type == HUGETLBFS_MAGIC {
-        return Err(Error::Unsupported { destination: source.to_owned(), kind: "huge pages".into() });
-    }
     let metadata = std::fs::metadata(source).map_err(failed)?;
     // A folder on a file system of memory has no memory of its own.
     let is_mount = std::fs::metadata(source.join("..")).map_err(failed)?.dev() != metadata.dev();
-    let is_memory = found.f_type == TMPFS_MAGIC && is_mount;
-    if !is_memory && !must {
-        return Ok(None);
+    let block_bytes = u64::try_from(found.f_bsize).unwrap_or(0);
+    let bytes = found.f_blocks.saturating_mul(block_bytes);
+    let root = Root::of(&metadata);
+    match found.f_type {
+        HUGETLBFS_MAGIC => {
+            let mut options = root.options();
+            options.push(format!("pagesize={block_bytes}"));
+            // Without a size nobody would know how many pages to set aside in the guest.
+            if found.f_blocks == 0 || found.f_blocks > i64::MAX.unsigned_abs() {
+                let why = "the volume of huge pages has no size: give it one (`sizeLimit`)";
+                return Err(Error::Invalid(format!("{why}: {}", source.display())));
+            }
+            options.push(format!("size={bytes}"));
+            Ok(Some(Guests::of(memory(source, "hugetlbfs", options))))
+        }
+        TMPFS_MAGIC if is_mount => {
+            let mut options = root.options();
+            if bytes > 0 {
+                options.push(format!("size={bytes}"));
+            }
+            Ok(Some(Guests::of(memory(source, "tmpfs", options))))
+        }
+        _ => Ok(match wanted.empty_dir_mib {
+            Some(size_mib) => {
+                let path = source.join(VOLUME_DISK);
+                let storage = storage(&path, "ext4", &["discard"], &place(source), root.options());
+                let (disk, empty_disk) = (Some(disk(&path, false)), Some(EmptyDisk { path, size_mib }));
+                Some(Guests { disk, empty_disk, ..Guests::of(storage) })
+            }
+            None if wanted.copies_files => Some(Guests::of(memory(source, "tmpfs", root.options()))),
+            None => None,
+        }),
     }
-    let bytes = found.f_blocks.saturating_mul(u64::try_from(found.f_bsize).unwrap_or(0));
-    let bytes = if is_memory { bytes } else { 0 };
-    let mut options = vec![
-        format!("mode={:o}", metadata.mode() & 0o7777),
-        format!("uid={}", metadata.uid()),
-        format!("gid={}", metadata.gid()),
-    ];
-    if bytes > 0 {
-        options.push(format!("size={bytes}"));
+}
+
+/// Whose the root of a volume is, and its mode.
+struct Root {
+    mode: u32,
+    user: u32,
+    group: u32,
+}
+
+impl Root {
+    fn of(found: &std::fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        Self { mode: found.mode() & 0o7777, user: found.uid(), group: found.gid() }
     }
-    Ok(Some(Storage {
+
+    fn options(&self) -> Vec<String> {
+        vec![format!("mode={:o}", self.mode), format!("uid={}", self.user), format!("gid={}", self.group)]
+    }
+}
+
+fn memory(source: &Path, kind: &str, options: Vec<String>) -> Storage {
+    Storage {
         driver: "ephemeral".into(),
-        source: "tmpfs".into(),
-        fstype: "tmpfs".into(),
+        source: kind.into(),
+        fstype: kind.into(),
         options,
         mount_point: place(source),
         ..Default::default()
-    }))
+    }
 }
 
 /// Where a volume is in the guest: in one place for all containers of the pod.
@@ -283,7 +368,7 @@ mod tests {
         assert!(of(&empty, none).unwrap().is_none(), "files of the host's");
         let sealed = Wanted { copies_files: true, ..none.clone() };
         assert!(
-            matches!(of(&empty, &sealed).unwrap(), Some(Volume::Memory(storages, _)) if storages[0].fstype == "tmpfs")
+            matches!(of(&empty, &sealed).unwrap(), Some(Volume::Guests(volume)) if volume.storages[0].fstype == "tmpfs")
         );
         // A part of it is that part of the guest's; here nothing is mounted, and that is said.
         let pod_folder = pod.path().join("volume-subpaths/name/c/0");
@@ -293,6 +378,33 @@ mod tests {
         let table = "36 35 0:44 / /v rw - tmpfs t rw\n37 35 0:44 /a\\040b /p/x rw - tmpfs t rw\n";
         assert_eq!(root_of(table, Path::new("/p/x")).unwrap(), "/a b");
         assert_eq!(root_of(table, Path::new("/p")), None);
+    }
+
+    #[test]
+    fn an_empty_dir_is_a_disk_where_that_is_wanted() {
+        let pod = tempfile::tempdir().unwrap();
+        let (whole, part) =
+            (pod.path().join("volumes/kubernetes.io~empty-dir/v"), pod.path().join("volume-subpaths/v/c/0"));
+        std::fs::create_dir_all(&whole).unwrap();
+        std::fs::create_dir_all(&part).unwrap();
+        let wanted = &Wanted { empty_dir_mib: Some(64), direct_volumes: "/nowhere".into(), ..Wanted::default() };
+        let Some(Volume::Guests(volume)) = of(&bind(&whole), wanted).unwrap() else { panic!("no disk") };
+        let disk = EmptyDisk { path: whole.join("coracle.ext4"), size_mib: 64 };
+        assert_eq!(volume.disk.as_ref().and_then(Device::path), Some(&*disk.path));
+        assert_eq!((volume.empty_disk, volume.place.as_str()), (Some(disk), volume.storages[0].mount_point.as_str()));
+        assert!(volume.storages[0].driver_options.iter().any(|option| option.starts_with("mode=")));
+        // What is not mounted there is no part of anything.
+        assert!(of(&bind(&part), wanted).unwrap_err().to_string().contains("nothing is mounted"));
+        let whole = Path::new("/var/lib/kubelet/v");
+        let table = "1 0 8:1 / / rw - ext4 d rw\n2 1 8:2 /sub /var/lib rw - ext4 e rw\n3 2 8:3 / /var/lib/kubelet/v/x rw - ext4 f rw\n";
+        for (inner, expected) in [
+            ("/sub/kubelet/v/a/b", Some("/a/b")),
+            ("/sub/kubelet/v", Some("/")),
+            ("/sub/kubelet/vv", None),
+            ("/var/lib/kubelet/v/a", None),
+        ] {
+            assert_eq!(inside(table, whole, inner).as_deref(), expected, "{inner}");
+        }
     }
 
     fn described(text: &str) -> Result<Option<Volume>, Error> {
@@ -308,8 +420,12 @@ mod tests {
     fn a_direct_volume_is_a_disk_that_the_guest_mounts() {
         let text = r#"{"volume-type":"block","device":"/dev/sdf","fstype":"ext4","options":["ro","noatime"],
             "metadata":{"fsGroup":"3000","fsGroupChangePolicy":"OnRootMismatch","FSGroup":"ignored"}}"#;
-        let Some(Volume::Disk(device, storage)) = described(text).unwrap() else { panic!("no disk") };
-        assert!(matches!(&device, Device::Block { path, read_only: true, .. } if path == Path::new("/dev/sdf")));
+        let Some(Volume::Guests(volume)) = described(text).unwrap() else { panic!("no disk") };
+        assert!(
+            matches!(&volume.disk, Some(Device::Block { path, read_only: true, .. }) if path == Path::new("/dev/sdf"))
+        );
+        assert_eq!(volume.empty_disk, None);
+        let storage = &volume.storages[0];
         assert_eq!((storage.driver.as_str(), storage.fstype.as_str()), ("blk", "ext4"));
         assert_eq!(storage.options, ["ro", "noatime"]);
         assert_eq!(storage.fs_group.group_id, 3000);

@@ -4,6 +4,7 @@
 //! starts. So what is left can be told from other tests', which run beside it.
 
 mod audit;
+pub mod bundles;
 mod containerd;
 pub mod cri;
 mod images;
@@ -12,6 +13,7 @@ mod pod_shim;
 mod run;
 mod shim;
 mod streaming;
+mod wire;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,6 +28,7 @@ pub use pod_shim::{POD_CONFIG, PodShim, read_metrics};
 pub use run::{Outcome, Running};
 pub use shim::{Refused, RootMount, Shim};
 pub use streaming::{Forwarded, Streams};
+pub use wire::{Wire, run_in};
 
 /// One test's host.
 #[derive(Debug)]

@@ -220,4 +220,20 @@ impl Shim {
         let request = api::ShutdownRequest { id: self.id.clone(), ..Default::default() };
         self.client.shutdown(patience(), &request).map(drop).map_err(refused)
     }
+
+    /// Shuts the shim down, and waits until it has ended: then nothing is left of the pod.
+    ///
+    /// # Panics
+    /// Where it refuses, or has not ended within a minute.
+    pub fn finish(self) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        use rustix::process::{Pid, PidfdFlags, pidfd_open};
+        let request = api::ConnectRequest { id: self.id.clone(), ..Default::default() };
+        let pid = self.client.connect(patience(), &request).unwrap().shim_pid;
+        let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        self.shutdown().unwrap();
+        let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&minute)).unwrap(), 1, "the shim goes on");
+    }
 }

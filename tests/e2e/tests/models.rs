@@ -4,91 +4,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use coracle_e2e::{Containerd, Host, Netns, Outcome, Running, Shim, busybox_root, ip, monitor, try_ip};
-
-/// A wire between a pod's namespace and another one, whose end there answers.
-struct Wire {
-    pod: Netns,
-    far: Netns,
-}
-
-impl Wire {
-    fn new(host: &Host, word: &str) -> Self {
-        let wire = Self { pod: Netns::new(host, &format!("p{word}")), far: Netns::new(host, &format!("f{word}")) };
-        let (pod, far) = (wire.pod.name(), wire.far.name());
-        ip(&format!("link add eth0 mtu 9000 netns {pod} type veth peer name end mtu 9000 netns {far}"));
-        for (netns, link, number) in [(&wire.far, "end", 1), (&wire.pod, "eth0", 2)] {
-            netns.ip(&format!("address add 10.77.1.{number}/24 dev {link}"));
-            netns.ip(&format!("address add fd77:1::{number}/64 dev {link} nodad"));
-            netns.ip(&format!("link set {link} up"));
-        }
-        // Behind the other end.
-        wire.far.ip("address add 10.88.0.1/32 dev lo");
-        wire.far.ip("address add fd88::1/128 dev lo");
-        wire.far.ip("link set lo up");
-        wire.pod.ip("route add default via 10.77.1.1");
-        wire.pod.ip("-6 route add default via fd77:1::1");
-        wire.pod.ip("route add blackhole 10.66.0.0/16");
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let is_settled = || {
-            let link = wire.pod.ip("address show eth0");
-            link.contains("state UP") && link.contains("fe80") && !link.contains("tentative")
-        };
-        // Until the kernel has found that nobody else has its address: it tells that in no way that a script could wait for.
-        while !is_settled() {
-            assert!(Instant::now() < deadline, "{}", wire.pod.ip("address show eth0"));
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        wire
-    }
-
-    /// What there is of the pod's side, but what counts and what the kernel does beside it.
-    fn state(&self) -> String {
-        let links = self.pod.ip("-d link show");
-        let addresses = self.pod.ip("address show eth0");
-        let routes = self.pod.ip("route show table all") + &self.pod.ip("-6 route show table main");
-        let proxies = self.pod.ip("neighbour show proxy");
-        let own = self.pod.ip("-6 route show table local");
-        // An address that was put back has another metric, which nobody compares.
-        let own: Vec<_> = own.lines().filter_map(|line| line.split(" dev ").next()).collect();
-        let forwards = self.says("cat", &["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]);
-        let lines: Vec<String> = [links, addresses, routes, proxies, own.join("\n"), forwards, self.qdiscs()]
-            .iter()
-            .flat_map(|text| text.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>())
-            .filter(|line| !line.contains("valid_lft"))
-            // How the kernel was told of an address.
-            .map(|line| line.replace(" nodad", "").replace(" proto kernel_ll", ""))
-            .collect();
-        lines.join("\n")
-    }
-
-    fn qdiscs(&self) -> String {
-        let mut command = Command::new("tc");
-        command.args(["-netns", self.pod.name(), "-s", "qdisc", "show"]);
-        let outcome = Outcome::of(command, b"");
-        // Without what was counted.
-        outcome.stdout.lines().filter(|line| line.starts_with("qdisc")).map(|line| format!("{line}\n")).collect()
-    }
-
-    /// Serves a folder by HTTP at the far end, until it is killed.
-    fn serve(&self, folder: &std::path::Path) -> Running {
-        let mut server = Command::new("ip");
-        server.args(["netns", "exec", self.far.name(), "busybox", "httpd", "-f", "-p", "8000", "-h"]).arg(folder);
-        Running::start(server)
-    }
-
-    fn says(&self, program: &str, words: &[&str]) -> String {
-        let outcome = run_in(&self.pod, program, words);
-        assert_eq!(outcome.code, 0, "{program} {words:?}: {outcome:?}");
-        outcome.stdout
-    }
-}
-
-fn run_in(netns: &Netns, program: &str, words: &[&str]) -> Outcome {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", netns.name(), program]).args(words);
-    Outcome::of(command, b"")
-}
+use coracle_e2e::{Containerd, Host, Netns, Outcome, Running, Shim, Wire, busybox_root, ip, monitor, run_in, try_ip};
 
 fn command_in_pod(containerd: &Containerd, netns: &Netns, id: &str, script: &str) -> Command {
     let namespace = format!("network:{}", netns.path());
@@ -178,6 +94,60 @@ fn every_model_carries_both_versions_of_ip_in_both_directions() {
     host.audit();
 }
 
+/// The mean size of what the machine's end of a wire has sent and received, in bytes a packet.
+fn packet_bytes(wire: &Wire) -> (u64, u64) {
+    let links = wire.pod.ip("-s -o link show");
+    let line = links.lines().find(|line| line.contains(": coracle")).unwrap_or_else(|| panic!("no tap in {links}"));
+    let mean = |word: &str| {
+        let counted = line.split_once(word).and_then(|(_, rest)| rest.split_once('\\')).expect(line).1;
+        let mut numbers = counted.split_whitespace().map(|number| number.parse::<u64>().expect(line));
+        let (bytes, packets) = (numbers.next().expect(line), numbers.next().expect(line));
+        bytes / packets.max(1)
+    };
+    (mean("RX:"), mean("TX:"))
+}
+
+#[test]
+fn a_link_has_queues_for_the_processors_and_carries_segments_whole() {
+    let mut host = Host::with_own_network().set("machine.vcpus", "2");
+    let containerd = Containerd::start(&host);
+    let folder = host.folder.join("served");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("big"), vec![7; 12_000_000]).unwrap();
+    for model in models() {
+        host = host.set("network.model", &quoted(model)).set("network.queues", "0");
+        let wire = Wire::new(&host, model);
+        let server = wire.serve(&folder);
+        // Four at once, whole each.
+        let script = "echo QUEUES $(ls /sys/class/net/eth0/queues | wc -l); for n in 1 2 3 4; do \
+            (busybox wget -q -O - http://10.77.1.1:8000/big | md5sum >/tmp/$n) & done; wait; busybox wget -q -O /big http://10.77.1.1:8000/big; \
+            echo SUMS $(cat /tmp/* | sort -u | wc -l) $(md5sum </big | cut -c1-8) $(cut -c1-8 /tmp/1); httpd -p 80 -h /; echo SERVES; \
+            until [ -e /tmp/done ]; do sleep 0.1; done";
+        let id = format!("q-{model}");
+        let mut inside = Running::start(command_in_pod(&containerd, &wire.pod, &id, script));
+        let told = inside.read_until("SERVES");
+        assert!(told.contains("QUEUES 4"), "{model}: {told}");
+        let sums: Vec<&str> =
+            told.lines().find_map(|line| line.strip_prefix("SUMS ")).expect(&told).split(' ').collect();
+        assert!(sums.len() == 3 && sums[0] == "1" && sums[1] == sums[2], "{model}: {told}");
+        let out = run_in(&wire.far, "busybox", &["wget", "-q", "-O", "/dev/null", "http://10.77.1.2/big"]);
+        assert_eq!(out.code, 0, "{model}: {out:?}");
+        // Nobody has cut them to the link's largest packet, of 9000 bytes, in either direction.
+        let (from_guest, to_guest) = packet_bytes(&wire);
+        assert!(from_guest > 9000 && to_guest > 9000, "{model}: {from_guest} and {to_guest} bytes a packet");
+        assert_eq!(containerd.ctr(&["task", "exec", "--exec-id", "done", &id, "touch", "/tmp/done"]).code, 0);
+        assert_eq!(inside.finish().code, 0, "{model}");
+        server.signal(rustix::process::Signal::KILL);
+        let _ = server.finish();
+        host = host.set("network.queues", "1");
+        let script = "ls /sys/class/net/eth0/queues | wc -l";
+        let one = Outcome::of(command_in_pod(&containerd, &wire.pod, &format!("one-{model}"), script), b"");
+        assert_eq!((one.code, one.stdout.trim()), (0, "2"), "{model}: {one:?}");
+    }
+    drop(containerd);
+    host.audit();
+}
+
 #[test]
 fn a_link_is_as_it_was_where_the_shim_was_killed() {
     let mut host = Host::with_own_network().set("network.limit_from_guest_mbit", "100");
@@ -248,7 +218,7 @@ fn limits_hold_in_each_direction_and_go_with_the_pod() {
         server.signal(rustix::process::Signal::KILL);
         let _ = server.finish();
         // A link that somebody limits already is not taken.
-        wire.says("tc", &["qdisc", "add", "dev", "eth0", "root", "handle", "1:", "pfifo"]);
+        let _ = wire.says("tc", &["qdisc", "add", "dev", "eth0", "root", "handle", "1:", "pfifo"]);
         let before = wire.state();
         let refused = Outcome::of(command_in_pod(&containerd, &wire.pod, &format!("o-{model}"), "true"), b"");
         assert!(refused.code != 0 && refused.stderr.contains("limit link"), "{model}: {refused:?}");

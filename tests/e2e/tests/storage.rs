@@ -1,13 +1,10 @@
 //! Roots of containers: disks and shared folders, what is in them, and what is written to them.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use containerd_shim_protos::ttrpc::Code;
-use coracle_e2e::cri::msg;
-use coracle_e2e::{
-    Host, LayerEntry, Netns, Outcome, POD_CONFIG, PodShim, RootMount, Shim, copy_layout_with_layers, gains_disks, path,
-};
+use coracle_e2e::bundles::{busybox_folder, end, ext4, let_go, open_files, pod, script_config, tool};
+use coracle_e2e::{Host, LayerEntry, Outcome, RootMount, Shim, copy_layout_with_layers, gains_disks, path};
 use tar::EntryType::{Directory, Link, Regular, Symlink};
 
 /// The test image with more layers, as `coracle run` names it.
@@ -176,64 +173,17 @@ fn a_changed_block_is_never_read_where_layers_are_verified() {
     host.audit();
 }
 
-/// Runs a program of the host's to its end.
-fn tool(program: &str, arguments: &[&str]) -> String {
-    let outcome = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(outcome.status.success(), "{program}: {}", String::from_utf8_lossy(&outcome.stderr));
-    String::from_utf8_lossy(&outcome.stdout).into_owned()
-}
-
-/// An empty file system of ext4 in a file, with what `fill` puts into it.
-fn ext4(file: &Path, from: Option<&Path>) -> String {
-    std::fs::File::create(file).unwrap().set_len(64 << 20).unwrap();
-    let text = file.display().to_string();
-    let mut arguments = vec!["-q", "-F"];
-    let from = from.map(|from| from.display().to_string());
-    arguments.extend(from.iter().flat_map(|from| ["-d", from.as_str()]));
-    arguments.push(&text);
-    tool("mkfs.ext4", &arguments);
-    text
-}
-
-fn config(script: &str) -> serde_json::Value {
-    serde_json::json!({
-        "ociVersion": "1.0.2",
-        "process": { "args": ["/bin/busybox", "sh", "-c", script], "cwd": "/", "user": { "uid": 0, "gid": 0 },
-            "env": ["PATH=/bin"] },
-        "root": { "path": "rootfs" },
-        "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
-        "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "network" }] }
-    })
-}
-
-/// A folder with busybox, and nothing else.
-fn busybox(folder: &Path) {
-    for inner in ["bin", "proc", "dev", "sys"] {
-        std::fs::create_dir_all(folder.join(inner)).unwrap();
-    }
-    std::fs::copy("/bin/busybox", folder.join("bin/busybox")).unwrap();
-}
-
-/// Runs the container of a shim to its end.
-fn end(shim: &Shim) -> u32 {
-    shim.start_process("").unwrap();
-    let code = shim.wait("").unwrap();
-    shim.delete().unwrap();
-    shim.shutdown().unwrap();
-    code
-}
-
 #[test]
 fn layers_of_erofs_utils_with_a_tree_of_hashes_are_a_root() {
     let host = Host::new();
     let (base, top) = (host.folder.join("base"), host.folder.join("top"));
-    busybox(&base);
+    busybox_folder(&base);
     std::fs::write(base.join("word"), "below").unwrap();
     std::fs::create_dir_all(&top).unwrap();
     std::fs::write(top.join("word"), "above").unwrap();
     let image = |folder: &Path| {
         let file = folder.with_extension("erofs").display().to_string();
-        tool("mkfs.erofs", &[&file, &folder.display().to_string()]);
+        let _ = tool("mkfs.erofs", &[&file, &folder.display().to_string()]);
         file
     };
     let (base, top) = (image(&base), image(&top));
@@ -250,21 +200,21 @@ fn layers_of_erofs_utils_with_a_tree_of_hashes_are_a_root() {
         ("format/mkdir/overlay", "overlay", &["lowerdir={{ overlay 0 1 }}", "upperdir={{ mount 2 }}/upper"]),
     ];
     let script = "test $(cat /word) = above && busybox grep -q dm- /proc/partitions && echo x >/new && exit 7";
-    let shim = Shim::start(&host, "layers", config(script).to_string().as_bytes());
+    let shim = Shim::start(&host, "layers", script_config(script).to_string().as_bytes());
     shim.create_with_root("layers", &mounts).unwrap();
     assert!(host.processes("virtiofsd").is_empty(), "nothing is shared");
     // Two roots are not written to one disk.
     let (code, text) = shim.create_with_root("second", &mounts).unwrap_err();
     assert!(code == Code::UNIMPLEMENTED && text.contains("another container"), "{code:?} {text}");
-    assert_eq!(end(&shim), 7);
+    assert_eq!(end(shim), 7);
     // The wrong root hash verifies nothing.
     let wrong = ["ro", "loop", &format!("verity.roothash={}", "0".repeat(64)), &verity[1]];
     let mut mounts = mounts;
     mounts[1] = ("erofs", &base, &wrong);
-    let shim = Shim::start(&host, "wrong", config("exit 0").to_string().as_bytes());
+    let shim = Shim::start(&host, "wrong", script_config("exit 0").to_string().as_bytes());
     let (code, text) = shim.create_with_root("wrong", &mounts).unwrap_err();
     assert!(text.contains("mount"), "{code:?} {text}");
-    shim.shutdown().unwrap();
+    shim.finish();
     host.audit();
 }
 
@@ -272,56 +222,23 @@ fn layers_of_erofs_utils_with_a_tree_of_hashes_are_a_root() {
 fn one_file_system_is_a_root_and_a_missing_one_is_named() {
     let host = Host::new();
     let folder = host.folder.join("whole");
-    busybox(&folder);
+    busybox_folder(&folder);
     let whole = ext4(&host.folder.join("whole.ext4"), Some(&folder));
-    let shim = Shim::start(&host, "whole", config("echo x >/new && exit 5").to_string().as_bytes());
+    let shim = Shim::start(&host, "whole", script_config("echo x >/new && exit 5").to_string().as_bytes());
     shim.create_with_root("whole", &[("ext4", &whole, &["loop"])]).unwrap();
     assert!(host.processes("virtiofsd").is_empty(), "nothing is shared");
-    assert_eq!(end(&shim), 5);
+    assert_eq!(end(shim), 5);
     let dump = tool("debugfs", &["-R", "cat /new", &whole]);
     assert_eq!(dump, "x\n", "what was written is there when the machine has gone");
     // Read-only is read-only on the host already.
-    let shim = Shim::start(&host, "ro", config("echo x >/other || exit 6").to_string().as_bytes());
+    let shim = Shim::start(&host, "ro", script_config("echo x >/other || exit 6").to_string().as_bytes());
     shim.create_with_root("ro", &[("ext4", &whole, &["loop", "ro"])]).unwrap();
-    assert_eq!(end(&shim), 6);
-    let shim = Shim::start(&host, "none", config("exit 0").to_string().as_bytes());
+    assert_eq!(end(shim), 6);
+    let shim = Shim::start(&host, "none", script_config("exit 0").to_string().as_bytes());
     let (_, text) = shim.create_with_root("none", &[("ext4", "/nowhere/disk", &[])]).unwrap_err();
     assert!(text.contains("/nowhere/disk"), "{text}");
-    shim.shutdown().unwrap();
+    shim.finish();
     host.audit();
-}
-
-/// What QEMU has open below a folder.
-fn open_files(host: &Host) -> Vec<String> {
-    let [monitor] = host.processes("qemu-system").try_into().expect("one monitor");
-    let links = std::fs::read_dir(format!("/proc/{monitor}/fd")).unwrap().flatten();
-    let files =
-        links.filter_map(|link| std::fs::read_link(link.path()).ok()).filter(|file| file.starts_with(&host.folder));
-    files.filter_map(|file| Some(file.strip_prefix(&host.folder).ok()?.display().to_string())).collect()
-}
-
-/// Waits until QEMU has let go of the files that `is_it` names: a removal goes on after its answer.
-fn let_go(host: &Host, is_it: impl Fn(&str) -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    loop {
-        let open = open_files(host);
-        if !open.iter().any(|file| is_it(file)) {
-            return;
-        }
-        assert!(std::time::Instant::now() < deadline, "QEMU still has {open:?}");
-        // A file that is closed is no event.
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-}
-
-/// Runs a pod over the Sandbox API, in a namespace that is made for it.
-fn pod(host: &Host, id: &str) -> (Netns, PodShim) {
-    let netns = Netns::new(host, id);
-    let pod = PodShim::start(host, id);
-    let config = msg::PodSandboxConfig::new();
-    pod.create(&netns.path(), POD_CONFIG, &config).unwrap();
-    pod.boot().unwrap();
-    (netns, pod)
 }
 
 #[test]
@@ -331,9 +248,9 @@ fn roots_of_disks_come_and_go_with_the_containers_of_a_pod() {
     }
     let host = Host::with_own_network();
     let base = host.folder.join("base");
-    busybox(&base);
+    busybox_folder(&base);
     let layer = base.with_extension("erofs").display().to_string();
-    tool("mkfs.erofs", &[&layer, &base.display().to_string()]);
+    let _ = tool("mkfs.erofs", &[&layer, &base.display().to_string()]);
     let whole = ext4(&host.folder.join("whole.ext4"), Some(&base));
     let (netns, pod) = pod(&host, "disks");
     let writable: Vec<String> = (0..3).map(|number| ext4(&host.folder.join(format!("w{number}.ext4")), None)).collect();
@@ -348,17 +265,18 @@ fn roots_of_disks_come_and_go_with_the_containers_of_a_pod() {
     for round in 0..2 {
         let names: Vec<String> = (0..3).map(|number| format!("c{number}-{round}")).collect();
         for (name, writable) in names.iter().zip(&writable) {
-            pod.run_with_root(name, config("echo here >>/new && exec /bin/busybox sleep 1000"), &root(writable))
+            pod.run_with_root(name, script_config("echo here >>/new && exec /bin/busybox sleep 1000"), &root(writable))
                 .unwrap();
         }
         let open = open_files(&host);
         assert_eq!(open.iter().filter(|file| file.ends_with(".erofs")).count(), 1, "one disk for all: {open:?}");
         assert_eq!(open.iter().filter(|file| file.starts_with('w')).count(), 3, "{open:?}");
         // What one of them uses is not another's root.
-        let (_, text) = pod.run_with_root("thief", config("exit 0"), &root(writable[0])).unwrap_err();
+        let (_, text) = pod.run_with_root("thief", script_config("exit 0"), &root(writable[0])).unwrap_err();
         assert!(text.contains("another container"), "{text}");
         let name = format!("whole-{round}");
-        let output = pod.run_with_root(&name, config("echo x >>/new; exit 9"), &[("ext4", &whole, &["loop"])]).unwrap();
+        let output =
+            pod.run_with_root(&name, script_config("echo x >>/new; exit 9"), &[("ext4", &whole, &["loop"])]).unwrap();
         assert_eq!(pod.end_of(&name, true).unwrap(), 9, "{:?}", std::fs::read_to_string(output));
         for name in &names {
             pod.kill(name);
@@ -375,147 +293,13 @@ fn roots_of_disks_come_and_go_with_the_containers_of_a_pod() {
     let mut mounts: Vec<RootMount<'_>> = many[1..].iter().map(|path| ("erofs", path.as_str(), [].as_slice())).collect();
     mounts.push(("ext4", &many[0], &[]));
     mounts.push(("overlay", "overlay", &[]));
-    let (code, text) = pod.run_with_root("many", config("exit 0"), &mounts).unwrap_err();
+    let (code, text) = pod.run_with_root("many", script_config("exit 0"), &mounts).unwrap_err();
     assert!(text.contains("QEMU refuses device_add"), "{code:?} {text}");
     let_go(&host, |file| file.ends_with(".ext4"));
-    pod.run_with_root("last", config("exit 4"), &root(writable[1])).unwrap();
+    pod.run_with_root("last", script_config("exit 4"), &root(writable[1])).unwrap();
     assert_eq!(pod.end_of("last", true).unwrap(), 4);
     pod.stop().unwrap();
     pod.shutdown().unwrap();
     drop(netns);
-    host.audit();
-}
-
-#[test]
-fn a_direct_volume_is_mounted_by_the_guest_and_is_its_groups() {
-    use base64::Engine;
-    let host = Host::with_own_network();
-    let direct = host.folder.join("direct");
-    let host = host.set("storage.direct_volumes", &format!("{:?}", direct.display().to_string()));
-    let source = host.folder.join("kubelet/volumes/kubernetes.io~csi/pvc/mount");
-    std::fs::create_dir_all(&source).unwrap();
-    let disk = ext4(&host.folder.join("volume.ext4"), None);
-    let describe = |text: serde_json::Value| {
-        let name = base64::engine::general_purpose::URL_SAFE.encode(source.to_str().unwrap());
-        std::fs::create_dir_all(direct.join(&name)).unwrap();
-        std::fs::write(direct.join(name).join("mountInfo.json"), text.to_string()).unwrap();
-    };
-    let info = |fstype: &str| {
-        serde_json::json!({ "volume-type": "block", "device": disk, "fstype": fstype, "options": ["noatime"],
-            "metadata": { "fsGroup": "3000", "fsGroupChangePolicy": "OnRootMismatch" } })
-    };
-    describe(info("ext4"));
-    let with_volume = |script: &str| {
-        let mut config = config(script);
-        let mount =
-            serde_json::json!({ "destination": "/data", "type": "bind", "source": source, "options": ["rbind"] });
-        config["mounts"].as_array_mut().unwrap().push(mount);
-        config
-    };
-    let base = host.folder.join("base");
-    busybox(&base);
-    let whole = ext4(&host.folder.join("whole.ext4"), Some(&base));
-    // From the machine's start.
-    let script = "test $(busybox stat -c %g%a /data) = 30002775 && busybox grep -q ' /data ext4 ' /proc/mounts && echo one >/data/f && exit 3";
-    let shim = Shim::start(&host, "direct", with_volume(script).to_string().as_bytes());
-    shim.create_with_root("direct", &[("ext4", &whole, &[])]).unwrap();
-    assert!(host.processes("virtiofsd").is_empty(), "nothing is shared");
-    assert_eq!(end(&shim), 3);
-    assert_eq!(tool("debugfs", &["-R", "cat /f", &disk]), "one\n");
-    // A file system that the guest does not take.
-    describe(info("xfs"));
-    let shim = Shim::start(&host, "xfs", with_volume("exit 0").to_string().as_bytes());
-    let (code, text) = shim.create_with_root("xfs", &[("ext4", &whole, &[])]).unwrap_err();
-    assert!(code == Code::UNIMPLEMENTED && text.contains("xfs"), "{code:?} {text}");
-    shim.shutdown().unwrap();
-    describe(info("ext4"));
-    if gains_disks() {
-        let (netns, pod) = pod(&host, "volumes");
-        for round in 0..2 {
-            // Two at once, which see one another's files.
-            let first = format!("first-{round}");
-            let script =
-                "until test -e /data/answer; do busybox sleep 0.1; done; busybox rm /data/answer; busybox sync; exit 5";
-            pod.run_with_root(&first, with_volume(script), &[("ext4", &whole, &[])]).unwrap();
-            let second = format!("second-{round}");
-            let other = ext4(&host.folder.join("other.ext4"), Some(&base));
-            pod.run_with_root(
-                &second,
-                with_volume("echo x >/data/answer; echo more >>/data/f"),
-                &[("ext4", &other, &[])],
-            )
-            .unwrap();
-            assert_eq!(pod.end_of(&second, true).unwrap(), 0);
-            assert_eq!(pod.end_of(&first, true).unwrap(), 5);
-            let_go(&host, |file| file.ends_with("volume.ext4"));
-        }
-        assert_eq!(tool("debugfs", &["-R", "cat /f", &disk]), "one\nmore\nmore\n");
-        pod.stop().unwrap();
-        pod.shutdown().unwrap();
-        drop(netns);
-    }
-    host.audit();
-}
-
-/// Writes a volume as Kubernetes' atomic writer does.
-fn write_whole(volume: &Path, version: &str, key: &str, value: &str) {
-    let fresh = volume.join(format!("..{version}"));
-    std::fs::create_dir_all(&fresh).unwrap();
-    std::fs::write(fresh.join(key), value).unwrap();
-    std::os::unix::fs::symlink(format!("..{version}"), volume.join("..tmp")).unwrap();
-    std::fs::rename(volume.join("..tmp"), volume.join("..data")).unwrap();
-    let _ = std::os::unix::fs::symlink(format!("..data/{key}"), volume.join(key));
-}
-
-#[test]
-fn a_container_that_shares_nothing_has_copies_that_follow_and_its_last_words_come_back() {
-    let host = Host::with_own_network().set("storage.shared_fs", "\"none\"");
-    let volumes = host.folder.join("pod/volumes");
-    let map = volumes.join("kubernetes.io~configmap/map");
-    write_whole(&map, "1", "key", "one\n");
-    let empty = volumes.join("kubernetes.io~empty-dir/empty");
-    std::fs::create_dir_all(&empty).unwrap();
-    let (hosts, words) = (host.folder.join("hosts"), host.folder.join("words"));
-    std::fs::write(&hosts, "10.1.1.1 somewhere\n").unwrap();
-    std::fs::write(&words, "").unwrap();
-    let with = |script: &str, mounts: &[(&str, &Path)]| {
-        let mut config = config(script);
-        for (destination, source) in mounts {
-            let mount = serde_json::json!({ "destination": destination, "type": "bind", "source": source, "options": ["rbind"] });
-            config["mounts"].as_array_mut().unwrap().push(mount);
-        }
-        config["annotations"] = serde_json::json!({ "io.kubernetes.container.terminationMessagePath": "/last" });
-        config
-    };
-    let base = host.folder.join("base");
-    busybox(&base);
-    let whole = ext4(&host.folder.join("whole.ext4"), Some(&base));
-    let script = "busybox grep -q somewhere /etc/hosts || exit 11; busybox grep -q ' /empty tmpfs ' /proc/mounts || exit 12; \
-        echo x >/empty/f || exit 13; busybox grep -q one /map/key || exit 14; \
-        busybox touch /empty/ready; until busybox grep -q two /map/key; do busybox sleep 0.1; done; echo these >/last; exit 7";
-    let mounts: [(&str, &Path); 4] = [("/etc/hosts", &hosts), ("/last", &words), ("/map", &map), ("/empty", &empty)];
-    let shim = Shim::start(&host, "none", with(script, &mounts).to_string().as_bytes());
-    shim.create_with_root("none", &[("ext4", &whole, &[])]).unwrap();
-    assert!(host.processes("virtiofsd").is_empty(), "nothing is shared");
-    shim.start_process("").unwrap();
-    let process = serde_json::json!({ "args": ["/bin/busybox", "sh", "-c", "until [ -e /empty/ready ]; do busybox sleep 0.1; done"],
-        "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"] });
-    shim.exec("ready", &process).unwrap();
-    shim.start_process("ready").unwrap();
-    assert_eq!(shim.wait("ready").unwrap(), 0);
-    write_whole(&map, "2", "key", "two\n");
-    assert_eq!(shim.wait("").unwrap(), 7);
-    assert_eq!(std::fs::read_to_string(&words).unwrap(), "these\n", "the last words are the host's");
-    shim.delete().unwrap();
-    shim.shutdown().unwrap();
-    assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0, "what is the guest's stays there");
-    // A folder that both would see is refused by name.
-    let shim = Shim::start(&host, "folder", with("exit 0", &[("/data", &host.folder)]).to_string().as_bytes());
-    let (code, text) = shim.create_with_root("folder", &[("ext4", &whole, &[])]).unwrap_err();
-    assert!(
-        code == Code::UNIMPLEMENTED && text.contains("/data") && text.contains("storage.shared_fs"),
-        "{code:?} {text}"
-    );
-    shim.shutdown().unwrap();
     host.audit();
 }

@@ -69,6 +69,7 @@ fn config(folder: &Path) -> Config {
         user_network: None,
         labels: false,
         hook_folder: String::new(),
+        empty_dir_mib: None,
         direct_volumes: "/nowhere".into(),
         shares_files: true,
         sealed: false,

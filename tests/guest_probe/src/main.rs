@@ -3,13 +3,18 @@
 //! `guest-probe vsock PORT BYTES`: connects to the host's vsock port and writes BYTES bytes (each its index modulo 251) in
 //! one call. It says how many the call took. `guest-probe get ADDRESS:PORT PATH`: prints what an HTTP server answers.
 //! As a guest's `/init` it prints the guest's clock at its first instruction, and waits.
-//! `guest-probe read FILE BYTES`, `random FILE COUNT` (reads of 4 KiB), `write FILE BYTES`, `files FOLDER COUNT` (made, looked at,
+//! `guest-probe read FILE BYTES`, `random FILE COUNT` (reads of 4 KiB), `random-write FILE COUNT`, `write FILE BYTES`, `files FOLDER COUNT` (made, looked at,
 //! removed): how many microseconds it takes.
+//! `guest-probe serve PORT COUNT` serves so many connections of the two that follow, one at a time, and says "serves" first.
+//! `guest-probe stream ADDRESS:PORT BYTES` sends bytes until all have been read, `guest-probe pings ADDRESS:PORT COUNT` sends a byte and
+//! waits for one, again and again: how many microseconds it takes.
 //! `guest-probe watch FOLDER NAME`: says "watching", and the name when something was moved to it in that folder (inotify).
 //! `guest-probe call NAME ARGUMENT`: makes a system call (keyctl, getpid), and prints "ok" or the kernel's refusal.
 
+mod net;
+
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,8 +30,11 @@ fn main() -> ExitCode {
         ("vsock", Ok(port), Ok(bytes)) => write_once(port, bytes).map(|taken| taken.to_string()),
         ("get", _, _) => get(first, second),
         ("watch", _, _) => watch(first, second),
+        ("serve", Ok(port), Ok(count)) => net::serve(port, count),
+        ("stream", _, Ok(bytes)) => net::stream(first, bytes),
+        ("pings", _, Ok(count)) => net::pings(first, count),
         ("call", _, Ok(argument)) => call(first, argument),
-        ("read" | "random" | "write" | "files", _, Ok(count)) => timed(verb, Path::new(first), count),
+        ("read" | "random" | "random-write" | "write" | "files", _, Ok(count)) => timed(verb, Path::new(first), count),
         _ => return usage(),
     };
     match outcome {
@@ -99,7 +107,8 @@ fn timed(verb: &str, path: &Path, count: usize) -> std::io::Result<String> {
     let start = std::time::Instant::now();
     match verb {
         "read" => read(path, count)?,
-        "random" => random(path, count)?,
+        "random" => random(path, count, false)?,
+        "random-write" => random(path, count, true)?,
         "write" => write(path, count)?,
         _ => files(path, count)?,
     }
@@ -117,15 +126,21 @@ fn read(path: &Path, bytes: usize) -> std::io::Result<()> {
     Ok(())
 }
 
-fn random(path: &Path, count: usize) -> std::io::Result<()> {
-    let (file, mut page) = (File::open(path)?, [0; 4096]);
-    let pages = file.metadata()?.len() / 4096;
+/// Pages of a file, or of a disk, in an order of no pattern: read, or written and then kept.
+fn random(path: &Path, count: usize, is_write: bool) -> std::io::Result<()> {
+    let mut file = File::options().read(true).write(is_write).open(path)?;
+    let (pages, mut page) = (file.seek(SeekFrom::End(0))? / 4096, [1; 4096]);
     let mut state = 1_u64;
     for _ in 0..count {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        file.read_exact_at(&mut page, (state >> 20) % pages.max(1) * 4096)?;
+        let at = (state >> 20) % pages.max(1) * 4096;
+        if is_write {
+            file.write_all_at(&page, at)?;
+        } else {
+            file.read_exact_at(&mut page, at)?;
+        }
     }
-    Ok(())
+    if is_write { file.sync_all() } else { Ok(()) }
 }
 
 fn write(path: &Path, bytes: usize) -> std::io::Result<()> {
@@ -154,7 +169,8 @@ fn files(folder: &Path, count: usize) -> std::io::Result<()> {
 fn usage() -> ExitCode {
     eprintln!(
         "usage: guest-probe vsock PORT BYTES | get ADDRESS:PORT PATH | call NAME ARGUMENT | read FILE BYTES | random FILE COUNT | \
-         write FILE BYTES | files FOLDER COUNT"
+         random-write FILE COUNT | write FILE BYTES | files FOLDER COUNT | serve PORT COUNT | stream ADDRESS:PORT BYTES | \
+         pings ADDRESS:PORT COUNT | watch FOLDER NAME"
     );
     ExitCode::from(2)
 }

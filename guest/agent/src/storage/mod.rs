@@ -3,6 +3,8 @@
 pub(crate) mod block;
 mod device_mapper;
 mod fs_group;
+mod huge_pages;
+mod owner;
 mod verity;
 
 use std::collections::HashMap;
@@ -139,12 +141,21 @@ fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()>
             mount_at(target, "tmpfs", "tmpfs", &storage.options)?;
             None
         }
+        "ephemeral" if storage.fstype == "hugetlbfs" => {
+            huge_pages::reserve(&storage.options)?;
+            mount_at(target, "hugetlbfs", "hugetlbfs", &storage.options)?;
+            None
+        }
         "ephemeral" if storage.fstype == "tmpfs" => {
             make(target)?;
             None
         }
         "local" => {
-            make(target)?;
+            // What is there is as somebody wants it.
+            if !target.exists() {
+                make(target)?;
+                owner::apply(target, &storage.options)?;
+            }
             None
         }
         "blk" => Some(disk(target, storage)?),
@@ -184,6 +195,9 @@ fn disk(target: &Path, storage: &Storage) -> Result<Undo> {
     let source = verity.as_ref().map_or_else(|| disk.path(), device_mapper::Device::path);
     let is_readonly = storage.options.iter().any(|option| option == "ro");
     let mounted = mount_at(target, &source, &storage.fstype, &storage.options).and_then(|()| {
+        owner::of_fresh(target, &storage.driver_options).inspect_err(|_| {
+            let _ = umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        })?;
         // What can't be written keeps whose it is.
         let group = storage.fs_group.as_ref().filter(|_| !is_readonly);
         group.map_or(Ok(()), |group| fs_group::apply(target, group)).inspect_err(|_| {

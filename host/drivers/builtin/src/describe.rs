@@ -77,10 +77,14 @@ pub(crate) fn describe(
                 let serial = serial.clone();
                 api::Device::Block { file_fd, read_only: *read_only, direct: *direct, serial, queues }
             }
-            Device::Net { mac, tap } => {
-                let tap = tap.try_clone().map_err(Error::system("hand a tap to the monitor"))?;
-                let (tap_fds, vhost_fds) = (vec![fds.add(tap)], open_vhost().map(|vhost| fds.add(vhost)));
-                api::Device::Net { mac: *mac, tap_fds, vhost_fds: vhost_fds.into_iter().collect() }
+            Device::Net { mac, taps } => {
+                let mut tap_fds = Vec::with_capacity(taps.len());
+                for tap in taps {
+                    tap_fds.push(fds.add(tap.try_clone().map_err(Error::system("hand a tap to the monitor"))?));
+                }
+                let vhosts = taps.iter().map(|_| open_vhost()).collect::<Option<Vec<_>>>().unwrap_or_default();
+                let vhost_fds = vhosts.into_iter().map(|vhost| fds.add(vhost)).collect();
+                api::Device::Net { mac: *mac, tap_fds, vhost_fds }
             }
             other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
         });

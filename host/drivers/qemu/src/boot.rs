@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 use crate::command::{self, QMP_FD, VHOST_FD};
 use crate::machine::{Parts, QemuMachine};
-use crate::{Config, clock, devices, place, qmp, vsock};
+use crate::{Config, clock, net, place, qmp, vsock};
 
 /// How much of the console and of QEMU's messages is kept, in bytes.
 const CONSOLE_BYTES: usize = 64 * 1024;
@@ -31,7 +31,9 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     // From here on everything is owned by something that cleans up when it is dropped.
     let mut parts = Parts::new(vsock, hello, spec.folder.clone());
     let clock_rate = if command::needs_clock_rate(config) { clock::tsc_mhz() } else { None };
-    let arguments = command::arguments(config, &spec, kind, clock_rate)?;
+    let nets = net::descriptors(config, &spec)?;
+    let found = command::Found { tsc_mhz: clock_rate, has_net_servers: nets.has_servers };
+    let arguments = command::arguments(config, &spec, kind, &found)?;
     let (ours, theirs) =
         std::os::unix::net::UnixStream::pair().map_err(Error::system("make QEMU's control channel"))?;
     ours.set_nonblocking(true).map_err(Error::system("make QEMU's control channel"))?;
@@ -40,8 +42,8 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     if let Some(device) = device {
         spawn = spawn.descriptor(VHOST_FD, device);
     }
-    for (number, net) in devices::nets(&spec)? {
-        spawn = spawn.descriptor(number, net.try_clone().map_err(Error::system("hand a network link to QEMU"))?);
+    for (number, net) in nets.all {
+        spawn = spawn.descriptor(number, net);
     }
     spawn.stdout = Output::Ring(console.clone());
     spawn.stderr = Output::Ring(messages.clone());

@@ -18,14 +18,17 @@ pub(crate) enum VsockKind {
     Server,
 }
 
-/// All arguments. `tsc_mhz` is the rate of the host's time-stamp counter, if the guest is to be told
-/// (see [`needs_clock_rate`]).
-pub(crate) fn arguments(
-    config: &Config,
-    spec: &MachineSpec,
-    vsock: VsockKind,
-    tsc_mhz: Option<u32>,
-) -> Result<Vec<OsString>> {
+/// What was found on the host.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Found {
+    /// The rate of its time-stamp counter, in MHz, where the guest is to be told (see [`needs_clock_rate`]).
+    pub(crate) tsc_mhz: Option<u32>,
+    /// Whether its kernel serves network links.
+    pub(crate) has_net_servers: bool,
+}
+
+/// All arguments.
+pub(crate) fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind, found: &Found) -> Result<Vec<OsString>> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| OsString::from(*word)));
     let pci = config.machine_type == MachineType::Q35;
@@ -83,11 +86,11 @@ pub(crate) fn arguments(
     if spec.firmware.is_some() {
         return Err(Error::Unsupported("firmware".into()));
     }
-    devices::add(&mut arguments, config, spec, vsock)?;
+    devices::add(&mut arguments, config, spec, vsock, found)?;
     arguments.extend(config.extra_arguments.iter().map(Into::into));
     arguments.extend(["-kernel".into(), spec.kernel.path.clone().into_os_string()]);
     arguments.extend(["-initrd".into(), spec.initrd.clone().into_os_string()]);
-    arguments.extend(["-append".into(), command_line(spec, tsc_mhz).into()]);
+    arguments.extend(["-append".into(), command_line(spec, found.tsc_mhz).into()]);
     Ok(arguments)
 }
 
@@ -168,8 +171,12 @@ mod tests {
     #[test]
     fn two_pods_boot_the_same_bytes() {
         let config = config(MachineType::Q35);
-        let one = arguments(&config, &spec("one"), VsockKind::Server, Some(2600)).unwrap();
-        let two = arguments(&config, &spec("two"), VsockKind::Server, Some(2600)).unwrap();
+        let one =
+            arguments(&config, &spec("one"), VsockKind::Server, &Found { tsc_mhz: Some(2600), ..Found::default() })
+                .unwrap();
+        let two =
+            arguments(&config, &spec("two"), VsockKind::Server, &Found { tsc_mhz: Some(2600), ..Found::default() })
+                .unwrap();
         for option in ["-kernel", "-initrd", "-append", "-machine", "-cpu"] {
             assert_eq!(after(&one, option), after(&two, option), "{option}");
             assert_eq!(after(&one, option).len(), 1, "{option}");
@@ -180,7 +187,13 @@ mod tests {
     #[test]
     fn devices_are_on_the_machines_bus() {
         let on = |machine_type| {
-            let all = arguments(&config(machine_type), &spec("x"), VsockKind::Server, Some(2600)).unwrap();
+            let all = arguments(
+                &config(machine_type),
+                &spec("x"),
+                VsockKind::Server,
+                &Found { tsc_mhz: Some(2600), ..Found::default() },
+            )
+            .unwrap();
             after(&all, "-device").into_iter().map(|device| device.into_string().unwrap()).collect::<Vec<_>>()
         };
         let q35 = on(MachineType::Q35);
@@ -203,7 +216,7 @@ mod tests {
     fn only_a_machine_with_pci_has_room_to_grow() {
         let mut spec = spec("x");
         let words = |spec: &MachineSpec, machine_type| {
-            let all = arguments(&config(machine_type), spec, VsockKind::Kernel(3), None).unwrap();
+            let all = arguments(&config(machine_type), spec, VsockKind::Kernel(3), &Found::default()).unwrap();
             all.into_iter().map(|word| word.into_string().unwrap()).collect::<Vec<_>>().join(" ")
         };
         let fixed = words(&spec, MachineType::Q35);
@@ -220,9 +233,33 @@ mod tests {
     fn memory_is_of_the_nodes_that_were_asked_for() {
         let mut spec = spec("x");
         spec.host_nodes = vec![0, 3];
-        let all = arguments(&config(MachineType::Q35), &spec, VsockKind::Server, None).unwrap();
+        let all = arguments(&config(MachineType::Q35), &spec, VsockKind::Server, &Found::default()).unwrap();
         let ram = after(&all, "-object")[0].clone().into_string().unwrap();
         assert!(ram.contains(",host-nodes=0,host-nodes=3,policy=bind,id=ram"), "{ram}");
+    }
+
+    #[test]
+    fn several_queues_have_a_descriptor_and_a_server_each() {
+        let mut spec = spec("x");
+        let end = || Descriptor::new(std::os::unix::net::UnixStream::pair().unwrap().0.into());
+        spec.devices.push(Device::Net { mac: [2, 0, 0, 0, 0, 1], taps: vec![end(), end()] });
+        spec.devices.push(Device::NetStream { mac: [2, 0, 0, 0, 0, 2], stream: end() });
+        spec.devices.push(Device::Net { mac: [2, 0, 0, 0, 0, 3], taps: vec![end()] });
+        let of = |machine_type, has_net_servers| {
+            let found = Found { has_net_servers, ..Found::default() };
+            let all = arguments(&config(machine_type), &spec, VsockKind::Server, &found).unwrap();
+            let devices = after(&all, "-device").into_iter().map(|word| word.into_string().unwrap());
+            let devices: Vec<_> = devices.filter(|word| word.starts_with("virtio-net")).collect();
+            (after(&all, "-netdev"), devices)
+        };
+        let (nets, devices) = of(MachineType::Q35, true);
+        assert_eq!(nets[0], "tap,fds=5:6,vhost=on,vhostfds=9:10,id=net-020000000001");
+        assert_eq!(nets[1], "stream,addr.type=fd,addr.str=7,server=off,id=net4");
+        assert_eq!(nets[2], "tap,fd=8,vhost=on,vhostfd=11,id=net-020000000003");
+        assert!(devices[0].contains(",mq=on,vectors=6,") && !devices[1].contains("mq"), "{devices:?}");
+        let (nets, devices) = of(MachineType::Microvm, false);
+        assert_eq!(nets[0], "tap,fds=5:6,id=net3");
+        assert!(devices[0].contains(",mq=on") && !devices[0].contains("vectors"), "{devices:?}");
     }
 
     #[test]
@@ -233,7 +270,7 @@ mod tests {
         spec.devices.push(Device::NetUser { mac: [2, 0, 0, 0, 0, 1], forwards });
         let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
         spec.devices.push(Device::NetStream { mac: [2, 0, 0, 0, 0, 2], stream: Descriptor::new(socket.into()) });
-        let all = arguments(&config(MachineType::Q35), &spec, VsockKind::Server, None).unwrap();
+        let all = arguments(&config(MachineType::Q35), &spec, VsockKind::Server, &Found::default()).unwrap();
         let nets = after(&all, "-netdev");
         let user = "user,ipv6=off,hostfwd=tcp:0.0.0.0:8080-:80,hostfwd=udp:127.0.0.1:53-:5353,id=net3";
         assert_eq!(nets, [user, "stream,addr.type=fd,addr.str=5,server=off,id=net4"]);
@@ -249,7 +286,7 @@ mod tests {
         };
         let mut spec = spec("x");
         spec.devices.extend([disk("/images/a,readonly=off", true, "layer-0"), disk("/c/rw", false, "rw")]);
-        let all = arguments(&config(MachineType::Microvm), &spec, VsockKind::Server, None).unwrap();
+        let all = arguments(&config(MachineType::Microvm), &spec, VsockKind::Server, &Found::default()).unwrap();
         let blocks = after(&all, "-blockdev");
         let expected = "driver=raw,node-name=disk-layer-0,read-only=on,discard=ignore,cache.direct=off,file.driver=file,\
             file.filename=/images/a,,readonly=off";
@@ -265,7 +302,7 @@ mod tests {
         spec.devices.push(Device::Block { path: "/d".into(), read_only: true, direct: false, serial: "d".into() });
         spec.access_platform = true;
         for machine_type in [MachineType::Q35, MachineType::Microvm] {
-            let all = arguments(&config(machine_type), &spec, VsockKind::Server, None).unwrap();
+            let all = arguments(&config(machine_type), &spec, VsockKind::Server, &Found::default()).unwrap();
             let devices = after(&all, "-device");
             let all_sealed = devices.iter().all(|device| device.to_str().unwrap().contains("iommu_platform=on"));
             assert!(all_sealed && devices.len() == spec.devices.len(), "{devices:?}");
@@ -282,7 +319,8 @@ mod tests {
 
     #[test]
     fn a_path_that_would_be_options_is_refused() {
-        let error = arguments(&config(MachineType::Q35), &spec("a,b"), VsockKind::Server, Some(2600)).unwrap_err();
+        let error =
+            arguments(&config(MachineType::Q35), &spec("a,b"), VsockKind::Server, &Found::default()).unwrap_err();
         assert!(matches!(error, Error::Invalid(_)));
     }
 }

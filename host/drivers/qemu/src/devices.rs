@@ -3,13 +3,10 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use coracle_machine::{Descriptor, Device, Error, Forward, MachineSpec, NETS_MAX, Result, mac_text};
+use coracle_machine::{Device, Error, MachineSpec, Result, mac_text};
 
-use crate::command::{VHOST_FD, VsockKind};
-use crate::{Config, MachineType};
-
-/// The descriptor of the first network link; the others follow.
-const FIRST_NET_FD: i32 = 5;
+use crate::command::{Found, VHOST_FD, VsockKind};
+use crate::{Config, MachineType, net};
 
 /// The bus for what is added while the machine runs, by QEMU's name: on the first one nothing can be. It is there from the start,
 /// and has room for 31 devices.
@@ -20,27 +17,20 @@ pub(crate) fn has_hotplug(config: &Config, spec: &MachineSpec) -> bool {
     config.machine_type == MachineType::Q35 && !spec.access_platform
 }
 
-/// The descriptors of a machine's network links, each with the number at which QEMU finds it.
-pub(crate) fn nets(spec: &MachineSpec) -> Result<Vec<(i32, &Descriptor)>> {
-    let nets = spec.devices.iter().filter_map(|device| match device {
-        Device::Net { tap: descriptor, .. } | Device::NetStream { stream: descriptor, .. } => Some(descriptor),
-        _ => None,
-    });
-    let nets: Vec<_> = (FIRST_NET_FD..).zip(nets).collect();
-    if nets.len() > NETS_MAX {
-        return Err(Error::Unsupported(format!("more than {NETS_MAX} network devices")));
-    }
-    Ok(nets)
-}
-
 /// Adds the arguments for all devices.
-pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &MachineSpec, vsock: VsockKind) -> Result<()> {
+pub(crate) fn add(
+    arguments: &mut Vec<OsString>,
+    config: &Config,
+    spec: &MachineSpec,
+    vsock: VsockKind,
+    found: &Found,
+) -> Result<()> {
     let pci = config.machine_type == MachineType::Q35;
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| OsString::from(*word)));
     let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
     let access = if spec.access_platform { ",iommu_platform=on" } else { "" };
     let modern = format!("{}{access}", if pci { ",disable-legacy=on" } else { "" });
-    let mut net_fds = FIRST_NET_FD..;
+    let mut numbers = net::Numbers::of(spec, found.has_net_servers);
     if has_hotplug(config, spec) {
         add(&["-device", &format!("pcie-pci-bridge,id={HOTPLUG_BUS},bus=pcie.0")]);
     }
@@ -69,16 +59,11 @@ pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &Machine
                 add(&["-device", &format!("{fs},chardev=fs{number},tag={tag},queue-size={queue_size}{access}")]);
             }
             Device::Net { mac, .. } | Device::NetStream { mac, .. } | Device::NetUser { mac, .. } => {
-                let mut next = || net_fds.next().unwrap_or(FIRST_NET_FD);
-                let end = match device {
-                    Device::NetUser { forwards, .. } => user_network(forwards),
-                    Device::NetStream { .. } => format!("stream,addr.type=fd,addr.str={},server=off", next()),
-                    _ => format!("tap,fd={}", next()),
-                };
+                let (end, pairs) = numbers.end(device);
                 // Without the ROM for booting over the network, which is a package of its own.
                 let rom = if pci { ",romfile=" } else { "" };
                 // A link of the host's may go while the machine runs.
-                let (name, place) = match (net_name(*mac), device) {
+                let (name, place) = match (net::name(*mac), device) {
                     (name, Device::Net { .. }) if has_hotplug(config, spec) => {
                         (name.clone(), format!(",id={name},bus={HOTPLUG_BUS}"))
                     }
@@ -86,7 +71,8 @@ pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &Machine
                 };
                 let (net, mac) = (bus("virtio-net"), mac_text(*mac));
                 add(&["-netdev", &format!("{end},id={name}")]);
-                add(&["-device", &format!("{net},netdev={name},mac={mac}{place}{rom}{modern}")]);
+                let queues = net::queues(pairs, pci);
+                add(&["-device", &format!("{net},netdev={name},mac={mac}{queues}{place}{rom}{modern}")]);
             }
             Device::Block { path, read_only, direct, serial } => {
                 let on = |flag: bool| if flag { "on" } else { "off" };
@@ -110,16 +96,6 @@ pub(crate) fn add(arguments: &mut Vec<OsString>, config: &Config, spec: &Machine
     Ok(())
 }
 
-/// QEMU's own network, with the addresses that it has where nobody gives others.
-fn user_network(forwards: &[Forward]) -> String {
-    let mut text = "user,ipv6=off".to_owned();
-    for Forward { is_udp, host, guest } in forwards {
-        let protocol = if *is_udp { "udp" } else { "tcp" };
-        text.push_str(&format!(",hostfwd={protocol}:{host}-:{guest}"));
-    }
-    text
-}
-
 /// A path as it may stand in an option: QEMU's options have commas between them.
 fn plain(path: &Path) -> Result<&str> {
     path.to_str()
@@ -131,11 +107,6 @@ fn plain(path: &Path) -> Result<&str> {
 fn escaped(path: &Path) -> Result<String> {
     let text = path.to_str().ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))?;
     Ok(text.replace(',', ",,"))
-}
-
-/// QEMU's name for a link of the host's, by its hardware address.
-pub(crate) fn net_name(mac: [u8; 6]) -> String {
-    format!("net-{}", mac_text(mac).replace(':', ""))
 }
 
 /// QEMU's name for a disk, by its serial number.

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
-use crate::devices::{HOTPLUG_BUS, discard, disk_name, file_driver, net_name};
+use crate::devices::{HOTPLUG_BUS, discard, disk_name, file_driver};
 use crate::events::{DEVICES, reported};
-use crate::qmp;
+use crate::{Config, net, qmp};
 
 /// How long the guest may take to let go of a device.
 const EJECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -21,13 +21,14 @@ const EJECT_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Hotplug {
     added: HashSet<String>,
+    config: Config,
 }
 
 impl Hotplug {
     /// Of a machine with these devices: links of the host's are where they can be taken out.
-    pub(crate) fn of(spec: &MachineSpec) -> Self {
+    pub(crate) fn of(config: &Config, spec: &MachineSpec) -> Self {
         let nets = spec.devices.iter().filter(|device| matches!(device, Device::Net { .. }));
-        Self { added: nets.filter_map(|device| name(device).ok()).collect() }
+        Self { added: nets.filter_map(|device| name(device).ok()).collect(), config: config.clone() }
     }
 
     /// Adds a device. The guest sees it a moment later.
@@ -42,10 +43,15 @@ impl Hotplug {
                 control.execute("blockdev-add", node).await?;
                 json!({ "driver": "virtio-blk-pci", "drive": name, "serial": serial })
             }
-            Device::Net { mac, tap } => {
-                add_tap(control, &name, tap).await?;
+            Device::Net { mac, taps } => {
+                self.add_taps(control, &name, taps).await?;
                 let mac = coracle_machine::mac_text(*mac);
-                json!({ "driver": "virtio-net-pci", "netdev": name, "mac": mac, "romfile": "" })
+                let mut front = json!({ "driver": "virtio-net-pci", "netdev": name, "mac": mac, "romfile": "" });
+                if let (Some(front), 2..) = (front.as_object_mut(), taps.len()) {
+                    front.insert("mq".into(), true.into());
+                    front.insert("vectors".into(), net::vectors(taps.len()).into());
+                }
+                front
             }
             other => return Err(Error::Unsupported(format!("attaching {:?}", other.kind()))),
         };
@@ -93,13 +99,51 @@ impl Hotplug {
         self.added.remove(&name);
         Ok(())
     }
+
+    /// The end of a network link that is a tap: each of its queues, and the kernel's server of it where there is one.
+    async fn add_taps(&self, control: &qmp::Client, name: &str, taps: &[Descriptor]) -> Result<()> {
+        let mut ends = Vec::with_capacity(taps.len());
+        for tap in taps {
+            ends.push(tap.try_clone().map_err(Error::system("hand a network link to QEMU"))?);
+        }
+        let servers = net::servers(&self.config, false, taps.len());
+        let mut netdev = json!({ "type": "tap", "id": name });
+        let mut handed = Vec::new();
+        let outcome = async {
+            for (option, fds) in [("fd", Some(&ends)), ("vhostfd", servers.as_ref())] {
+                let Some(fds) = fds else { continue };
+                let first = handed.len();
+                for (number, fd) in fds.iter().enumerate() {
+                    let own = format!("{name}-{option}-{number}");
+                    control.execute_with("getfd", json!({ "fdname": own }), fd.as_fd()).await?;
+                    handed.push(own);
+                }
+                let option = if fds.len() > 1 { format!("{option}s") } else { option.to_owned() };
+                if let (Some(netdev), Some(own)) = (netdev.as_object_mut(), handed.get(first..)) {
+                    netdev.insert(option, own.join(":").into());
+                }
+            }
+            if let (Some(netdev), true) = (netdev.as_object_mut(), servers.is_some()) {
+                netdev.insert("vhost".into(), true.into());
+            }
+            control.execute("netdev_add", netdev).await
+        };
+        if let Err(error) = outcome.await {
+            for own in handed {
+                // It is closed where it was not taken.
+                let _ = control.execute("closefd", json!({ "fdname": own })).await;
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
 }
 
 /// QEMU's name for a device that is added.
 fn name(device: &Device) -> Result<String> {
     match device {
         Device::Block { serial, .. } => disk_name(serial),
-        Device::Net { mac, .. } => Ok(net_name(*mac)),
+        Device::Net { mac, .. } => Ok(net::name(*mac)),
         other => Err(Error::Unsupported(format!("attaching or detaching {:?}", other.kind()))),
     }
 }
@@ -111,19 +155,6 @@ fn block_node(name: &str, path: &Path, read_only: bool, direct: bool) -> Result<
         "driver": "raw", "node-name": name, "read-only": read_only, "discard": discard(read_only),
         "cache": { "direct": direct }, "file": { "driver": file_driver(path), "filename": file },
     }))
-}
-
-/// The end of a network link that is a tap.
-async fn add_tap(control: &qmp::Client, name: &str, tap: &Descriptor) -> Result<()> {
-    let fd = tap.try_clone().map_err(Error::system("hand a network link to QEMU"))?;
-    control.execute_with("getfd", json!({ "fdname": name }), fd.as_fd()).await?;
-    let added = control.execute("netdev_add", json!({ "type": "tap", "id": name, "fd": name })).await;
-    if let Err(error) = added {
-        // It is closed where it was not taken.
-        let _ = control.execute("closefd", json!({ "fdname": name })).await;
-        return Err(error.into());
-    }
-    Ok(())
 }
 
 /// Takes out what was behind a device.

@@ -13,6 +13,7 @@ mod devices;
 mod events;
 mod hotplug;
 mod machine;
+mod net;
 mod place;
 mod probe;
 pub mod qmp;

@@ -108,7 +108,7 @@ impl QemuMachine {
             cpus,
             least_bytes,
             can_grow,
-            hotplug: devices::has_hotplug(config, spec).then(|| Mutex::new(Hotplug::of(spec))),
+            hotplug: devices::has_hotplug(config, spec).then(|| Mutex::new(Hotplug::of(config, spec))),
             pid,
             host_cpus: spec.host_cpus.clone(),
             events: reports,

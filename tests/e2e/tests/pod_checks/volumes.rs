@@ -3,36 +3,27 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use coracle_e2e::bundles::HostMount;
 use coracle_e2e::cri::msg;
 use coracle_e2e::gains_disks;
 
 use crate::{Bench, Check, holds, same};
 
-/// What has to be there before the pod, as kubelet has it: memory, mounted.
-pub(crate) struct Prepared(Vec<PathBuf>);
+/// What has to be there before the pod, as kubelet has it: memory, mounted, and what is to go before it.
+pub(crate) struct Prepared {
+    _part: HostMount,
+    _memory: HostMount,
+}
 
 impl Prepared {
     pub(crate) fn new(folder: &Path) -> Self {
         let memory = folder.join("volumes/kubernetes.io~empty-dir/memory");
-        std::fs::create_dir_all(&memory).unwrap();
-        let size = "size=2m,mode=1777";
-        let path = memory.display().to_string();
-        assert!(Command::new("mount").args(["-t", "tmpfs", "-o", size, "tmpfs", &path]).status().unwrap().success());
+        let mounted = HostMount::new(&["-t", "tmpfs", "-o", "size=2m,mode=1777", "tmpfs"], &memory);
         // A part of it, as kubelet hands it over.
-        let part = folder.join("volume-subpaths/memory/app/0");
-        std::fs::create_dir_all(&part).unwrap();
-        std::fs::create_dir_all(memory.join("a part")).unwrap();
-        let bound = Command::new("mount").arg("--bind").arg(memory.join("a part")).arg(&part).status().unwrap();
-        assert!(bound.success());
-        Self(vec![part, memory])
-    }
-}
-
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        for point in &self.0 {
-            let _ = Command::new("umount").arg(point).status();
-        }
+        let (inner, part) = (memory.join("a part"), folder.join("volume-subpaths/memory/app/0"));
+        std::fs::create_dir_all(&inner).unwrap();
+        let part = HostMount::new(&["--bind", inner.to_str().unwrap()], &part);
+        Self { _part: part, _memory: mounted }
     }
 }
 
