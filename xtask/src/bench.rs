@@ -3,6 +3,7 @@
 mod agent;
 mod calls;
 mod devices;
+mod figures;
 mod rootfs;
 
 use std::path::{Path, PathBuf};
@@ -138,6 +139,8 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
         part("guest_instructions_to_ready", "instructions to ready", &|| instructions(bench, guest, run_folder))?,
         part("run_true_against_runc", &format!("{pairs} pairs with runc"), &|| ratio(bench, pairs))?,
         part("rootfs", "what roots are made of", &|| rootfs::measure(bench, guest, run_folder))?,
+        part("networks", "networks", &|| figures::measure(&bench.built, "networks"))?,
+        part("volumes", "volumes", &|| figures::measure(&bench.built, "volumes"))?,
         part("pods", "pods through containerd", &|| pods::measure(&bench.built, pairs))?,
         part("device_instructions", "instructions of the built-in monitor's devices", &devices::measure)?,
         part("monitor", "the built-in monitor", &lane)?,
@@ -393,6 +396,15 @@ fn print_report(report: &Value) {
     show("further idle container, KiB on the host", &pods["further_idle_container"]["host_kib_each"]);
     show("further idle container, KiB in the guest", &pods["further_idle_container"]["guest_kib_each"]);
     show("1 GiB of output, MiB/s", &pods["stream"]["mib_per_second"]);
+    for (place, kind, step) in
+        [("a stream from a pod", "tcfilter", "to_host_stream"), ("a byte there and back", "tcfilter", "to_host_pings")]
+    {
+        show(&format!("{place} against runc"), &report["networks"]["kinds"][kind][step]["least_to_runc"]);
+    }
+    for kind in ["folder", "empty_dir_disk"] {
+        let steps = &report["volumes"]["kinds"][kind];
+        show(&format!("10,000 files in a volume ({kind}) against runc"), &steps["files"]["least_to_runc"]);
+    }
     let monitor = &report["monitor"];
     show(
         "guest clock at init against QEMU microvm (at most 0.7)",

@@ -11,7 +11,7 @@ use crate::lab;
 use crate::steps::{command, output, run, step, succeeded};
 
 /// The tests that run each time: their program, and the beginnings of their names. What is not here runs by `--all`.
-const EACH_TIME: [(&str, &[&str]); 9] = [
+const EACH_TIME: [(&str, &[&str]); 10] = [
     ("contract", &["the_builtin_monitor_keeps_the_contract"]),
     (
         "machine",
@@ -41,6 +41,8 @@ const EACH_TIME: [(&str, &[&str]); 9] = [
     ("containerd", &["exec_kill_pause_stats_and_update"]),
     ("network", &["links_of_every_kind"]),
     ("storage", &["layers_show_what_they_say", "a_changed_block_is_never_read"]),
+    // On QEMU: what it needs of the host only the lab has.
+    ("passthrough", &["a_device_of_the_host"]),
     ("pods", &["a_pod_has_the_network_that_cni_has_made", "a_pod_whose_monitor_is_killed"]),
 ];
 

@@ -30,22 +30,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     for at_once in args.at_once.map_or(vec![1, 10], |at_once| vec![at_once]) {
         let words = ["churn".to_owned(), args.pods.to_string(), at_once.to_string()];
-        step(&format!("{} pods, {at_once} at a time", args.pods), || steps::run(program(&built, &words)?))?;
+        step(&format!("{} pods, {at_once} at a time", args.pods), || steps::run(program(&built, "pods", &words)?))?;
     }
     Ok(())
 }
 
 /// What `pods measure` has found.
 pub(crate) fn measure(built: &Built, pairs: usize) -> Result<Value> {
-    let found = output(program(built, &["measure".to_owned(), pairs.to_string()])?)?;
+    let found = output(program(built, "pods", &["measure".to_owned(), pairs.to_string()])?)?;
     let line = found.lines().last().context("nothing was measured")?;
     serde_json::from_str(line).context("the figures of pods")
 }
 
-fn program(built: &Built, words: &[String]) -> Result<Command> {
+/// A program of the end-to-end tests, with what it is told by the environment.
+pub(crate) fn program(built: &Built, name: &str, words: &[String]) -> Result<Command> {
     let image = built.work().join("test-image");
     image::make(&image, &[("guest-probe", built.guest_probe())])?;
-    let mut run = command("cargo", &["run", "--locked", "--quiet", "-p", "coracle-e2e", "--bin", "pods", "--"]);
+    let mut run = command("cargo", &["run", "--locked", "--quiet", "-p", "coracle-e2e", "--bin", name, "--"]);
     run.args(words)
         .env("CORACLE_TEST_BINARY", built.coracle())
         .env("CORACLE_TEST_SHIM", built.shim())

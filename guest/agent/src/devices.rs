@@ -4,18 +4,29 @@ use coracle_protocol::agent::Device;
 use coracle_protocol::oci;
 
 use crate::storage::block;
-use crate::{Error, Result};
+use crate::{Error, Result, pci};
 
 /// What the wire calls a virtio disk.
 const BLOCK: &str = "blk";
+/// What it calls a PCI device of the host's that this kernel's own driver serves. Its options say where it is on either side:
+/// `0000:01:00.0=1e/04`.
+const PASSED: &str = "vfio-pci-gk";
 
 /// Puts the guest's numbers for those of the host, in the container's devices and in its rules for them. It may wait for the kernel
 /// to see a device.
 pub(crate) fn resolve(devices: &[Device], spec: &mut oci::Spec) -> Result<()> {
     let mut numbers = Vec::new();
     for device in devices {
-        if device.type_ != BLOCK {
-            return Err(Error::Unsupported(format!("a device of the type {}", device.type_.escape_default())));
+        match device.type_.as_str() {
+            BLOCK => {}
+            PASSED => {
+                for option in &device.options {
+                    let place = option.split_once('=').map(|(_, place)| place).unwrap_or_default();
+                    pci::await_at(&pci::slots(place)?, |_| Ok(()))?;
+                }
+                continue;
+            }
+            other => return Err(Error::Unsupported(format!("a device of the type {}", other.escape_default()))),
         }
         let linux = spec.Linux.as_mut().map(|linux| linux.Devices.as_mut_slice()).unwrap_or_default();
         let found = linux.iter_mut().find(|own| own.Type == "b" && own.Path == device.container_path);
@@ -59,6 +70,8 @@ mod tests {
         let mut refused = |device: Device| resolve(&[device], &mut spec).unwrap_err();
         assert!(matches!(refused(device("scsi", "/dev/xvda", "02")), Error::Unsupported(_)));
         assert!(matches!(refused(device(BLOCK, "/dev/xvdb", "02")), Error::Invalid(_)));
+        let nowhere = Device { options: vec!["0000:01:00.0".into()], ..device(PASSED, "/dev/vfio/1", "1") };
+        assert!(matches!(refused(nowhere), Error::Invalid(_)));
         assert!(matches!(refused(device(BLOCK, "/dev/xvda", "zz")), Error::Invalid(_)));
         assert_eq!(number("254:16").unwrap(), (254, 16));
         assert!(number("254").is_err());

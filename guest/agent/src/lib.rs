@@ -25,6 +25,7 @@ mod netlink;
 mod network;
 mod oom;
 mod pause;
+mod pci;
 mod process;
 mod program;
 mod remove;

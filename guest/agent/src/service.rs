@@ -79,13 +79,13 @@ methods! {
         add_swap "AddSwap" (msg::AddSwapRequest) -> Empty = hotplug::add_swap;
         add_swap_path "AddSwapPath" (msg::AddSwapPathRequest) -> Empty = hotplug::add_swap_path;
         get_volume_stats "GetVolumeStats" (msg::VolumeStatsRequest) -> coracle_protocol::csi::VolumeStatsResponse = volume::stats;
+        resize_volume "ResizeVolume" (msg::ResizeVolumeRequest) -> Empty = volume::resize;
     }
     unsupported {
         update_ephemeral_mounts "UpdateEphemeralMounts" (msg::UpdateEphemeralMountsRequest) -> Empty;
         mem_agent_memcg_set "MemAgentMemcgSet" (msg::MemAgentMemcgConfig) -> Empty;
         mem_agent_compact_set "MemAgentCompactSet" (msg::MemAgentCompactConfig) -> Empty;
         mem_hotplug_by_probe "MemHotplugByProbe" (msg::MemHotplugByProbeRequest) -> Empty;
-        resize_volume "ResizeVolume" (msg::ResizeVolumeRequest) -> Empty;
         set_policy "SetPolicy" (msg::SetPolicyRequest) -> Empty;
     }
 }

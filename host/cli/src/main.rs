@@ -24,6 +24,7 @@ mod supervise;
 mod task;
 mod terminal;
 mod user;
+mod volume;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -59,6 +60,9 @@ enum Command {
     Logs(logs::Args),
     /// Say what this host offers and what is missing.
     Check,
+    /// Volumes that a pod's guest has mounted.
+    #[command(subcommand)]
+    Volume(volume::Command),
     /// Guest images.
     #[command(subcommand)]
     Image(image::Command),
@@ -88,6 +92,7 @@ fn main() -> ExitCode {
             Command::Check => return check::run(),
             Command::Image(command) => return image::run(command).map(|()| 0),
             Command::Settings(command) => return settings::run(command).map(|()| 0),
+            Command::Volume(command) => return volume::run(command).await.map(|()| 0),
             other => other,
         };
         let root = container::Root::new(cli.root.map_or_else(place::root, Ok)?);
@@ -100,7 +105,7 @@ fn main() -> ExitCode {
             Command::Rm(args) => rm::run(&root, args).await.map(|()| 0),
             Command::Logs(args) => logs::run(&root, args).await.map(|()| 0),
             Command::Supervise(args) => supervise::run(&root, args).await,
-            Command::Check | Command::Image(_) | Command::Settings(_) => Ok(0),
+            Command::Check | Command::Image(_) | Command::Settings(_) | Command::Volume(_) => Ok(0),
         }
     });
     // A thread that still reads the terminal must not hold up the end.

@@ -125,10 +125,13 @@ pub async fn gains_and_loses_disks(driver: &dyn Driver, spec: MachineSpec) {
     let mut greeting = patiently("greeting", machine.guest_connection()).await.expect("greeting");
     patiently("first byte", greeting.read_exact(&mut [0])).await.expect("the guest speaks first");
     let first = disk(&file, "one");
-    for _ in 0..3 {
+    for round in 0..3_u64 {
         patiently("attach", machine.attach(first.clone())).await.expect("attach");
         let twice = patiently("attach", machine.attach(first.clone())).await;
         assert!(matches!(twice, Err(Error::Invalid(_))), "a second one of that name: {twice:?}");
+        let larger = (round + 2) << 20;
+        patiently("resize", machine.resize_disk(first.clone(), larger)).await.expect("a larger disk");
+        assert_eq!(std::fs::metadata(&file).expect("the file").len(), larger, "the file grows with the disk");
         // A guest that is asked before it has seen it may refuse: then it is asked again.
         patiently("detach", async { while machine.detach(first.clone()).await.is_err() {} }).await;
     }

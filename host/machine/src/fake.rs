@@ -117,12 +117,16 @@ impl Machine for FakeMachine {
         Box::pin(self.hello.accept())
     }
 
-    fn attach(&self, _: Device) -> BoxFuture<'_, Result<()>> {
+    fn attach(&self, _: Device) -> BoxFuture<'_, Result<Option<String>>> {
         unsupported("attaching a device")
     }
 
     fn detach(&self, _: Device) -> BoxFuture<'_, Result<()>> {
         unsupported("detaching a device")
+    }
+
+    fn resize_disk(&self, _: Device, _: u64) -> BoxFuture<'_, Result<()>> {
+        unsupported("resizing a disk")
     }
 
     fn resize(&self, _: u32, _: u64) -> BoxFuture<'_, Result<()>> {

@@ -10,6 +10,7 @@ pub mod contract;
 mod ends;
 mod error;
 pub mod fake;
+mod pci;
 mod spec;
 
 use futures::future::BoxFuture;
@@ -17,6 +18,7 @@ use futures::future::BoxFuture;
 pub use address::{AgentAddress, GuestListener, GuestStream};
 pub use ends::{Ends, unsupported};
 pub use error::Error;
+pub use pci::{NoAddress, PciAddress};
 pub use spec::{
     Accelerator, Architecture, Capabilities, Cpus, Descriptor, Device, DeviceKind, Forward, Kernel, KernelForm,
     MachineSpec, Memory, MemoryKind, NET_QUEUES_MAX, NETS_MAX, Platform, mac_text,
@@ -44,11 +46,15 @@ pub trait Machine: Send + Sync {
     /// The next connection that the guest opens to say that it serves. Only this machine's guest can open one.
     fn guest_connection(&self) -> BoxFuture<'_, Result<GuestStream>>;
 
-    /// Adds a device to the running machine.
-    fn attach(&self, device: Device) -> BoxFuture<'_, Result<()>>;
+    /// Adds a device to the running machine. It gives where the guest finds it on its PCI bus, where it is on one: the slot of each
+    /// bridge on the way and then its own, from the root on, in hexadecimal: `1e/04`.
+    fn attach(&self, device: Device) -> BoxFuture<'_, Result<Option<String>>>;
 
     /// Takes a device out.
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>>;
+
+    /// Gives a disk of the machine so many bytes, and no fewer than it has: the host's file grows with it, and the guest hears of it.
+    fn resize_disk(&self, disk: Device, bytes: u64) -> BoxFuture<'_, Result<()>>;
 
     /// Changes processors and memory, within what the specification has at most and not below what it has from the start. It ends
     /// when the guest has taken what was asked for, or takes no more of it. Memory that it is to give it gives by itself, when it can;

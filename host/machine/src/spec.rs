@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use crate::PciAddress;
+
 /// Everything that a machine is from its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineSpec {
@@ -140,6 +142,13 @@ pub enum Device {
         /// of queues.
         taps: Vec<Descriptor>,
     },
+    /// A PCI device of the host's that the machine has for itself (VFIO): it is on the host's driver `vfio-pci`.
+    Vfio {
+        /// Where it is on the host.
+        address: PciAddress,
+        /// Whether it is asked for by IOMMUFD, and not by its IOMMU group.
+        by_iommufd: bool,
+    },
     /// A network link whose other end is a program that gives the guest a network without privileges: a connected stream socket with
     /// frames, each behind its length in four bytes, the most significant first.
     NetStream {
@@ -219,6 +228,8 @@ pub enum DeviceKind {
     Block,
     /// See [`Device::Net`].
     Net,
+    /// See [`Device::Vfio`].
+    Vfio,
     /// See [`Device::NetStream`].
     NetStream,
     /// See [`Device::NetUser`].
@@ -226,6 +237,17 @@ pub enum DeviceKind {
 }
 
 impl Device {
+    /// Whether both are the same thing of the host's, however it is used.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Block { path: one, .. }, Self::Block { path: other, .. }) => one == other,
+            (Self::Vfio { address: one, .. }, Self::Vfio { address: other, .. }) => one == other,
+            (Self::Net { mac: one, .. }, Self::Net { mac: other, .. }) => one == other,
+            _ => false,
+        }
+    }
+
     /// The host's file behind a disk.
     #[must_use]
     pub fn path(&self) -> Option<&std::path::Path> {
@@ -245,6 +267,7 @@ impl Device {
             Self::SharedFs { .. } => DeviceKind::SharedFs,
             Self::Block { .. } => DeviceKind::Block,
             Self::Net { .. } => DeviceKind::Net,
+            Self::Vfio { .. } => DeviceKind::Vfio,
             Self::NetStream { .. } => DeviceKind::NetStream,
             Self::NetUser { .. } => DeviceKind::NetUser,
         }

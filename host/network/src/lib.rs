@@ -11,6 +11,7 @@
 //! which has no effect. Machine and agent are the sandbox's.
 
 mod filter;
+mod function;
 mod limit;
 mod link;
 mod macvtap;
@@ -26,8 +27,8 @@ pub mod user;
 
 use coracle_machine::NETS_MAX;
 pub use link::{Address, Contents, Link, Neighbour, Route, RouteKind};
-pub use model::{Hold, Model, Options, Switches};
-pub use namespace::{Namespace, give_back};
+pub use model::{Function, Hold, Model, Options, Switches};
+pub use namespace::{Namespace, Taken, give_back};
 pub use steer::Steered;
 
 /// What this crate gives back.
@@ -108,6 +109,14 @@ pub enum Error {
     Limits {
         /// The link.
         name: String,
+    },
+    /// A link that is a device which can't be handed to a machine.
+    #[error("the network link {name} is a device of the host's, which goes to the machine as such: {why}")]
+    Function {
+        /// The link.
+        name: String,
+        /// Why it can't.
+        why: String,
     },
     /// More links than a machine takes.
     #[error("the pod's network has {count} links with addresses, and a machine takes {NETS_MAX}: give the pod fewer")]

@@ -21,6 +21,8 @@ pub struct Link {
     pub routes: Vec<Route>,
     /// Neighbours that somebody has set.
     pub neighbours: Vec<Neighbour>,
+    /// The device that it is, where it is one of the host's: the name of its bus, and its own there.
+    pub device: Option<(String, String)>,
 }
 
 /// An address and its network.

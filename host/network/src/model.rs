@@ -1,5 +1,7 @@
 //! How a link of the namespace and a device of the machine are one another's wire.
 
+use coracle_vfio::Rebind;
+
 use crate::{Address, Link};
 
 /// A way.
@@ -61,6 +63,17 @@ pub struct Hold {
     pub switches: Switches,
     /// Whether what comes from the guest is limited.
     pub is_limited: bool,
+    /// The PCI device that it is, where the machine has that itself.
+    pub function: Option<Function>,
+}
+
+/// A link that is a device of the host's, and goes to the machine as such.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    /// The device, and its driver.
+    pub rebind: Rebind,
+    /// The link's name.
+    pub name: String,
 }
 
 /// Switches of a namespace that make a router of it.
@@ -76,6 +89,9 @@ pub struct Switches {
     pub is_silent_v4: bool,
 }
 
+/// How a device's word begins in a line.
+const FUNCTION: &str = "pci=";
+
 impl Hold {
     /// For a link that is taken over so, in a namespace whose switches are these.
     #[must_use]
@@ -88,6 +104,7 @@ impl Hold {
             v6: v6.copied().collect(),
             switches,
             is_limited: options.from_guest.is_some(),
+            function: None,
         }
     }
 
@@ -99,6 +116,10 @@ impl Hold {
             .map(|flag| if flag { '1' } else { '0' });
         let mut words = vec![self.index.to_string(), self.model.name().to_owned(), coracle_machine::mac_text(self.mac)];
         words.push(flags.iter().collect());
+        if let Some(Function { rebind: Rebind { address, driver }, name }) = &self.function {
+            // A link's name has no slash and no blank, and a driver's no comma.
+            words.push(format!("{FUNCTION}{address},{},{name}", driver.as_deref().unwrap_or_default()));
+        }
         words.extend(self.v6.iter().map(|address| format!("{}/{}", address.ip, address.prefix)));
         words.join(" ")
     }
@@ -119,11 +140,21 @@ impl Hold {
         let [forwards_v4, forwards_v6, answers_v6, is_silent_v4] = [flag()?, flag()?, flag()?, flag()?];
         let switches = Switches { forwards_v4, forwards_v6, answers_v6, is_silent_v4 };
         let is_limited = flag()?;
+        let mut words = words.peekable();
+        let function = match words.next_if(|word| word.starts_with(FUNCTION)) {
+            Some(word) => {
+                let mut parts = word.strip_prefix(FUNCTION)?.splitn(3, ',');
+                let address = parts.next()?.parse().ok()?;
+                let driver = Some(parts.next()?.to_owned()).filter(|driver| !driver.is_empty());
+                Some(Function { rebind: Rebind { address, driver }, name: parts.next()?.to_owned() })
+            }
+            None => None,
+        };
         let address = |word: &str| {
             let (ip, prefix) = word.split_once('/')?;
             Some(Address { ip: ip.parse().ok()?, prefix: prefix.parse().ok()? })
         };
-        Some(Self { index, model, mac, v6: words.map(address).collect::<Option<_>>()?, switches, is_limited })
+        Some(Self { index, model, mac, v6: words.map(address).collect::<Option<_>>()?, switches, is_limited, function })
     }
 }
 
@@ -136,7 +167,19 @@ mod tests {
         for model in [Model::TcFilter, Model::Macvtap, Model::Routed, Model::None] {
             let v6 = ["fd00::2", "fd01::2"].map(|ip| Address { ip: ip.parse().unwrap(), prefix: 64 }).to_vec();
             let switches = Switches { forwards_v4: true, answers_v6: true, ..Switches::default() };
-            let hold = Hold { index: 7, model, mac: [2, 0, 0xfe, 0, 1, 9], v6, switches, is_limited: true };
+            let rebind = Rebind { address: "0000:03:10.2".parse().unwrap(), driver: None };
+            let function =
+                Function { rebind: Rebind { driver: Some("igbvf".into()), ..rebind }, name: "net1,x".into() };
+            let hold = Hold {
+                index: 7,
+                model,
+                mac: [2, 0, 0xfe, 0, 1, 9],
+                v6,
+                switches,
+                is_limited: true,
+                function: Some(function),
+            };
+            assert_eq!(Hold::parse(&Hold { function: None, ..hold.clone() }.line()).unwrap().function, None);
             assert_eq!(Hold::parse(&Hold { v6: vec![], ..hold.clone() }.line()).unwrap().v6, []);
             assert_eq!(Hold::parse(&hold.line()), Some(hold));
         }

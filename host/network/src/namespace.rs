@@ -5,14 +5,24 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use coracle_machine::PciAddress;
 use futures::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::{Handle, LinkUnspec};
 
 use crate::{
-    Address, Contents, Error, Hold, Link, Model, Options, Result, Steered, Switches, filter, limit, macvtap, read,
-    routed, steer, switches, tap,
+    Address, Contents, Error, Function, Hold, Link, Model, Options, Result, Steered, Switches, filter, function, limit,
+    macvtap, read, routed, steer, switches, tap,
 };
+
+/// What becomes of a link that is taken over.
+#[derive(Debug)]
+pub enum Taken {
+    /// The other end of what stands beside it, a descriptor a pair of queues; it lives as long as they.
+    Queues(Vec<OwnedFd>),
+    /// The PCI device that it was.
+    Function(PciAddress),
+}
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -67,12 +77,31 @@ impl Namespace {
         read::contents(&self.handle, model).await
     }
 
-    /// Takes a link over, to give back what `hold` says ([`Self::hold`]): the descriptors are the other end of what becomes of it, one a
-    /// pair of queues, and it lives as long as they.
+    /// Takes a link over, to give back what `hold` says ([`Self::hold`]).
     ///
     /// # Errors
     /// [`Error::System`], [`Error::Kernel`], [`Error::Model`]; then the link is as it was.
-    pub async fn connect(&self, link: &Link, options: &Options, hold: &Hold) -> Result<Vec<OwnedFd>> {
+    pub async fn connect(&self, link: &Link, options: &Options, hold: &Hold) -> Result<Taken> {
+        if let Some(function) = &hold.function {
+            return self.take_function(function, options).await;
+        }
+        self.take_queues(link, options, hold).await.map(Taken::Queues)
+    }
+
+    async fn take_function(&self, function: &Function, options: &Options) -> Result<Taken> {
+        if options.to_guest.is_some() || options.from_guest.is_some() {
+            let why = "there is nothing between it and the guest that could be limited".into();
+            return Err(Error::Function { name: function.name.clone(), why });
+        }
+        let own = function.clone();
+        let handed_over = tokio::task::spawn_blocking(move || function::hand_over(&own)).await;
+        let failed =
+            |error: tokio::task::JoinError| Error::Function { name: function.name.clone(), why: error.to_string() };
+        handed_over.map_err(failed)??;
+        Ok(Taken::Function(function.rebind.address))
+    }
+
+    async fn take_queues(&self, link: &Link, options: &Options, hold: &Hold) -> Result<Vec<OwnedFd>> {
         match options.model {
             Model::Macvtap => {
                 macvtap::check(link)?;
@@ -155,6 +184,9 @@ impl Namespace {
         let switches = inside(&self.file, move || Ok(switches::read(&name))).await;
         let failed = |source| Error::System { step: "look at the switches of the pod's namespace".into(), source };
         let mut hold = Hold::of(link, options, switches.map_err(failed)?);
+        if options.model != Model::Routed {
+            hold.function = function::of(link)?;
+        }
         if options.model == Model::Macvtap {
             // Those that the kernel has given it, too.
             hold.v6 = read::addresses_v6(&self.handle, link.index).await?;
@@ -205,6 +237,9 @@ impl Namespace {
 
     /// Undoes what [`Self::connect`] has done to a link itself. One that is gone is no error.
     pub async fn disconnect(&self, hold: &Hold) {
+        if let Some(function) = &hold.function {
+            return function::give_back(function, &*self.file, &self.handle).await;
+        }
         if hold.is_limited {
             limit::undo(&self.handle, hold.index).await;
         }

@@ -114,6 +114,7 @@ mod tests {
                 RouteOfLink { destination: Some(near), scope: 253, ..route },
             ],
             neighbours: vec![Neighbour { ip: "169.254.1.1".parse().unwrap(), mac: [0xee; 6] }],
+            device: None,
         }
     }
 

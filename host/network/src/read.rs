@@ -158,15 +158,20 @@ fn link(message: &LinkMessage) -> Link {
         addresses: Vec::new(),
         routes: Vec::new(),
         neighbours: Vec::new(),
+        device: None,
     };
+    let (mut bus, mut device) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::ParentDevBusName(name) => bus = Some(name.clone()),
+            LinkAttribute::ParentDevName(name) => device = Some(name.clone()),
             _ => {}
         }
     }
+    link.device = bus.zip(device);
     link
 }
 
@@ -196,6 +201,8 @@ fn other_kind(message: &LinkMessage) -> Option<String> {
             _ => Some("ipvlan in a mode other than l2".into()),
         },
         Some(kind) => Some(kind.to_string()),
+        // It goes to the machine as what it is.
+        None if link(message).device.is_some() => None,
         None => Some("physical".into()),
     }
 }

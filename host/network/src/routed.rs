@@ -193,6 +193,7 @@ mod tests {
             addresses: ["10.1.2.3/16", "fd00:1::9/64", "10.9.9.9/32"].map(address).to_vec(),
             routes: vec![default("10.1.0.1"), default("fd00:1::1")],
             neighbours: Vec::new(),
+            device: None,
         };
         let told = for_guest(&Contents { links: vec![link], barred: Vec::new() });
         let link = &told.links[0];

@@ -29,6 +29,7 @@ pub fn contents() -> Contents {
         index: 0,
         name: "eth0".into(),
         kind: String::new(),
+        device: None,
         mac: MAC,
         mtu: 1500,
         addresses: vec![Address { ip: GUEST.into(), prefix: PREFIX }],

@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
 
 use crate::agent::{Agent, Patience};
-use crate::disks::Disks;
+use crate::devices::Devices;
 use crate::files::Files;
 use crate::mirror::Mirrors;
 use crate::network::Network;
@@ -46,8 +46,8 @@ pub(crate) struct Setup {
     pub(crate) sysctls: HashMap<String, String>,
     /// Whether its containers need files of the host.
     pub(crate) shares_files: bool,
-    /// Disks of its first container.
-    pub(crate) disks: Vec<Device>,
+    /// What the machine has for its first container.
+    pub(crate) devices: Vec<Device>,
 }
 
 /// Boots the pod's machine. When the future is dropped, nothing is left of it.
@@ -78,11 +78,13 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         _ => None,
     };
     devices.extend(device);
-    devices.extend(setup.disks.iter().cloned());
+    devices.extend(setup.devices.iter().cloned());
     let mut spec = machine_spec(config, setup, devices);
     let capabilities = sandbox.driver.capabilities(&spec);
     // What goes back of huge pages is another's, and was reserved for this one.
-    if capabilities.coldplug.contains(&DeviceKind::Balloon) && !config.huge_pages && !config.sealed {
+    // And what a device of the host's may reach must stay where it is.
+    let is_passed = spec.devices.iter().any(|device| device.kind() == DeviceKind::Vfio);
+    if capabilities.coldplug.contains(&DeviceKind::Balloon) && !config.huge_pages && !config.sealed && !is_passed {
         spec.devices.push(Device::Balloon);
     }
     let least = Size { cpus: spec.cpus.boot, memory_mib: spec.memory.size_mib };
@@ -134,7 +136,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         size: Some(least).into(),
         updates: Mutex::default(),
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
-        disks: Disks::new(capabilities.hotplug.contains(&DeviceKind::Block), &setup.disks),
+        devices: Devices::new(capabilities.hotplug.clone(), &setup.devices),
         mirrors: Mirrors::default(),
         virtiofsd,
         has_shm: !setup.sandbox_id.is_empty(),

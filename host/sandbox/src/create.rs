@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use coracle_machine::Device;
 use coracle_protocol::agent::{CreateContainerRequest, RemoveContainerRequest};
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
 use coracle_protocol::protobuf::{Message, MessageField};
@@ -13,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::agent::Patience;
 use crate::boot;
 use crate::io::{self, Connected, Ports};
+use crate::passthrough::{self, Passed};
 use crate::pod::Pod;
 use crate::size::{self, Limits};
 use crate::state::{Container, Process, State};
@@ -151,22 +153,23 @@ pub(crate) async fn unless<T>(
 
 async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<Made> {
     spec::check(&plan.spec)?;
-    let wanted = plan.wanted.clone();
+    let (wanted, characters) = (plan.wanted.clone(), spec::character_devices(&plan.spec));
     // It looks at files, and makes some, which takes its time.
     let needs = tokio::task::spawn_blocking(move || {
+        let passed = passthrough::plan(&characters)?;
         let needs = wanted.needs()?;
         for disk in &needs.empty_disks {
             coracle_ext4::make(&disk.path, disk.size_mib).map_err(|error| Error::Failed(error.to_string()))?;
         }
-        Ok::<_, Error>(needs)
+        Ok::<_, Error>((needs, passed))
     });
-    let needs = needs.await.map_err(|error| Error::Failed(error.to_string()))??;
-    let setup = spec::setup(&plan.spec, needs)?;
+    let (needs, passed) = needs.await.map_err(|error| Error::Failed(error.to_string()))??;
+    let setup = spec::setup(&plan.spec, needs, &passed)?;
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, setup)).await?;
     // The first one has the machine that was booted for it; each further one adds to it.
     unless(cancelled, &plan.id, until_end(&pod, size::grow(sandbox, &pod, None))).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
-    let mounted = Mounted::new(&pod, plan).await?;
+    let mounted = Mounted::new(&pod, plan, &passed).await?;
     unless(cancelled, &plan.id, until_end(&pod, copy::files(&pod, &mounted.plan.copies))).await?;
     unless(cancelled, &plan.id, until_end(&pod, mirror::follow(&pod, &mounted.plan.mirrors))).await?;
     let connecting = until_end(&pod, io::connect(&pod, plan.streams));
@@ -248,7 +251,7 @@ pub(crate) async fn until_end<T>(pod: &Arc<Pod>, request: impl Future<Output = R
     }
 }
 
-/// A container's mounts and disks, undone where the create fails or is given up.
+/// A container's mounts and devices, undone where the create fails or is given up.
 struct Mounted {
     pod: Arc<Pod>,
     plan: ContainerPlan,
@@ -256,24 +259,32 @@ struct Mounted {
 }
 
 impl Mounted {
-    async fn new(pod: &Arc<Pod>, plan: &Plan) -> Result<Self> {
+    async fn new(pod: &Arc<Pod>, plan: &Plan, passed: &[Passed]) -> Result<Self> {
         let root = coracle_storage::root_disks(&plan.id, &plan.wanted.rootfs)?;
         let has_disks = match &root {
-            Some(root) => pod.disks.can_have(&root.devices).await,
+            Some(root) => pod.devices.can_have(&root.devices).await,
             None => false,
         };
         let (shared, pod_shm) = (pod.shared.clone(), pod.has_shm);
-        let wanted = Wanted { has_disks, disks_in_use: pod.disks.paths().await, pod_shm, ..plan.wanted.clone() };
+        let wanted = Wanted { has_disks, disks_in_use: pod.devices.paths().await, pod_shm, ..plan.wanted.clone() };
         // A look at a source, and a mount, may take their time (a network file system): they get a thread.
         let work = move || {
             let plan = coracle_storage::container(shared.as_deref(), &wanted)?;
             mount::apply(&plan).map(|()| plan)
         };
-        let plan = tokio::task::spawn_blocking(work).await.map_err(|error| Error::Failed(error.to_string()))??;
-        if let Err(error) = pod.disks.attach(&*pod.machine, &plan.disks).await {
-            mount::undo(&plan);
-            return Err(error);
-        }
+        let mut plan = tokio::task::spawn_blocking(work).await.map_err(|error| Error::Failed(error.to_string()))??;
+        plan.devices.extend(passed.iter().flat_map(Passed::devices));
+        let places = match pod.devices.attach(&*pod.machine, &plan.devices).await {
+            Ok(places) => places,
+            Err(error) => {
+                mount::undo(&plan);
+                return Err(error);
+            }
+        };
+        let place =
+            |device: &Device| plan.devices.iter().position(|own| own == device).and_then(|at| places.get(at)?.clone());
+        let told = passthrough::told(passed, place);
+        plan.guest_devices.extend(told);
         Ok(Self { pod: Arc::clone(pod), plan, kept: false })
     }
 
@@ -289,9 +300,9 @@ impl Drop for Mounted {
             return;
         }
         mount::undo(&self.plan);
-        let (pod, disks) = (Arc::clone(&self.pod), std::mem::take(&mut self.plan.disks));
+        let (pod, disks) = (Arc::clone(&self.pod), std::mem::take(&mut self.plan.devices));
         if !disks.is_empty() {
-            tokio::spawn(async move { pod.disks.detach(&*pod.machine, &disks).await });
+            tokio::spawn(async move { pod.devices.detach(&*pod.machine, &disks).await });
         }
     }
 }

@@ -148,10 +148,10 @@ impl Sandbox {
         let name = id.to_owned();
         let disks = move |state: &mut State| {
             let storage = state.containers.get(&name).and_then(|container| container.storage.as_ref());
-            (storage.map(|storage| storage.disks.clone()).unwrap_or_default(), state.pod())
+            (storage.map(|storage| storage.devices.clone()).unwrap_or_default(), state.pod())
         };
         if let (disks, Some(pod)) = self.ask(disks).await? {
-            pod.disks.detach(&*pod.machine, &disks).await;
+            pod.devices.detach(&*pod.machine, &disks).await;
         }
         // Taken only now: a stop of the pod meanwhile takes it, and undoes it, in this one's stead.
         let name = id.to_owned();

@@ -81,6 +81,7 @@ impl From<coracle_network::Error> for Error {
             | coracle_network::Error::Model { .. }
             | coracle_network::Error::Limits { .. }
             | coracle_network::Error::Clash { .. } => Self::Unsupported(text),
+            coracle_network::Error::Function { .. } => Self::Unsupported(text),
             coracle_network::Error::Kernel { .. } | coracle_network::Error::System { .. } => Self::Failed(text),
         }
     }

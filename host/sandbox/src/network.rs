@@ -121,8 +121,13 @@ impl Network {
         let noted: Vec<Hold> = self.lock().links.iter().map(|taken| taken.hold.clone()).collect();
         note_taken(&self.folder, noted.iter().chain([&hold]))?;
         match self.namespace.connect(&link, &self.options, &hold).await {
-            Ok(taps) => {
-                let device = Device::Net { mac: link.mac, taps: taps.into_iter().map(Descriptor::new).collect() };
+            Ok(taken) => {
+                let device = match taken {
+                    coracle_network::Taken::Queues(taps) => {
+                        Device::Net { mac: link.mac, taps: taps.into_iter().map(Descriptor::new).collect() }
+                    }
+                    coracle_network::Taken::Function(address) => Device::Vfio { address, by_iommufd: false },
+                };
                 Ok(TakenLink { link, hold, device })
             }
             Err(error) => {
@@ -157,7 +162,9 @@ impl Network {
             }
         }
         // One that is there without an address is still what it was.
-        let gone = known.iter().filter(|taken| !present.contains(&taken.link.index));
+        // (A device that the machine has itself is no link meanwhile.)
+        let is_gone = |taken: &&TakenLink| !present.contains(&taken.link.index) && taken.hold.function.is_none();
+        let gone = known.iter().filter(is_gone);
         for taken in gone {
             if gains {
                 machine.detach(taken.device.clone()).await.unwrap_or_else(|error| {

@@ -8,7 +8,7 @@ use coracle_process::Child;
 use tokio::sync::Mutex;
 
 use crate::agent::Agent;
-use crate::disks::Disks;
+use crate::devices::Devices;
 use crate::forward::Forward;
 use crate::mirror::Mirrors;
 use crate::network::Network;
@@ -28,7 +28,7 @@ pub(crate) struct Pod {
     /// The host's side of the folder that the guest sees. None where the machine shares no files.
     pub(crate) shared: Option<PathBuf>,
     /// The machine's disks.
-    pub(crate) disks: Disks,
+    pub(crate) devices: Devices,
     /// Folders of which the guest has copies that follow them.
     pub(crate) mirrors: Mirrors,
     pub(crate) virtiofsd: Option<Child>,

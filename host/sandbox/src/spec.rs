@@ -6,6 +6,7 @@ use coracle_protocol::oci;
 use coracle_storage::{ContainerPlan, Needs};
 
 use crate::boot::Setup;
+use crate::passthrough::{self, Passed};
 use crate::{Error, Result};
 
 /// The specification for the guest: paths of the guest, and nothing that names the host.
@@ -97,6 +98,12 @@ pub(crate) fn block_devices(spec: &oci::Spec) -> Vec<oci::LinuxDevice> {
     linux.Devices.iter().filter(|device| is_block(device)).cloned().collect()
 }
 
+/// Character devices of the host's that the container is given; a privileged one likewise.
+pub(crate) fn character_devices(spec: &oci::Spec) -> Vec<oci::LinuxDevice> {
+    let Some(linux) = spec.Linux.as_ref().filter(|linux| !is_privileged(linux)) else { return Vec::new() };
+    linux.Devices.iter().filter(|device| !is_block(device) && !is_guests(device)).cloned().collect()
+}
+
 /// The container's rules for devices.
 pub(crate) fn device_rules(spec: &oci::Spec) -> Vec<oci::LinuxDeviceCgroup> {
     let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
@@ -135,9 +142,11 @@ pub(crate) fn check(spec: &oci::Spec) -> Result<()> {
         )));
     }
     let Some(linux) = spec.Linux.as_ref() else { return Ok(()) };
-    match linux.Devices.iter().find(|device| !is_guests(device) && !is_block(device)) {
+    let is_passed = |device: &oci::LinuxDevice| is_block(device) || passthrough::node(device).is_some();
+    match linux.Devices.iter().find(|device| !is_guests(device) && !is_passed(device)) {
         Some(device) if !is_privileged(linux) => {
-            let text = "of the host can't be passed to a pod, whose machine has devices of its own: block devices can";
+            let text = "of the host can't be passed to a pod, whose machine has devices of its own: block devices can, and PCI devices by \
+                /dev/vfio";
             Err(Error::Unsupported(format!("the device {} {text}", device.Path)))
         }
         Some(_) => {
@@ -167,7 +176,7 @@ pub(crate) fn shares_pids(spec: &oci::Spec) -> bool {
 }
 
 /// What a pod of one container is set up with: the size that its limits ask for, and what its storage needs from the start.
-pub(crate) fn setup(spec: &oci::Spec, needs: Needs) -> Result<Setup> {
+pub(crate) fn setup(spec: &oci::Spec, needs: Needs, passed: &[Passed]) -> Result<Setup> {
     let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
     let cpu = resources.and_then(|resources| resources.CPU.as_ref());
     let memory = resources.and_then(|resources| resources.Memory.as_ref());
@@ -178,7 +187,7 @@ pub(crate) fn setup(spec: &oci::Spec, needs: Needs) -> Result<Setup> {
         memory_mib: memory.and_then(|memory| mebibytes(memory.Limit)).map(|mib| mib.saturating_add(huge_mib)),
         network: network(spec)?,
         shares_files: needs.shares_files,
-        disks: needs.disks,
+        devices: needs.disks.into_iter().chain(passed.iter().flat_map(Passed::devices)).collect(),
         ..Default::default()
     })
 }
@@ -215,7 +224,7 @@ pub(crate) fn pod_setup(id: &str, spec: &oci::Spec) -> Result<Setup> {
         sysctls: spec.Linux.as_ref().map(|linux| linux.Sysctl.clone()).unwrap_or_default(),
         // What its containers will need nobody has said.
         shares_files: true,
-        disks: Vec::new(),
+        devices: Vec::new(),
     })
 }
 
@@ -290,7 +299,7 @@ mod tests {
             let mut spec: oci::Spec = coracle_protocol::from_json(json).unwrap();
             let network = oci::LinuxNamespace { Type: "network".into(), ..Default::default() };
             spec.Linux.mut_or_insert_default().Namespaces.push(network);
-            let setup = setup(&spec, Needs::default()).unwrap();
+            let setup = setup(&spec, Needs::default(), &[]).unwrap();
             (setup.cpus, setup.memory_mib)
         };
         assert_eq!(size("{}"), (None, None));

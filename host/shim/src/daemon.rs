@@ -22,7 +22,8 @@ use crate::pod_service::PodService;
 use crate::shim::Shim;
 use crate::start::LISTENER_FD;
 use crate::task::TaskService;
-use crate::{folder, log};
+
+use crate::{folder, log, volumes};
 
 /// The names of the service in the versions 2 and 3 of the Task API, which differ in nothing else.
 const TASK_V3: &str = "containerd.task.v3.Task";
@@ -104,6 +105,7 @@ async fn serve(args: &Args) -> Result<()> {
     let shim = Shim::new(&args.namespace, &args.id, pod.clone());
     let service = Arc::new(TaskService::new(Arc::clone(&shim)));
     let mut services = services(&service);
+    services.extend(volumes::services(&shim));
     services.extend(create_sandbox(Arc::new(PodService::new(Arc::clone(&shim), args.settings.clone()))));
     let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(services);
     server.start().await.context("serve")?;

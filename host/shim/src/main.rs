@@ -22,6 +22,7 @@ mod start;
 mod stdio;
 mod task;
 mod vmm;
+mod volumes;
 mod vsock;
 
 use std::process::ExitCode;

@@ -160,8 +160,8 @@ pub struct ContainerPlan {
     pub termination_log: Option<PathBuf>,
     /// Folders to copy there, and to follow.
     pub mirrors: Vec<Mirror>,
-    /// Disks for the machine.
-    pub disks: Vec<Device>,
+    /// What the machine has for it.
+    pub devices: Vec<Device>,
     /// Devices of which the guest is told.
     pub guest_devices: Vec<agent::Device>,
     /// What the guest makes before the container, in order.
@@ -186,7 +186,7 @@ impl ContainerPlan {
                 Ok(target)
             }
             Volume::Guests(volume) => {
-                volume.disk.into_iter().for_each(|disk| add(&mut self.disks, disk));
+                volume.disk.into_iter().for_each(|disk| add(&mut self.devices, disk));
                 self.storages.extend(volume.storages);
                 Ok(volume.place)
             }
@@ -220,7 +220,7 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
     }
     match (disks, &folder) {
         (Some(root), _) => {
-            (plan.disks, plan.storages, plan.guest_root) = (root.devices, root.storages, root.guest_root);
+            (plan.devices, plan.storages, plan.guest_root) = (root.devices, root.storages, root.guest_root);
         }
         (None, Some(folder)) => {
             plan.mounts = root(wanted, &folder.join("rootfs"))?;
@@ -273,7 +273,7 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
     }
     for device in &wanted.devices {
         let (disk, told) = volumes::raw(device, &wanted.rules)?;
-        add(&mut plan.disks, disk);
+        add(&mut plan.devices, disk);
         plan.guest_devices.push(told);
     }
     Ok(plan)

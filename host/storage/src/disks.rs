@@ -121,8 +121,9 @@ pub(crate) fn disk(path: &Path, read_only: bool) -> Device {
     Device::Block { path: path.to_owned(), read_only, direct: false, serial: serial(path) }
 }
 
-/// A disk's name in the guest.
-pub(crate) fn guest_name(path: &Path) -> String {
+/// The name in the guest of the disk that a file of the host's is.
+#[must_use]
+pub fn guest_name(path: &Path) -> String {
     format!("{BY_SERIAL}{}", serial(path))
 }
 

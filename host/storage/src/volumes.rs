@@ -180,7 +180,7 @@ fn empty_dir(source: &Path, wanted: &Wanted) -> Result<Option<Guests>, Error> {
         _ => Ok(match wanted.empty_dir_mib {
             Some(size_mib) => {
                 let path = source.join(VOLUME_DISK);
-                let storage = storage(&path, "ext4", &["discard"], &place(source), root.options());
+                let storage = storage(&path, "ext4", &["discard"], &volume_place(source), root.options());
                 let (disk, empty_disk) = (Some(disk(&path, false)), Some(EmptyDisk { path, size_mib }));
                 Some(Guests { disk, empty_disk, ..Guests::of(storage) })
             }
@@ -214,13 +214,14 @@ fn memory(source: &Path, kind: &str, options: Vec<String>) -> Storage {
         source: kind.into(),
         fstype: kind.into(),
         options,
-        mount_point: place(source),
+        mount_point: volume_place(source),
         ..Default::default()
     }
 }
 
-/// Where a volume is in the guest: in one place for all containers of the pod.
-fn place(source: &Path) -> String {
+/// Where a volume that the guest has by itself is there: in one place for all containers of the pod.
+#[must_use]
+pub fn volume_place(source: &Path) -> String {
     format!("{}/volumes/{}", paths::STATE, serial(source))
 }
 
@@ -275,7 +276,7 @@ fn direct_volume(mount: &oci::Mount, info: &MountInfo) -> Result<(Device, Storag
     }
     let is_readonly = info.options.iter().any(|option| option == "ro");
     let options: Vec<&str> = info.options.iter().map(String::as_str).collect();
-    let place = place(Path::new(&mount.source));
+    let place = volume_place(Path::new(&mount.source));
     let mut made = storage(&info.device, &info.fstype, &options, &place, Vec::new());
     if let Some(group) = info.metadata.get("fsGroup") {
         let group_id = group.parse().map_err(|_| invalid(format!("{group:?} is no group")))?;

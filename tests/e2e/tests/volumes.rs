@@ -36,6 +36,7 @@ fn a_direct_volume_is_mounted_by_the_guest_and_is_its_groups() {
     assert!(host.processes("virtiofsd").is_empty(), "nothing is shared");
     assert_eq!(end(shim), 3);
     assert_eq!(tool("debugfs", &["-R", "cat /f", &disk]), "one\n");
+    is_told_and_grows(&host, &source, &with_volume, &whole, &disk);
     // A file system that the guest does not take.
     describe(info("xfs"));
     let shim = Shim::start(&host, "xfs", with_volume("exit 0").to_string().as_bytes());
@@ -69,6 +70,53 @@ fn a_direct_volume_is_mounted_by_the_guest_and_is_its_groups() {
         drop(netns);
     }
     host.audit();
+}
+
+/// What `coracle volume` says of a volume, in a pod of its own, and gives it.
+fn is_told_and_grows(
+    host: &Host,
+    source: &Path,
+    with_volume: &dyn Fn(&str) -> serde_json::Value,
+    whole: &str,
+    disk: &str,
+) {
+    let path = source.display().to_string();
+    let stats = || {
+        let said = host.coracle_outcome(&["volume", "stats", &path, "--json"]);
+        assert_eq!(said.code, 0, "{said:?}");
+        serde_json::from_str::<serde_json::Value>(&said.stdout).unwrap()["usage"].clone()
+    };
+    let before = host.coracle_outcome(&["volume", "stats", &path]);
+    assert!(before.code == 125 && before.stderr.contains("no pod"), "{before:?}");
+    let script = "until test -e /data/end; do busybox sleep 0.1; done; exit 4";
+    let shim = Shim::start(host, "told", with_volume(script).to_string().as_bytes());
+    shim.create_with_root("told", &[("ext4", whole, &[])]).unwrap();
+    shim.start_process("").unwrap();
+    let first = stats();
+    let bytes = |usage: &serde_json::Value| usage[0]["total"].as_u64().unwrap();
+    assert!(first[0]["unit"] == "bytes" && (50 << 20..64 << 20).contains(&bytes(&first)), "{first}");
+    assert!(first[1]["unit"] == "inodes" && first[1]["used"].as_u64().unwrap() > 0, "{first}");
+    let people = host.coracle_outcome(&["volume", "stats", &path]).stdout;
+    assert!(people.contains("available") && people.contains(&bytes(&first).to_string()), "{people}");
+    if gains_disks() {
+        let resized = host.coracle_outcome(&["volume", "resize", &path, "160M"]);
+        assert_eq!(resized.code, 0, "{resized:?}");
+        assert_eq!(std::fs::metadata(disk).unwrap().len(), 160 << 20);
+        assert!(bytes(&stats()) > 140 << 20, "{}", stats());
+        let smaller = host.coracle_outcome(&["volume", "resize", &path, "8M"]);
+        assert!(smaller.code == 125 && smaller.stderr.contains("would lose"), "{smaller:?}");
+    } else {
+        let resized = host.coracle_outcome(&["volume", "resize", &path, "160M"]);
+        assert!(resized.code == 125 && resized.stderr.contains("resizing a disk"), "{resized:?}");
+    }
+    let process = serde_json::json!({ "args": ["/bin/busybox", "touch", "/data/end"], "cwd": "/", "user": { "uid": 0, "gid": 0 },
+        "env": ["PATH=/bin"] });
+    shim.exec("end", &process).unwrap();
+    shim.start_process("end").unwrap();
+    assert_eq!((shim.wait("end").unwrap(), shim.wait("").unwrap()), (0, 4));
+    shim.delete().unwrap();
+    shim.finish();
+    let _ = tool("e2fsck", &["-f", "-n", disk]);
 }
 
 /// Writes a volume as Kubernetes' atomic writer does.

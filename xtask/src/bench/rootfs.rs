@@ -15,9 +15,10 @@ use crate::steps::{command, run};
 
 /// The size of the image's file, and of what is written, in bytes.
 const BYTES: usize = 64 << 20;
-/// Random reads of 4 KiB, and small files.
+/// Random reads and writes of 4 KiB, and small files.
 const READS: usize = 4096;
-const FILES: usize = 2000;
+const WRITES: usize = 1024;
+const FILES: usize = 10_000;
 /// How often each is measured, in turn.
 const ROUNDS: usize = 3;
 
@@ -30,7 +31,7 @@ const KINDS: [(&str, &str); 3] = [
 const RUNC: &str = "runc";
 
 /// What is measured, in this order in one container, and the program that does it. The start has no time of its own.
-fn steps() -> [(&'static str, String); 6] {
+fn steps() -> [(&'static str, String); 7] {
     let read = format!("guest-probe read /bin/data {BYTES}");
     [
         ("start", "echo 0".into()),
@@ -38,6 +39,7 @@ fn steps() -> [(&'static str, String); 6] {
         ("read_again", read),
         ("random_read", format!("guest-probe random /bin/data {READS}")),
         ("write", format!("guest-probe write /written {BYTES}")),
+        ("random_write", format!("guest-probe random-write /written {WRITES}")),
         ("files", format!("guest-probe files /many {FILES}")),
     ]
 }
@@ -158,5 +160,5 @@ fn report(series: &BTreeMap<&str, BTreeMap<&str, Vec<Taken>>>, idle: &BTreeMap<&
         steps.insert("idle".into(), idle.get(kind).cloned().unwrap_or(Value::Null));
         kinds.insert((*kind).to_owned(), steps.into());
     }
-    json!({ "bytes": BYTES, "random_reads": READS, "files": FILES, "kinds": kinds })
+    json!({ "bytes": BYTES, "random_reads": READS, "random_writes": WRITES, "files": FILES, "kinds": kinds })
 }

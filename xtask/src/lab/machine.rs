@@ -37,7 +37,12 @@ const WORDS_BYTES: usize = 8 << 10;
 ///
 /// The kernel takes such a processor's TSCs for different, which they are not here, and would read the HPET instead: so slow that on a
 /// busy host the clone stood still in its timer interrupts.
-const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on tsc=reliable";
+const COMMAND_LINE: &str =
+    "console=ttyS0 quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on tsc=reliable intel_iommu=on";
+
+/// Two network links on one wire, by their hardware addresses. The first is behind the IOMMU, and can be passed to a guest.
+const WIRE: [(&str, &str); 2] =
+    [("52:54:00:c0:ac:01", ",iommu_platform=on,disable-legacy=on"), ("52:54:00:c0:ac:02", "")];
 
 /// Its programs end when this is dropped, or when this process is killed.
 pub(crate) struct Machine {
@@ -243,6 +248,12 @@ fn qemu(plan: &Plan<'_>, initrd: &impl AsRawFd, output: &impl AsRawFd, shares: &
     command.args(["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", plan.memory_mib)]);
     command.arg("-kernel").arg(plan.kernel).args(["-initrd", &format!("/proc/self/fd/{}", initrd.as_raw_fd())]);
     command.args(["-append", COMMAND_LINE, "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+    // Before all that it is to keep apart.
+    command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
+    for (number, (mac, more)) in WIRE.iter().enumerate() {
+        command.args(["-netdev", &format!("hubport,id=wire{number},hubid=0")]);
+        command.args(["-device", &format!("virtio-net-pci,netdev=wire{number},mac={mac},romfile={more}")]);
+    }
     command.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=output"]);
     command.args(["-chardev", &format!("socket,id=output,fd={}", output.as_raw_fd())]);
     for (tag, socket) in shares {

@@ -5,7 +5,7 @@ use std::path::Path;
 use coracle_protocol::agent::Device;
 
 use crate::kernel_events::await_device;
-use crate::{Error, Result};
+use crate::{Error, Result, pci};
 
 /// By which a disk is named on the wire: the name that udev gives it, after its serial number.
 const BY_SERIAL: &str = "/dev/disk/by-id/virtio-";
@@ -41,12 +41,9 @@ pub(crate) fn find(source: &str) -> Result<Disk> {
     await_device(|| find_in(Path::new(DISKS), source))
 }
 
-/// The disk at a PCI path, likewise: the slot on the root bus, then on each bridge's.
+/// The disk at a place on the PCI bus, likewise.
 pub(crate) fn at(slots: &[u32]) -> Result<Disk> {
-    await_device(|| {
-        let name = block_device(Path::new("/sys/devices/pci0000:00"), slots)?;
-        Disk::of(&Path::new(DISKS).join(&name))
-    })
+    pci::await_at(slots, of_function)
 }
 
 /// The disk of a device of the wire: by the name that udev gives it, or by its PCI path.
@@ -54,29 +51,14 @@ pub(crate) fn of_device(device: &Device) -> Result<Disk> {
     if device.vm_path.starts_with(BY_SERIAL) {
         return find(&device.vm_path);
     }
-    let slots = device.id.split('/').map(|slot| u32::from_str_radix(slot, 16));
-    let slots: std::result::Result<Vec<u32>, _> = slots.collect();
-    at(&slots.map_err(|_| Error::Invalid(format!("{} is no PCI path", device.id.escape_default())))?)
+    at(&pci::slots(&device.id)?)
 }
 
-/// The name of the virtio block device behind `slots`, each of which is a folder of the one before.
-fn block_device(root: &Path, slots: &[u32]) -> Result<String> {
-    let missing = || Error::NotFound(format!("a block device at the PCI path {slots:x?}"));
-    if slots.is_empty() {
-        return Err(Error::Invalid("a PCI path without a slot".into()));
-    }
-    let find = |folder: &Path, fits: &dyn Fn(&str) -> bool| {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(fits))
-    };
-    let mut at = root.to_owned();
-    for slot in slots {
-        let end = format!(":{slot:02x}.0");
-        at = find(&at, &|name| name.ends_with(&end)).ok_or_else(missing)?;
-    }
-    let virtio = find(&at, &|name| name.starts_with("virtio")).ok_or_else(missing)?;
-    let block = find(&virtio.join("block"), &|_| true).ok_or_else(missing)?;
-    block.file_name().and_then(|name| name.to_str()).map(str::to_owned).ok_or_else(missing)
+/// The virtio disk of a PCI function.
+fn of_function(function: &Path) -> Result<Disk> {
+    let missing = || Error::NotFound(format!("a disk at {}", function.display()));
+    let virtio = pci::entry(function, &|name| name.starts_with("virtio")).ok_or_else(missing)?;
+    Disk::of(&pci::entry(&virtio.join("block"), &|_| true).ok_or_else(missing)?)
 }
 
 fn find_in(disks: &Path, source: &str) -> Result<Disk> {
@@ -122,11 +104,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pci_path_leads_over_bridges() {
+    fn a_disk_is_found_at_its_place() {
         let root = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(root.path().join("0000:00:02.0/0000:01:05.0/virtio3/block/vdb")).unwrap();
-        assert_eq!(block_device(root.path(), &[2, 5]).unwrap(), "vdb");
-        assert!(matches!(block_device(root.path(), &[2, 6]), Err(Error::NotFound(_))));
-        assert!(matches!(block_device(root.path(), &[]), Err(Error::Invalid(_))));
+        let disk = root.path().join("0000:00:02.0/0000:01:05.0/virtio3/block/vdb");
+        std::fs::create_dir_all(&disk).unwrap();
+        std::fs::write(disk.join("dev"), "254:16\n").unwrap();
+        let function = pci::find(root.path(), &[2, 5]).unwrap();
+        assert_eq!(of_function(&function).unwrap(), Disk { name: "vdb".into(), number: "254:16".into() });
+        assert!(matches!(of_function(root.path()), Err(Error::NotFound(_))));
     }
 }

@@ -159,12 +159,16 @@ impl Machine for BuiltinMachine {
         Box::pin(self.hello.accept())
     }
 
-    fn attach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
+    fn attach(&self, device: Device) -> BoxFuture<'_, Result<Option<String>>> {
         unsupported(&format!("attaching {:?}", device.kind()))
     }
 
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
         unsupported(&format!("detaching {:?}", device.kind()))
+    }
+
+    fn resize_disk(&self, _: Device, _: u64) -> BoxFuture<'_, Result<()>> {
+        unsupported("resizing a disk")
     }
 
     fn resize(&self, _: u32, _: u64) -> BoxFuture<'_, Result<()>> {

@@ -197,7 +197,7 @@ mod tests {
             after(&all, "-device").into_iter().map(|device| device.into_string().unwrap()).collect::<Vec<_>>()
         };
         let q35 = on(MachineType::Q35);
-        assert_eq!(q35[0], "pcie-pci-bridge,id=hotplug,bus=pcie.0", "a place for what comes later");
+        assert_eq!(q35[0], "pcie-pci-bridge,id=hotplug,bus=pcie.0,addr=0x1e", "a place for what comes later");
         assert!(q35[1..].iter().all(|device| device.split(',').next().unwrap().ends_with("-pci")));
         assert!(on(MachineType::Microvm).iter().all(|device| device.split(',').next().unwrap().ends_with("-device")));
     }
@@ -260,6 +260,31 @@ mod tests {
         let (nets, devices) = of(MachineType::Microvm, false);
         assert_eq!(nets[0], "tap,fds=5:6,id=net3");
         assert!(devices[0].contains(",mq=on") && !devices[0].contains("vectors"), "{devices:?}");
+    }
+
+    #[test]
+    fn devices_of_the_host_have_a_port_each() {
+        let mut spec = spec("x");
+        let vfio = |address: &str, by_iommufd| Device::Vfio { address: address.parse().unwrap(), by_iommufd };
+        spec.devices.extend([vfio("0000:01:00.0", false), vfio("0000:02:00.1", true)]);
+        let all = arguments(&config(MachineType::Q35), &spec, VsockKind::Server, &Found::default()).unwrap();
+        let devices: Vec<_> = after(&all, "-device").into_iter().map(|word| word.into_string().unwrap()).collect();
+        let [.., port, first, _, second] = devices.as_slice() else { panic!("{devices:?}") };
+        assert_eq!(port, "pcie-root-port,id=port-vfio-0000-01-00-0,bus=pcie.0,addr=0x10,chassis=1,slot=1");
+        assert_eq!(first, "vfio-pci,host=0000:01:00.0,id=vfio-0000-01-00-0,bus=port-vfio-0000-01-00-0");
+        assert_eq!(
+            second,
+            "vfio-pci,host=0000:02:00.1,id=vfio-0000-02-00-1,bus=port-vfio-0000-02-00-1,iommufd=iommufd"
+        );
+        assert!(after(&all, "-object").contains(&"iommufd,id=iommufd".into()));
+        // And while it runs.
+        assert_eq!(
+            crate::vfio::front("0000:02:00.1".parse().unwrap(), true),
+            serde_json::json!({ "driver": "vfio-pci", "host": "0000:02:00.1", "iommufd": "iommufd" })
+        );
+        assert!(arguments(&config(MachineType::Microvm), &spec, VsockKind::Server, &Found::default()).is_err());
+        spec.access_platform = true;
+        assert!(arguments(&config(MachineType::Q35), &spec, VsockKind::Server, &Found::default()).is_err());
     }
 
     #[test]

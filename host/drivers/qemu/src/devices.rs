@@ -6,11 +6,14 @@ use std::path::Path;
 use coracle_machine::{Device, Error, MachineSpec, Result, mac_text};
 
 use crate::command::{Found, VHOST_FD, VsockKind};
-use crate::{Config, MachineType, net};
+use crate::{Config, MachineType, net, vfio};
 
 /// The bus for what is added while the machine runs, by QEMU's name: on the first one nothing can be. It is there from the start,
 /// and has room for 31 devices.
 pub(crate) const HOTPLUG_BUS: &str = "hotplug";
+/// The bridge's slot on the first bus, and those on it: the first is its own.
+pub(crate) const HOTPLUG_SLOT: u8 = 0x1e;
+pub(crate) const HOTPLUG_SLOTS: std::ops::RangeInclusive<u8> = 1..=31;
 
 /// Whether this machine has such a bus.
 pub(crate) fn has_hotplug(config: &Config, spec: &MachineSpec) -> bool {
@@ -31,8 +34,9 @@ pub(crate) fn add(
     let access = if spec.access_platform { ",iommu_platform=on" } else { "" };
     let modern = format!("{}{access}", if pci { ",disable-legacy=on" } else { "" });
     let mut numbers = net::Numbers::of(spec, found.has_net_servers);
+    let mut slots = HOTPLUG_SLOTS;
     if has_hotplug(config, spec) {
-        add(&["-device", &format!("pcie-pci-bridge,id={HOTPLUG_BUS},bus=pcie.0")]);
+        add(&["-device", &format!("pcie-pci-bridge,id={HOTPLUG_BUS},bus=pcie.0,addr={HOTPLUG_SLOT:#x}")]);
     }
     for (number, device) in spec.devices.iter().enumerate() {
         match device {
@@ -65,7 +69,8 @@ pub(crate) fn add(
                 // A link of the host's may go while the machine runs.
                 let (name, place) = match (net::name(*mac), device) {
                     (name, Device::Net { .. }) if has_hotplug(config, spec) => {
-                        (name.clone(), format!(",id={name},bus={HOTPLUG_BUS}"))
+                        let slot = slots.next().ok_or_else(no_slot)?;
+                        (name.clone(), format!(",id={name},bus={HOTPLUG_BUS},addr={slot:#x}"))
                     }
                     _ => (format!("net{number}"), String::new()),
                 };
@@ -90,10 +95,17 @@ pub(crate) fn add(
                 let disk = bus("virtio-blk");
                 add(&["-device", &format!("{disk},drive={node},serial={serial}{modern}")]);
             }
+            Device::Vfio { .. } if vfio::is_possible(config, spec) => {}
             other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
         }
     }
-    Ok(())
+    vfio::add(arguments, spec)
+}
+
+/// Where no place is left.
+pub(crate) fn no_slot() -> Error {
+    let count = HOTPLUG_SLOTS.count();
+    Error::Unsupported(format!("the machine has room for {count} links and disks that come and go, and all is taken"))
 }
 
 /// A path as it may stand in an option: QEMU's options have commas between them.

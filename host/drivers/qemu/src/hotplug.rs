@@ -1,40 +1,46 @@
 //! Devices that a running machine gains and loses: ACPI tells its guest of them.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use coracle_machine::{Descriptor, Device, Error, MachineSpec, Result};
+use coracle_machine::{Descriptor, Device, DeviceKind, Error, MachineSpec, Result};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
-use crate::devices::{HOTPLUG_BUS, discard, disk_name, file_driver};
+use crate::devices::{HOTPLUG_BUS, HOTPLUG_SLOT, HOTPLUG_SLOTS, discard, disk_name, file_driver, no_slot};
 use crate::events::{DEVICES, reported};
-use crate::{Config, net, qmp};
+use crate::{Config, net, qmp, vfio};
 
 /// How long the guest may take to let go of a device.
 const EJECT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The devices that can go, by QEMU's names.
+/// The devices that can go, by QEMU's names, each with its slot on the bridge's bus.
 #[derive(Debug)]
 pub(crate) struct Hotplug {
-    added: HashSet<String>,
+    added: HashMap<String, u8>,
     config: Config,
+    /// Whether QEMU has what its kernel's IOMMUFD is asked by.
+    has_iommufd: bool,
 }
 
 impl Hotplug {
     /// Of a machine with these devices: links of the host's are where they can be taken out.
     pub(crate) fn of(config: &Config, spec: &MachineSpec) -> Self {
         let nets = spec.devices.iter().filter(|device| matches!(device, Device::Net { .. }));
-        Self { added: nets.filter_map(|device| name(device).ok()).collect(), config: config.clone() }
+        // In the order of QEMU's arguments.
+        let added = nets.filter_map(|device| name(device).ok()).zip(HOTPLUG_SLOTS).collect();
+        Self { added, config: config.clone(), has_iommufd: vfio::wants_iommufd(spec) }
     }
 
-    /// Adds a device. The guest sees it a moment later.
-    pub(crate) async fn attach(&mut self, control: &qmp::Client, device: &Device) -> Result<()> {
+    /// Adds a device, and gives its place. The guest sees it a moment later.
+    pub(crate) async fn attach(&mut self, control: &qmp::Client, device: &Device) -> Result<Option<String>> {
         let name = name(device)?;
-        if self.added.contains(&name) {
+        let taken: Vec<u8> = self.added.values().copied().collect();
+        let slot = HOTPLUG_SLOTS.into_iter().find(|slot| !taken.contains(slot)).ok_or_else(no_slot)?;
+        if self.added.contains_key(&name) {
             return Err(Error::Invalid(format!("the machine has the device {name} already")));
         }
         let mut front = match device {
@@ -53,11 +59,21 @@ impl Hotplug {
                 }
                 front
             }
+            Device::Vfio { address, by_iommufd } => {
+                if *by_iommufd && !self.has_iommufd {
+                    control.execute("object-add", vfio::iommufd()).await?;
+                    self.has_iommufd = true;
+                }
+                vfio::front(*address, *by_iommufd)
+            }
             other => return Err(Error::Unsupported(format!("attaching {:?}", other.kind()))),
         };
-        for (key, value) in [("id", &*name), ("bus", HOTPLUG_BUS), ("disable-legacy", "on")] {
-            if let Some(front) = front.as_object_mut() {
-                front.insert(key.into(), value.into());
+        if let Some(front) = front.as_object_mut() {
+            front.insert("id".into(), name.clone().into());
+            front.insert("bus".into(), HOTPLUG_BUS.into());
+            front.insert("addr".into(), format!("{slot:#x}").into());
+            if device.kind() != DeviceKind::Vfio {
+                front.insert("disable-legacy".into(), "on".into());
             }
         }
         if let Err(error) = control.execute("device_add", front).await {
@@ -65,8 +81,8 @@ impl Hotplug {
             let _ = remove_back(control, device, &name).await;
             return Err(error.into());
         }
-        self.added.insert(name);
-        Ok(())
+        self.added.insert(name, slot);
+        Ok(Some(format!("{HOTPLUG_SLOT:02x}/{slot:02x}")))
     }
 
     /// Takes a device out that can go, once the guest has let go of it. One that it keeps can be asked for again.
@@ -77,7 +93,7 @@ impl Hotplug {
         device: &Device,
     ) -> Result<()> {
         let name = name(device)?;
-        if !self.added.contains(&name) {
+        if !self.added.contains_key(&name) {
             return Err(Error::Invalid(format!("the machine has no device {name} that could be taken out")));
         }
         // Listened to before it is asked for.
@@ -144,6 +160,7 @@ fn name(device: &Device) -> Result<String> {
     match device {
         Device::Block { serial, .. } => disk_name(serial),
         Device::Net { mac, .. } => Ok(net::name(*mac)),
+        Device::Vfio { address, .. } => Ok(vfio::name(*address)),
         other => Err(Error::Unsupported(format!("attaching or detaching {:?}", other.kind()))),
     }
 }
@@ -161,6 +178,7 @@ fn block_node(name: &str, path: &Path, read_only: bool, direct: bool) -> Result<
 async fn remove_back(control: &qmp::Client, device: &Device, name: &str) -> Result<()> {
     let (command, arguments) = match device {
         Device::Net { .. } => ("netdev_del", json!({ "id": name })),
+        Device::Vfio { .. } => return Ok(()),
         _ => ("blockdev-del", json!({ "node-name": name })),
     };
     control.execute(command, arguments).await?;

@@ -18,6 +18,7 @@ mod place;
 mod probe;
 pub mod qmp;
 mod resize;
+mod vfio;
 mod vsock;
 
 use std::ffi::OsString;
@@ -81,21 +82,25 @@ impl Qemu {
 }
 
 /// What a machine with PCI can gain and lose.
-const HOTPLUGGED: [DeviceKind; 2] = [DeviceKind::Block, DeviceKind::Net];
+const HOTPLUGGED: [DeviceKind; 3] = [DeviceKind::Block, DeviceKind::Net, DeviceKind::Vfio];
 
 impl Driver for Qemu {
     fn capabilities(&self, spec: &MachineSpec) -> Capabilities {
+        let mut coldplug = vec![
+            DeviceKind::Vsock,
+            DeviceKind::Rng,
+            DeviceKind::Balloon,
+            DeviceKind::SharedFs,
+            DeviceKind::Block,
+            DeviceKind::Net,
+            DeviceKind::NetStream,
+            DeviceKind::NetUser,
+        ];
+        if vfio::is_possible(&self.config, spec) {
+            coldplug.push(DeviceKind::Vfio);
+        }
         Capabilities {
-            coldplug: vec![
-                DeviceKind::Vsock,
-                DeviceKind::Rng,
-                DeviceKind::Balloon,
-                DeviceKind::SharedFs,
-                DeviceKind::Block,
-                DeviceKind::Net,
-                DeviceKind::NetStream,
-                DeviceKind::NetUser,
-            ],
+            coldplug,
             hotplug: if devices::has_hotplug(&self.config, spec) { HOTPLUGGED.to_vec() } else { Vec::new() },
             resize: command::can_grow(&self.config, spec),
             pause: true,

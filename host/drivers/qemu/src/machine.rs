@@ -119,7 +119,7 @@ impl QemuMachine {
     }
 
     /// Work that takes its time, or the machine's end where that comes first.
-    async fn until_end(&self, work: impl Future<Output = Result<()>>) -> Result<()> {
+    async fn until_end<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         self.end.check()?;
         tokio::select! {
             biased;
@@ -232,7 +232,7 @@ impl Machine for QemuMachine {
         Box::pin(self.hello.accept())
     }
 
-    fn attach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
+    fn attach(&self, device: Device) -> BoxFuture<'_, Result<Option<String>>> {
         let Some(hotplug) = &self.hotplug else { return unsupported(&format!("attaching {:?}", device.kind())) };
         Box::pin(async move { self.until_end(hotplug.lock().await.attach(&self.control, &device)).await })
     }
@@ -240,6 +240,16 @@ impl Machine for QemuMachine {
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
         let Some(hotplug) = &self.hotplug else { return unsupported(&format!("detaching {:?}", device.kind())) };
         Box::pin(async move { self.until_end(hotplug.lock().await.detach(&self.control, &self.events, &device)).await })
+    }
+
+    fn resize_disk(&self, disk: Device, bytes: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let Device::Block { serial, .. } = &disk else {
+                return Err(Error::Unsupported(format!("resizing {:?}", disk.kind())));
+            };
+            let arguments = serde_json::json!({ "node-name": devices::disk_name(serial)?, "size": bytes });
+            self.until_end(async { Ok(self.control.execute("block_resize", arguments).await.map(drop)?) }).await
+        })
     }
 
     fn resize(&self, cpus: u32, memory_mib: u64) -> BoxFuture<'_, Result<()>> {

@@ -1,18 +1,18 @@
-//! The disks of a pod's machine: those that it has from its start, and those that come and go with its containers. A disk that several
-//! containers use is there once.
+//! What of the host's a pod's machine has for containers, disks and PCI devices: from its start, or as long as a container uses it. What
+//! several use is there once.
 
 use std::path::{Path, PathBuf};
 
-use coracle_machine::{Device, Machine};
+use coracle_machine::{Device, DeviceKind, Machine};
 use tokio::sync::Mutex;
 
 use crate::{Error, Result};
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Disks {
-    /// Whether the machine takes more while it runs.
-    takes_more: bool,
+pub(crate) struct Devices {
+    /// What the machine takes while it runs.
+    takes: Vec<DeviceKind>,
     /// Held while one is attached or detached.
     held: Mutex<Vec<Held>>,
 }
@@ -23,6 +23,8 @@ struct Held {
     /// Containers that use it.
     users: usize,
     kind: Kind,
+    /// Where the guest finds it, where that is known.
+    place: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,85 +38,100 @@ enum Kind {
 }
 
 impl Held {
-    fn path(&self) -> Option<&Path> {
-        self.device.path()
+    fn is(&self, wanted: &Device) -> bool {
+        self.device.is_same(wanted)
     }
 }
 
-impl Disks {
+impl Devices {
     /// Those that the machine has from its start.
-    pub(crate) fn new(takes_more: bool, from_boot: &[Device]) -> Self {
-        let held = |device: &Device| Held { device: device.clone(), users: 0, kind: Kind::FromBoot };
-        Self { takes_more, held: Mutex::new(from_boot.iter().map(held).collect()) }
+    pub(crate) fn new(takes: Vec<DeviceKind>, from_boot: &[Device]) -> Self {
+        let held = |device: &Device| Held { device: device.clone(), users: 0, kind: Kind::FromBoot, place: None };
+        Self { takes, held: Mutex::new(from_boot.iter().map(held).collect()) }
     }
 
     /// Whether a root can be made of these: the machine has them for it, or would take them.
     pub(crate) async fn can_have(&self, wanted: &[Device]) -> bool {
         let held = self.held.lock().await;
-        wanted.iter().all(|device| match held.iter().find(|one| same(one, device)) {
+        wanted.iter().all(|device| match held.iter().find(|one| one.is(device)) {
             Some(one) if is_readonly(device) => one.device == *device,
             // Two roots can't be written to one disk.
             Some(one) => one.users == 0 && one.kind != Kind::Spent,
-            None => self.takes_more,
+            None => self.takes.contains(&device.kind()),
         })
     }
 
-    /// The host's files behind them all.
+    /// The host's files behind the disks among them.
     pub(crate) async fn paths(&self) -> Vec<PathBuf> {
-        self.held.lock().await.iter().filter_map(Held::path).map(Into::into).collect()
+        self.held.lock().await.iter().filter_map(|one| one.device.path()).map(Into::into).collect()
     }
 
-    /// Gives a container its disks; all of them, or none.
+    /// Gives a container its devices; all of them, or none. Each comes with its place in the guest, where that is known
+    /// ([`Machine::attach`]).
     ///
     /// # Errors
     /// What the machine says; [`Error::Unsupported`] where it takes no more.
-    pub(crate) async fn attach(&self, machine: &dyn Machine, wanted: &[Device]) -> Result<()> {
+    pub(crate) async fn attach(&self, machine: &dyn Machine, wanted: &[Device]) -> Result<Vec<Option<String>>> {
         let mut held = self.held.lock().await;
-        for (count, device) in wanted.iter().enumerate() {
-            if let Err(error) = self.take(&mut held, machine, device).await {
-                let_go(&mut held, machine, wanted.get(..count).unwrap_or_default()).await;
-                return Err(error);
+        let mut places = Vec::with_capacity(wanted.len());
+        for device in wanted {
+            match self.take(&mut held, machine, device).await {
+                Ok(place) => places.push(place),
+                Err(error) => {
+                    let_go(&mut held, machine, wanted.get(..places.len()).unwrap_or_default()).await;
+                    return Err(error);
+                }
             }
         }
-        Ok(())
+        Ok(places)
     }
 
-    async fn take(&self, held: &mut Vec<Held>, machine: &dyn Machine, wanted: &Device) -> Result<()> {
-        let refused = || coracle_storage::Error::OnlyDisks(wanted.path().unwrap_or(Path::new("")).into());
+    async fn take(&self, held: &mut Vec<Held>, machine: &dyn Machine, wanted: &Device) -> Result<Option<String>> {
+        let refused = || refused(wanted);
         // One that the guest has kept is asked for once more.
-        if let Some(at) = held.iter().position(|one| one.users == 0 && one.kind == Kind::Added && same(one, wanted)) {
+        if let Some(at) = held.iter().position(|one| one.users == 0 && one.kind == Kind::Added && one.is(wanted)) {
             machine.detach(wanted.clone()).await?;
             held.remove(at);
         }
-        match held.iter_mut().find(|one| same(one, wanted)) {
-            Some(one) if one.kind == Kind::Spent => Err(refused().into()),
+        match held.iter_mut().find(|one| one.is(wanted)) {
+            Some(one) if one.kind == Kind::Spent => Err(refused()),
             Some(one) if one.device == *wanted => {
                 one.users += 1;
-                Ok(())
+                Ok(one.place.clone())
             }
             // It is there, and not the same: read-only for one and not for the other.
-            Some(_) => Err(Error::Invalid(format!(
-                "the disk {} is used by the pod already, and otherwise",
-                wanted.path().unwrap_or(Path::new("")).display()
-            ))),
-            None if !self.takes_more => Err(refused().into()),
+            Some(_) => Err(Error::Invalid(format!("{} is used by the pod already, and otherwise", shown(wanted)))),
+            None if !self.takes.contains(&wanted.kind()) => Err(refused()),
             None => {
-                machine.attach(wanted.clone()).await?;
-                held.push(Held { device: wanted.clone(), users: 1, kind: Kind::Added });
-                Ok(())
+                let place = machine.attach(wanted.clone()).await?;
+                held.push(Held { device: wanted.clone(), users: 1, kind: Kind::Added, place: place.clone() });
+                Ok(place)
             }
         }
     }
 
-    /// Lets go of a container's disks.
+    /// Lets go of a container's devices.
     pub(crate) async fn detach(&self, machine: &dyn Machine, devices: &[Device]) {
         let_go(&mut *self.held.lock().await, machine, devices).await;
     }
 }
 
-/// Whether it is that disk, however it is used.
-fn same(one: &Held, wanted: &Device) -> bool {
-    one.path() == wanted.path()
+/// What a device is called, for people.
+fn shown(device: &Device) -> String {
+    match device {
+        Device::Vfio { address, .. } => format!("the PCI device {address}"),
+        other => format!("the disk {}", other.path().unwrap_or(Path::new("")).display()),
+    }
+}
+
+/// A device that the machine has not, and takes not.
+fn refused(device: &Device) -> Error {
+    match device {
+        Device::Vfio { address, .. } => Error::Unsupported(format!(
+            "the PCI device {address}: the pod's machine, which runs already, takes none. The container that boots it can have it"
+        )),
+        other => coracle_storage::Error::OnlyDisks(other.path().unwrap_or(Path::new("")).into()).into(),
+    }
 }
 
 async fn let_go(held: &mut Vec<Held>, machine: &dyn Machine, devices: &[Device]) {
@@ -126,13 +143,18 @@ async fn let_go(held: &mut Vec<Held>, machine: &dyn Machine, devices: &[Device])
             (0, Kind::Added) => match machine.detach(device.clone()).await {
                 Ok(()) => drop(held.remove(at)),
                 // It stays in the machine; whoever wants it next asks for it again.
-                Err(error) => log::warn!("a disk stays in the machine: {error}"),
+                Err(error) => log::warn!("{} stays in the machine: {error}", shown(device)),
             },
             // Layers are what they are; what was written to may be gone, or another's.
-            (0, Kind::FromBoot) if !is_readonly(device) => one.kind = Kind::Spent,
+            (0, Kind::FromBoot) if is_written(device) => one.kind = Kind::Spent,
             _ => {}
         }
     }
+}
+
+/// Whether it is a disk that is written to.
+fn is_written(device: &Device) -> bool {
+    matches!(device, Device::Block { read_only: false, .. })
 }
 
 fn is_readonly(device: &Device) -> bool {
@@ -179,7 +201,7 @@ mod tests {
         let (_folder, machine) = machine().await;
         let (layer, writable) = (disk("layer", true), disk("writable", false));
         let all = [layer.clone(), writable.clone()];
-        let disks = Disks::new(false, &all);
+        let disks = Devices::new(Vec::new(), &all);
         assert!(disks.can_have(&all).await && !disks.can_have(&[disk("other", true)]).await);
         disks.attach(&*machine, &all).await.unwrap();
         disks.detach(&*machine, &all).await;
