@@ -133,6 +133,10 @@ impl Machine for FakeMachine {
         unsupported("resizing")
     }
 
+    fn place(&self, _: Vec<u32>) -> BoxFuture<'_, Result<()>> {
+        unsupported("a place on the host")
+    }
+
     fn pause(&self) -> BoxFuture<'_, Result<()>> {
         unsupported("pausing")
     }

@@ -61,6 +61,10 @@ pub trait Machine: Send + Sync {
     /// what there is [`Self::stats`] says. The guest still has to turn new processors on.
     fn resize(&self, cpus: u32, memory_mib: u64) -> BoxFuture<'_, Result<()>>;
 
+    /// Lets the machine run on these processors of the host alone; on any where there are none. A machine whose specification says where
+    /// it runs stays there.
+    fn place(&self, host_cpus: Vec<u32>) -> BoxFuture<'_, Result<()>>;
+
     /// Stops the processors.
     fn pause(&self) -> BoxFuture<'_, Result<()>>;
 

@@ -3,12 +3,14 @@
 //! A [`Spawn`] describes one; [`Child`] is one that runs. Its end is an event on a pidfd: there is no SIGCHLD handler and
 //! nobody reaps what is not theirs. A child dies with its parent (`PR_SET_PDEATHSIG`), so a shim that is killed leaves none.
 
+mod affinity;
 mod cgroup;
 mod child;
 mod clock;
 mod ring;
 mod spawn;
 
+pub use affinity::{run_on, run_thread_on};
 pub use cgroup::Cgroup;
 pub use child::{Child, ExitStatus, watched};
 pub use clock::ClockWatch;

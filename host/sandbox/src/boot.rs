@@ -134,6 +134,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         agent,
         range,
         size: Some(least).into(),
+        placed: Mutex::default(),
         updates: Mutex::default(),
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
         devices: Devices::new(capabilities.hotplug.clone(), &setup.devices),

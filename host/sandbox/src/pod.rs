@@ -23,6 +23,8 @@ pub(crate) struct Pod {
     pub(crate) range: Option<Range>,
     /// The machine's size, held by who changes it; none where a change was not through.
     pub(crate) size: Mutex<Option<Size>>,
+    /// On which processors of the host the machine runs; none is any.
+    pub(crate) placed: Mutex<Vec<u32>>,
     /// Held by who updates a container's limits.
     pub(crate) updates: Mutex<()>,
     /// The host's side of the folder that the guest sees. None where the machine shares no files.

@@ -8,16 +8,19 @@ use coracle_protocol::oci;
 
 use crate::agent::Patience;
 use crate::pod::Pod;
+use crate::state::State;
 use crate::{Error, Result, Sandbox};
 
 /// What a container may use; 0 is as much as there is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Thousandths of a processor.
     cpu_milli: u64,
     memory_bytes: u64,
     /// In huge pages of the guest, beside the rest.
     huge_bytes: u64,
+    /// Processors of the host (`cpuset`); none is all.
+    host_cpus: Vec<u32>,
 }
 
 /// The kernel's period for a quota of processor time, in microseconds.
@@ -31,7 +34,7 @@ impl Limits {
     }
 
     /// With what `resources` names; what it does not name stays.
-    pub(crate) fn changed(self, resources: &oci::LinuxResources) -> Self {
+    pub(crate) fn changed(&self, resources: &oci::LinuxResources) -> Self {
         let cpu = resources.CPU.as_ref().filter(|cpu| cpu.Quota != 0).map(|cpu| {
             let period = if cpu.Period == 0 { PERIOD } else { cpu.Period };
             // Below 0 it is none.
@@ -43,8 +46,41 @@ impl Limits {
             cpu_milli: cpu.unwrap_or(self.cpu_milli),
             memory_bytes: memory.map_or(self.memory_bytes, |limit| u64::try_from(limit).unwrap_or(0)),
             huge_bytes: huge.unwrap_or(self.huge_bytes),
+            host_cpus: resources
+                .CPU
+                .as_ref()
+                .filter(|cpu| !cpu.Cpus.is_empty())
+                .map_or_else(|| self.host_cpus.clone(), |cpu| processors(&cpu.Cpus).unwrap_or_default()),
         }
     }
+}
+
+/// A list of processors as the kernel writes it (cpuset(7), "List format"): `0-3,8`. None where it is no list.
+fn processors(text: &str) -> Option<Vec<u32>> {
+    let mut all = std::collections::BTreeSet::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last >= HOST_CPUS_MAX {
+            return None;
+        }
+        all.extend(first..=last);
+    }
+    Some(all.into_iter().collect())
+}
+
+/// The most processors of a host (Linux: `CPU_SETSIZE`).
+const HOST_CPUS_MAX: u32 = 1024;
+
+/// The processors of the host on which a machine for these containers runs: those that all of them together may use, and any where one
+/// of them may use all.
+fn host_cpus(containers: &[Limits]) -> Vec<u32> {
+    if containers.iter().any(|limits| limits.host_cpus.is_empty()) {
+        return Vec::new();
+    }
+    let all: std::collections::BTreeSet<u32> =
+        containers.iter().flat_map(|limits| &limits.host_cpus).copied().collect();
+    all.into_iter().collect()
 }
 
 /// A machine's size.
@@ -109,10 +145,29 @@ pub(crate) async fn grow(sandbox: &Sandbox, pod: &Arc<Pod>, proposed: Option<Pro
 }
 
 async fn change(sandbox: &Sandbox, pod: &Pod, proposed: Option<Proposed>, only_more: bool) -> Result<()> {
-    let Some(range) = &pod.range else { return Ok(()) };
     let mut size = pod.size.lock().await;
     // Looked at only now: whoever changed it meanwhile has had its turn.
-    let asked = asked(range, &containers(sandbox, proposed).await?);
+    let containers = containers(sandbox, proposed).await?;
+    let changed = resize(pod, &mut size, &containers, only_more).await;
+    place(pod, host_cpus(&containers)).await;
+    changed
+}
+
+/// Lets the machine run where its containers may. A machine that can't be told, or is told by the settings, runs where it does.
+async fn place(pod: &Pod, wanted: Vec<u32>) {
+    let mut placed = pod.placed.lock().await;
+    if *placed == wanted {
+        return;
+    }
+    match pod.machine.place(wanted.clone()).await {
+        Ok(()) => *placed = wanted,
+        Err(error) => log::info!("the pod's machine runs where it did: {error}"),
+    }
+}
+
+async fn resize(pod: &Pod, size: &mut Option<Size>, containers: &[Limits], only_more: bool) -> Result<()> {
+    let Some(range) = &pod.range else { return Ok(()) };
+    let asked = asked(range, containers);
     if is_beyond(range, asked) {
         log::warn!(
             "the pod's containers may use {} processors and {} MiB together, and its machine can have {} and {} at most \
@@ -152,11 +207,16 @@ async fn change(sandbox: &Sandbox, pod: &Pod, proposed: Option<Proposed>, only_m
 
 /// The limits of all containers, those that are proposed for one in the place of its own.
 async fn containers(sandbox: &Sandbox, proposed: Option<Proposed>) -> Result<Vec<Limits>> {
-    let of = move |id: &String, limits: Limits| match &proposed {
-        Some((name, proposed)) if name == id => *proposed,
-        _ => limits,
+    let of = move |id: &String, limits: &Limits| match &proposed {
+        Some((name, proposed)) if name == id => proposed.clone(),
+        _ => limits.clone(),
     };
-    sandbox.ask(move |state| state.containers.iter().map(|(id, container)| of(id, container.limits)).collect()).await
+    // What stands for the pod has no limits, and runs nothing.
+    let all = move |state: &mut State| {
+        let containers = state.containers.iter().filter(|(_, container)| !container.is_pod);
+        containers.map(|(id, container)| of(id, &container.limits)).collect()
+    };
+    sandbox.ask(all).await
 }
 
 /// Refuses limits by which a container would get more, and more than the machine of the pod can ever have.
@@ -191,7 +251,7 @@ mod tests {
     };
 
     fn limits(cpu_milli: u64, memory_mib: u64) -> Limits {
-        Limits { cpu_milli, memory_bytes: memory_mib << 20, huge_bytes: 0 }
+        Limits { cpu_milli, memory_bytes: memory_mib << 20, ..Limits::default() }
     }
 
     fn wanted(containers: &[Limits]) -> (u32, u64) {
@@ -218,13 +278,24 @@ mod tests {
         let edges = [0, 1, 999, 1000, 1001, 4000, 1 << 20, u64::MAX >> 21];
         let all: Vec<Limits> = edges.iter().flat_map(|cpu| edges.iter().map(|memory| limits(*cpu, *memory))).collect();
         for one in &all {
-            let alone = wanted(&[*one]);
+            let alone = wanted(std::slice::from_ref(one));
             for other in &all {
-                let both = wanted(&[*one, *other]);
+                let both = wanted(&[one.clone(), other.clone()]);
                 assert!((2..=4).contains(&both.0) && (512..=4096).contains(&both.1));
                 assert!(both.0 >= alone.0 && both.1 >= alone.1, "{one:?} {other:?}");
-                assert_eq!(both, wanted(&[*other, *one]), "the order does not count");
+                assert_eq!(both, wanted(&[other.clone(), one.clone()]), "the order does not count");
             }
+        }
+    }
+
+    #[test]
+    fn a_machine_runs_where_all_its_containers_may() {
+        let of = |text: &str| Limits { host_cpus: processors(text).unwrap_or_default(), ..Limits::default() };
+        assert_eq!(host_cpus(&[of("2-3"), of("5,2")]), [2, 3, 5]);
+        assert!(host_cpus(&[of("2-3"), of("")]).is_empty(), "one of them may run anywhere");
+        assert!(host_cpus(&[]).is_empty());
+        for text in ["", "x", "3-1", "0-5000", "1,,2", "-1"] {
+            assert_eq!(processors(text), None, "{text}");
         }
     }
 
@@ -232,7 +303,7 @@ mod tests {
     fn only_what_asks_for_more_is_refused() {
         let refused = |before: Limits, after: Limits| {
             let others = limits(3500, 4000);
-            raises_beyond(&RANGE, asked(&RANGE, &[others, before]), asked(&RANGE, &[others, after]))
+            raises_beyond(&RANGE, asked(&RANGE, &[others.clone(), before]), asked(&RANGE, &[others, after]))
         };
         // The pod has more than its machine can have already: a create may.
         assert!(!refused(limits(1500, 100), limits(1500, 100)));

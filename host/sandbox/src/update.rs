@@ -33,10 +33,10 @@ async fn update(
 ) -> Result<()> {
     let _turn = pod.updates.lock().await;
     let name = container.clone();
-    let before = sandbox.ask(move |state| state.container(&name).map(|container| container.limits)).await??;
+    let before = sandbox.ask(move |state| state.container(&name).map(|container| container.limits.clone())).await??;
     let after = before.changed(&resources);
     if after != before {
-        let proposed = (container.clone(), after);
+        let proposed = (container.clone(), after.clone());
         size::check(sandbox, pod, proposed.clone()).await?;
         size::grow(sandbox, pod, Some(proposed)).await?;
     }
@@ -48,7 +48,8 @@ async fn update(
     };
     let call = async |agent: &AgentServiceClient, ctx| agent.update_container(ctx, &request).await;
     let outcome = pod.agent.call("UpdateContainer", Patience::Bounded, call).await.map(drop);
-    if after != before {
+    let is_changed = after != before;
+    if is_changed {
         if outcome.is_ok() {
             // One that is gone meanwhile has no limits.
             sandbox.tell(move |state| drop(state.container(&container).map(|container| container.limits = after)));

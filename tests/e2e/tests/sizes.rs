@@ -144,6 +144,45 @@ fn memory_that_was_freed_is_the_hosts_again() {
     });
 }
 
+/// The processors of the host that the monitor's threads may use, each once.
+fn runs_on(host: &Host) -> Vec<String> {
+    let [monitor] = host.processes(monitor()).try_into().expect("one monitor");
+    let threads = std::fs::read_dir(format!("/proc/{monitor}/task")).unwrap().flatten();
+    let of = |thread: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(thread.path().join("status")).ok()?;
+        Some(status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?.trim().to_owned())
+    };
+    let mut found: Vec<String> = threads.filter_map(of).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+#[test]
+fn a_machine_runs_where_its_containers_may() {
+    with_pod(|host, cri, pod| {
+        let cpuset = |cpus: &str| msg::LinuxContainerResources { cpuset_cpus: cpus.into(), ..limits(64, 0) };
+        let before = runs_on(host);
+        let one = start(pod, "one", &IDLE, cpuset("0"));
+        becomes("the container's processor", || runs_on(host), |found| *found == ["0"]);
+        // The guest has no such numbers, and its containers all of its processors.
+        assert!(cri.exec(&one, &["true"]).is_ok());
+        if before != ["0"] {
+            update(cri, &one, cpuset("1")).unwrap();
+            becomes("another one", || runs_on(host), |found| *found == ["1"]);
+            // Another container may run anywhere.
+            let two = start(pod, "two", &IDLE, limits(64, 0));
+            becomes("all processors", || runs_on(host), |found| *found == before);
+            cri.stop(&two, 0).unwrap();
+            cri.remove(&two).unwrap();
+            becomes("its own again", || runs_on(host), |found| *found == ["1"]);
+        }
+        cri.stop(&one, 0).unwrap();
+        cri.remove(&one).unwrap();
+        becomes("all processors", || runs_on(host), |found| *found == before);
+    });
+}
+
 #[test]
 fn a_machine_runs_where_the_settings_say() {
     if !can_grow() {

@@ -64,6 +64,9 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<BuiltinMa
             return Err(Error::Monitor(format!("the built-in monitor did not start ({status}): {last}")));
         }
     }
+    if !spec.host_cpus.is_empty() {
+        crate::machine::run_on(i32::try_from(parts.monitor.pid()).unwrap_or_default(), &spec.host_cpus)?;
+    }
     Ok(BuiltinMachine::start(&spec, parts, control, ended, address, hello, console, messages))
 }
 

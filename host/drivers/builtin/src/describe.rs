@@ -37,8 +37,8 @@ pub(crate) fn describe(
     if spec.access_platform {
         return Err(Error::Unsupported("devices that reach only what the guest lends them (`machine.sealed`)".into()));
     }
-    if !spec.host_cpus.is_empty() || !spec.host_nodes.is_empty() {
-        return Err(Error::Unsupported("a place on the host (`machine.host_cpus`, `machine.host_nodes`)".into()));
+    if !spec.host_nodes.is_empty() {
+        return Err(Error::Unsupported("memory of chosen nodes of the host (`machine.host_nodes`)".into()));
     }
     let mut fds = Descriptors::default();
     let kvm = File::options().read(true).write(true).open("/dev/kvm");

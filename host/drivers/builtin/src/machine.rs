@@ -44,6 +44,9 @@ pub(crate) struct BuiltinMachine {
     console: Ring,
     end: Ends,
     stop: Arc<tokio::sync::Notify>,
+    /// The monitor's process, and whether its specification says where it runs.
+    pid: i32,
+    is_placed: bool,
 }
 
 impl BuiltinMachine {
@@ -61,6 +64,7 @@ impl BuiltinMachine {
         console: Ring,
         messages: Ring,
     ) -> Self {
+        let pid = i32::try_from(parts.monitor.pid()).unwrap_or_default();
         let (sender, end) = watch::channel(None);
         let stop = Arc::new(tokio::sync::Notify::new());
         let (stopped, watched) = (Arc::clone(&stop), console.clone());
@@ -70,7 +74,8 @@ impl BuiltinMachine {
             sender.send_replace(Some(End { reason }));
         });
         let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot, ..Stats::default() };
-        Self { address, hello, control, stats, console, end: Ends::new(end), stop }
+        let is_placed = !spec.host_cpus.is_empty();
+        Self { address, hello, control, stats, console, end: Ends::new(end), stop, pid, is_placed }
     }
 
     async fn ask(&self, request: Request) -> Result<Answer> {
@@ -81,6 +86,18 @@ impl BuiltinMachine {
             Err(Failure::Closed) => Err(Error::Ended(self.wait().await.reason)),
         }
     }
+}
+
+/// Lets the monitor's threads run on these processors alone, or on any.
+///
+/// # Errors
+/// [`Error::Invalid`] where the host has no such processor.
+pub(crate) fn run_on(monitor: i32, cpus: &[u32]) -> Result<()> {
+    coracle_process::run_on(monitor, cpus).map_err(|error| {
+        Error::Invalid(format!(
+            "the machine can't run on the processors {cpus:?} (`machine.host_cpus`, or a container's cpuset): {error}"
+        ))
+    })
 }
 
 impl Drop for BuiltinMachine {
@@ -173,6 +190,11 @@ impl Machine for BuiltinMachine {
 
     fn resize(&self, _: u32, _: u64) -> BoxFuture<'_, Result<()>> {
         unsupported("resizing")
+    }
+
+    fn place(&self, host_cpus: Vec<u32>) -> BoxFuture<'_, Result<()>> {
+        let placed = if self.is_placed { Ok(()) } else { run_on(self.pid, &host_cpus) };
+        Box::pin(async move { self.end.check().and(placed) })
     }
 
     fn pause(&self) -> BoxFuture<'_, Result<()>> {

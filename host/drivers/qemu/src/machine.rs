@@ -263,6 +263,15 @@ impl Machine for QemuMachine {
         })
     }
 
+    fn place(&self, host_cpus: Vec<u32>) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            if !self.host_cpus.is_empty() {
+                return Ok(());
+            }
+            self.until_end(place::place(self.pid, &self.control, &host_cpus)).await
+        })
+    }
+
     fn pause(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.command("stop"))
     }
