@@ -179,7 +179,7 @@ fn returned(host: &Host) -> Value {
          echo freed; read x",
         HELD >> 20
     );
-    let options = ["--memory", "1600m", "--interactive"];
+    let options = ["--memory", "1600m", "--interactive", "--network", "none"];
     let mut running = Running::start(host.run_command(&options, &["sh", "-c", &script]));
     let [mut before, mut held] = [0; 2];
     for (word, kib) in [("before", &mut before), ("held", &mut held)] {
