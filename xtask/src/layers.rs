@@ -129,6 +129,11 @@ fn forbidden(metadata: &Value) -> Result<Vec<String>> {
     Ok(faults)
 }
 
+/// Whether a file is a program of end-to-end tests.
+fn is_test_program(path: &str) -> bool {
+    path.strip_prefix("tests/e2e/tests/").is_some_and(|rest| !rest.contains('/') || rest.ends_with("/main.rs"))
+}
+
 /// Names and sizes of source files.
 fn files() -> Result<Vec<String>> {
     let list = output(command("git", &["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]))?;
@@ -137,6 +142,13 @@ fn files() -> Result<Vec<String>> {
         let stem = |part: &str| part.trim_end_matches(".rs").to_owned();
         if path.split('/').any(|part| NAMELESS.contains(&stem(part).as_str())) {
             faults.push(format!("{path}: a name that says nothing"));
+        }
+        // Which lane a test is of is said at its head (CONTRIBUTING.md).
+        if is_test_program(path) {
+            let text = std::fs::read_to_string(top().join(path)).with_context(|| path.to_owned())?;
+            if !text.lines().take_while(|line| line.starts_with("//!")).any(|line| line.starts_with("//! Lane")) {
+                faults.push(format!("{path}: its head does not say of which lane it is (\"Lane: open: why\")"));
+            }
         }
         let Ok(text) = std::fs::read_to_string(top().join(path)) else { continue };
         let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();

@@ -53,6 +53,11 @@ fn grow(path: &Path, bytes: u64) -> Result<()> {
             Ok(sectors) if sectors.saturating_mul(512) >= bytes => Ok(()),
             _ => Err(Error::NotFound(format!("a disk of {bytes} bytes: it has {} sectors", text.trim()))),
         }
+    })
+    // The volume itself is there.
+    .map_err(|error| match error {
+        Error::NotFound(text) => Error::State(text),
+        other => other,
     })?;
     let block = u64::try_from(found.f_bsize).unwrap_or(0).max(1);
     let blocks = bytes / block;

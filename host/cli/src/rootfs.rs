@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use containerd_shim_protos::api;
+use coracle_ext4::AfterCrash;
 use coracle_images::{Form, Root};
 use coracle_settings::{Rootfs, Settings};
 
@@ -29,7 +30,7 @@ pub(crate) fn make_writable(folder: &Folder, root: &Root, settings: &Settings) -
             }
             Ok(())
         }
-        Root::Disks(_) => coracle_ext4::make(&folder.join(WRITABLE), settings.run_writable_mib)
+        Root::Disks(_) => coracle_ext4::make(&folder.join(WRITABLE), settings.run_writable_mib, AfterCrash::Gone)
             .context("make the container's writable disk (`run.writable_mib`)"),
     }
 }

@@ -144,8 +144,17 @@ fn volume_mount(volume: &str) -> Result<Value> {
     )
 }
 
-/// A size in bytes: digits and one of the letters b, k, m, g.
+/// The memory of a container in bytes: digits and one of the letters b, k, m, g, t.
 pub(crate) fn parse_size(text: &str) -> Result<i64> {
+    let bytes = parse_bytes(text)?;
+    if bytes < 4 << 20 {
+        bail!("{text}: a container needs 4 MiB at least");
+    }
+    Ok(bytes)
+}
+
+/// A number of bytes, likewise.
+pub(crate) fn parse_bytes(text: &str) -> Result<i64> {
     let lower = text.to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit: i64 = match &lower[digits.len()..] {
@@ -153,14 +162,11 @@ pub(crate) fn parse_size(text: &str) -> Result<i64> {
         "k" | "kb" | "kib" => 1 << 10,
         "m" | "mb" | "mib" => 1 << 20,
         "g" | "gb" | "gib" => 1 << 30,
+        "t" | "tb" | "tib" => 1 << 40,
         other => bail!("{text}: unknown unit {other}; give for example 256m"),
     };
     let number: i64 = digits.parse().with_context(|| format!("{text} is no size"))?;
-    let bytes = number.checked_mul(unit).with_context(|| format!("{text} is too large"))?;
-    if bytes < 4 << 20 {
-        bail!("{text}: a container needs 4 MiB at least");
-    }
-    Ok(bytes)
+    number.checked_mul(unit).with_context(|| format!("{text} is too large"))
 }
 
 #[cfg(test)]
@@ -171,6 +177,7 @@ mod tests {
     fn sizes() {
         assert_eq!(parse_size("256m").unwrap(), 256 << 20);
         assert_eq!(parse_size("1G").unwrap(), 1 << 30);
+        assert_eq!((parse_bytes("2T").unwrap(), parse_bytes("4k").unwrap()), (2 << 40, 4096));
         assert_eq!(parse_size("8388608").unwrap(), 8 << 20);
         for bad in ["", "m", "-5m", "5x", "1k", "99999999999g"] {
             assert!(parse_size(bad).is_err(), "{bad}");

@@ -47,7 +47,7 @@ pub(crate) async fn run(command: Command) -> Result<()> {
             }
         }
         Command::Resize { path, size } => {
-            let bytes = crate::spec::parse_size(&size)?;
+            let bytes = crate::spec::parse_bytes(&size)?;
             ask("Resize", &path, &json!({ "path": path, "bytes": bytes })).await?;
         }
     }
@@ -65,17 +65,27 @@ async fn ask(method: &str, path: &Path, wanted: &Value) -> Result<Value> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error).with_context(|| format!("list the pods in {}", folder.display())),
     };
+    // As it is mounted: without a slash at its end, which a shell writes.
+    let wanted = &{
+        let mut wanted = wanted.clone();
+        wanted["path"] = json!(path.components().collect::<PathBuf>());
+        wanted
+    };
+    let mut failed = None;
     for socket in pods.into_iter().filter(|socket| socket.exists()) {
         match call(&socket, method, wanted).await {
             Ok(found) => return Ok(found),
             Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::NOT_FOUND => {}
             Err(ttrpc::Error::RpcStatus(status)) => bail!("{}", status.message()),
-            // A pod that is ending answers nobody.
-            Err(_) => {}
+            // A pod that is ending answers nobody: another one may.
+            Err(error) => failed = Some(anyhow::anyhow!("the pod at {} does not answer: {error}", socket.display())),
         }
     }
+    if let Some(error) = failed {
+        return Err(error);
+    }
     bail!(
-        "no pod below {} has the volume {} mounted in its guest: volumes that are disks or memory are, shared folders are the host's",
+        "no pod below {} has the volume {} mounted in its guest: whole volumes that are disks or memory are; shared folders are the host's",
         folder.display(),
         path.display()
     )

@@ -132,6 +132,8 @@ pub async fn gains_and_loses_disks(driver: &dyn Driver, spec: MachineSpec) {
         let larger = (round + 2) << 20;
         patiently("resize", machine.resize_disk(first.clone(), larger)).await.expect("a larger disk");
         assert_eq!(std::fs::metadata(&file).expect("the file").len(), larger, "the file grows with the disk");
+        let smaller = patiently("resize", machine.resize_disk(first.clone(), larger / 2)).await;
+        assert!(matches!(smaller, Err(Error::Invalid(_))), "a smaller disk: {smaller:?}");
         // A guest that is asked before it has seen it may refuse: then it is asked again.
         patiently("detach", async { while machine.detach(first.clone()).await.is_err() {} }).await;
     }

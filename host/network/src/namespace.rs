@@ -83,7 +83,11 @@ impl Namespace {
     /// [`Error::System`], [`Error::Kernel`], [`Error::Model`]; then the link is as it was.
     pub async fn connect(&self, link: &Link, options: &Options, hold: &Hold) -> Result<Taken> {
         if let Some(function) = &hold.function {
-            return self.take_function(function, options).await;
+            let taken = self.take_function(function, options).await;
+            if taken.is_err() {
+                self.disconnect(hold).await;
+            }
+            return taken;
         }
         self.take_queues(link, options, hold).await.map(Taken::Queues)
     }
@@ -175,17 +179,21 @@ impl Namespace {
         }
     }
 
-    /// What it will take to give a link back.
+    /// What it will take to give a link back. `has_functions` is whether the machine can have a device that a link is.
     ///
     /// # Errors
-    /// [`Error::System`] where the namespace can't be entered.
-    pub async fn hold(&self, link: &Link, options: &Options) -> Result<Hold> {
+    /// [`Error::Function`] for a device that can't be handed over;     /// [`Error::System`] where the namespace can't be entered.
+    pub async fn hold(&self, link: &Link, options: &Options, has_functions: bool) -> Result<Hold> {
         let name = link.name.clone();
         let switches = inside(&self.file, move || Ok(switches::read(&name))).await;
         let failed = |source| Error::System { step: "look at the switches of the pod's namespace".into(), source };
         let mut hold = Hold::of(link, options, switches.map_err(failed)?);
         if options.model != Model::Routed {
             hold.function = function::of(link)?;
+        }
+        if hold.function.is_some() && !has_functions {
+            let why = "this monitor's machines take none (QEMU's PC does: `machine.monitor`, `machine.type`)".into();
+            return Err(Error::Function { name: link.name.clone(), why });
         }
         if options.model == Model::Macvtap {
             // Those that the kernel has given it, too.
@@ -238,7 +246,20 @@ impl Namespace {
     /// Undoes what [`Self::connect`] has done to a link itself. One that is gone is no error.
     pub async fn disconnect(&self, hold: &Hold) {
         if let Some(function) = &hold.function {
-            return function::give_back(function, &*self.file, &self.handle).await;
+            take_function_back(function).await;
+            function::give_link_back(hold, function, &*self.file).await;
+            let up = async {
+                let index = self.number(&function.name).await?.ok_or_else(|| Error::Function {
+                    name: function.name.clone(),
+                    why: "it is not back in its namespace".into(),
+                })?;
+                let change = LinkUnspec::new_with_index(index).up().build();
+                self.handle.link().set(change).execute().await.map_err(kernel(format!("start {}", function.name)))
+            };
+            if let Err(error) = up.await {
+                log::warn!("{error}");
+            }
+            return;
         }
         if hold.is_limited {
             limit::undo(&self.handle, hold.index).await;
@@ -320,6 +341,20 @@ pub async fn give_back(path: &Path, links: &[Hold]) {
                 namespace.disconnect(hold).await;
             }
         }
-        Err(error) => log::info!("no link is given back: {error}"),
+        Err(error) => {
+            log::info!("no link is given back: {error}");
+            // A device is the host's all the same.
+            for function in links.iter().filter_map(|hold| hold.function.as_ref()) {
+                take_function_back(function).await;
+            }
+        }
+    }
+}
+
+/// Gives a device to its driver again, on a thread of its own: the kernel waits for whoever has it open.
+async fn take_function_back(function: &Function) {
+    let own = function.clone();
+    if let Err(error) = tokio::task::spawn_blocking(move || function::take_back(&own)).await {
+        log::warn!("the PCI device {} is not its driver's again: {error}", function.rebind.address);
     }
 }

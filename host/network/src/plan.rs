@@ -159,4 +159,63 @@ mod tests {
             [("", "", 77, 8), ("10.1.0.1", "eth0", 0, 1), ("10.1.0.2", "eth0", 5, 1), ("10.2.0.2", "eth1", 9, 1)];
         assert_eq!(texts, wanted);
     }
+
+    /// Numbers without a pattern, the same each time.
+    fn numbers() -> impl FnMut(u64) -> u64 {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        move |below| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        }
+    }
+
+    #[test]
+    fn whatever_the_routes_each_place_is_led_to_once_and_gateways_come_last() {
+        let mut number = numbers();
+        let places: Vec<Option<Address>> = ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "fd00::/64"]
+            .iter()
+            .map(|text| text.split_once('/').unwrap())
+            .map(|(ip, prefix)| Some(Address { ip: ip.parse().unwrap(), prefix: prefix.parse().unwrap() }))
+            .chain([None])
+            .collect();
+        for _ in 0..3000 {
+            let mut route = |kind| {
+                let destination = places[usize::try_from(number(5)).unwrap()];
+                let is_v6 = destination.map_or(number(2) == 0, |place| place.ip.is_ipv6());
+                let gateway = if is_v6 { "fd00::1" } else { "10.0.0.1" };
+                let gateway = (number(2) == 0 && kind == RouteKind::Unicast).then(|| gateway.parse().unwrap());
+                let metric = u32::try_from(number(3)).unwrap();
+                RouteOfLink { destination, is_v6, gateway, metric, kind, ..RouteOfLink::default() }
+            };
+            let mut some = |kind| (0..5).map(|_| route(kind)).collect::<Vec<_>>();
+            let links = vec![
+                Link { routes: some(RouteKind::Unicast), ..link() },
+                Link { name: "eth1".into(), routes: some(RouteKind::Unicast), ..link() },
+            ];
+            let contents = Contents { links, barred: some(RouteKind::Blackhole) };
+            let told = routes(&contents).Routes;
+            let place = |route: &Route| (route.dest.clone(), route.family.value(), route.metric);
+            let mut places: Vec<_> = told.iter().map(place).collect();
+            places.sort();
+            let count = places.len();
+            places.dedup();
+            assert_eq!(places.len(), count, "one way to each place by each metric: {told:?}");
+            let all = contents.links.iter().flat_map(|link| &link.routes).chain(&contents.barred);
+            assert!(
+                all.clone().all(|own| {
+                    let wanted = message("", own);
+                    told.iter().any(|route| place(route) == place(&wanted))
+                }),
+                "no place is left out"
+            );
+            let first_gateway = told.iter().position(|route| !route.gateway.is_empty()).unwrap_or(told.len());
+            assert!(told.iter().skip(first_gateway).all(|route| !route.gateway.is_empty()));
+            assert!(
+                told.iter().all(|route| route.device.is_empty() == (route.kind != 1)),
+                "what leads nowhere has no link"
+            );
+        }
+    }
 }

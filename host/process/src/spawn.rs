@@ -172,8 +172,8 @@ fn prepare(parent: Option<rustix::process::Pid>, descriptors: &[(RawFd, RawFd)])
 }
 
 /// The most descriptors that a child inherits, and the number after their numbers, which begin at 3.
-const DESCRIPTORS_MAX: usize = 64;
-const FIRST_COPY: RawFd = 67;
+const DESCRIPTORS_MAX: usize = 512;
+const FIRST_COPY: RawFd = 515;
 
 fn duplicate(from: RawFd, to: RawFd, flags: libc::c_int) -> std::io::Result<()> {
     // SAFETY: dup3 takes no pointers; the target numbers are unused in the freshly forked child.

@@ -22,7 +22,7 @@ use crate::files::Files;
 use crate::mirror::Mirrors;
 use crate::network::Network;
 use crate::pod::Pod;
-use crate::size::{Range, Size};
+use crate::size::{Place, Range, Size};
 use crate::state::Phase;
 use crate::{Config, Error, Event, Result, Sandbox, clock, mount, network, user_network};
 
@@ -55,20 +55,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let config = &sandbox.config;
     let shares_files = setup.shares_files && config.shares_files;
     let Files { shared, virtiofsd, storage, device } = Files::of(config, shares_files).await?;
-    let (network, mut devices) = match &setup.network {
-        // It is left alone, and whatever is in it.
-        Some(_) if config.network.model == Model::None => (None, Vec::new()),
-        Some(path) => {
-            // On its own: given up halfway it would leave links that nobody knows of. What it has taken is given back with it.
-            let (path, folder) = (path.clone(), config.folder.clone());
-            let held = Arc::clone(&sandbox.links).read_owned().await;
-            let options = with_queues(config.network, processors(config, setup));
-            let taken = tokio::spawn(async move { Network::take(&path, &folder, options, held).await }).await;
-            let (network, devices) = taken.map_err(|error| Error::Failed(error.to_string()))??;
-            (Some(network), devices)
-        }
-        None => (None, Vec::new()),
-    };
+    let (network, mut devices) = take_network(sandbox, setup).await?;
     let served = match (&setup.network, &config.user_network) {
         (None, Some(wanted)) => {
             let (served, device) = user_network::start(wanted)?;
@@ -134,7 +121,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         agent,
         range,
         size: Some(least).into(),
-        placed: Mutex::default(),
+        placed: Mutex::new(Some(Place::default())),
         updates: Mutex::default(),
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
         devices: Devices::new(capabilities.hotplug.clone(), &setup.devices),
@@ -154,6 +141,25 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     watch(sandbox, &pod);
     clock::follow(&pod, config.clock_period);
     Ok(pod)
+}
+
+/// Takes over the links of the pod's namespace, where it has one; each comes back as a device, too.
+async fn take_network(sandbox: &Sandbox, setup: &Setup) -> Result<(Option<Network>, Vec<Device>)> {
+    let config = &sandbox.config;
+    let Some(path) = &setup.network else { return Ok((None, Vec::new())) };
+    if config.network.model == Model::None {
+        // It is left alone, and whatever is in it.
+        return Ok((None, Vec::new()));
+    }
+    let plain = sandbox.driver.capabilities(&machine_spec(config, setup, Vec::new()));
+    let has_functions = plain.coldplug.contains(&DeviceKind::Vfio);
+    // On its own: given up halfway it would leave links that nobody knows of. What it has taken is given back with it.
+    let (path, folder) = (path.clone(), config.folder.clone());
+    let held = Arc::clone(&sandbox.links).read_owned().await;
+    let options = with_queues(config.network, processors(config, setup));
+    let taken = tokio::spawn(async move { Network::take(&path, &folder, options, has_functions, held).await }).await;
+    let (network, devices) = taken.map_err(|error| Error::Failed(error.to_string()))??;
+    Ok((Some(network), devices))
 }
 
 /// The unit in which a kernel takes memory that it gains, in MiB (Linux' memory blocks on x86-64).

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use coracle_ext4::AfterCrash;
 use coracle_machine::Device;
 use coracle_protocol::agent::{CreateContainerRequest, RemoveContainerRequest};
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
@@ -45,6 +46,7 @@ impl Sandbox {
             termination_log: spec.Annotations.get(TERMINATION_PATH).cloned().unwrap_or_default(),
             direct_volumes: self.config.direct_volumes.clone(),
             empty_dir_mib: self.config.empty_dir_mib,
+            huge_pages: spec::huge_pages(&spec),
             ..Wanted::default()
         };
         let plan = Plan { id: id.clone(), spec, wanted, streams };
@@ -159,7 +161,8 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
         let passed = passthrough::plan(&characters)?;
         let needs = wanted.needs()?;
         for disk in &needs.empty_disks {
-            coracle_ext4::make(&disk.path, disk.size_mib).map_err(|error| Error::Failed(error.to_string()))?;
+            coracle_ext4::make(&disk.path, disk.size_mib, AfterCrash::Used)
+                .map_err(|error| Error::Failed(error.to_string()))?;
         }
         Ok::<_, Error>((needs, passed))
     });

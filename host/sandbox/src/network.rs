@@ -46,6 +46,8 @@ pub(crate) struct Network {
     namespace: Namespace,
     folder: PathBuf,
     options: Options,
+    /// Whether the machine can have the devices that links are.
+    has_functions: bool,
     // Read when the guest is told, taken out when they are given back.
     taken: Mutex<Taken>,
     /// Held by who looks for links that have come or gone.
@@ -90,11 +92,12 @@ impl Network {
     /// Takes over the links of the namespace at `path`; each comes back as a device, too. Which they are is noted in the pod's
     /// `folder`, for whoever has to give them back where this process can't.
     ///
-    /// `held` is held meanwhile, so that [`crate::Sandbox::stop`] can wait for one that was given up.
+    /// `has_functions` is whether the machine can have the devices that links are. `held` is held meanwhile, so that [`crate::Sandbox::stop`] can wait for one that was given up.
     pub(crate) async fn take(
         path: &Path,
         folder: &Path,
         options: Options,
+        has_functions: bool,
         held: OwnedRwLockReadGuard<()>,
     ) -> Result<(Self, Vec<Device>)> {
         let namespace = Namespace::open(path).await?;
@@ -103,6 +106,7 @@ impl Network {
             namespace,
             folder: folder.to_owned(),
             options,
+            has_functions,
             taken: Mutex::new(Taken { barred, _held: Some(held), ..Taken::default() }),
             scan: tokio::sync::Mutex::default(),
         };
@@ -117,7 +121,7 @@ impl Network {
 
     /// Takes one link over. It is noted before that, and no longer where that fails.
     async fn connect(&self, link: Link) -> Result<TakenLink> {
-        let hold = self.namespace.hold(&link, &self.options).await?;
+        let hold = self.namespace.hold(&link, &self.options, self.has_functions).await?;
         let noted: Vec<Hold> = self.lock().links.iter().map(|taken| taken.hold.clone()).collect();
         note_taken(&self.folder, noted.iter().chain([&hold]))?;
         match self.namespace.connect(&link, &self.options, &hold).await {

@@ -52,7 +52,27 @@ pub(crate) fn plan(devices: &[oci::LinuxDevice]) -> Result<Vec<Passed>> {
         };
         Some(functions.map(|functions| Passed { path: device.Path.clone(), functions }).map_err(Error::from))
     };
-    devices.iter().filter_map(of).collect()
+    let mut all: Vec<Passed> = devices.iter().filter_map(of).collect::<Result<_>>()?;
+    distinct(&mut all)?;
+    Ok(all)
+}
+
+/// Leaves each function to the first file that stands for it.
+fn distinct(all: &mut [Passed]) -> Result<()> {
+    let mut seen: Vec<Function> = Vec::new();
+    for passed in all {
+        for function in &passed.functions {
+            if seen.iter().any(|other| other.address == function.address && other.by_iommufd != function.by_iommufd) {
+                return Err(Error::Invalid(format!(
+                    "the PCI device {} is asked for both by its group and by itself: give the container one of the two files",
+                    function.address
+                )));
+            }
+        }
+        passed.functions.retain(|function| !seen.contains(function));
+        seen.extend(passed.functions.iter().cloned());
+    }
+    Ok(())
 }
 
 /// What the guest is told of them: where on its own bus it has each. `place` says where a device is, where it came while the machine ran;
@@ -71,6 +91,17 @@ pub(crate) fn told(passed: &[Passed], place: impl Fn(&Device) -> Option<String>)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_goes_once_to_the_machine() {
+        let function = |by_iommufd| Function { address: "0000:01:00.0".parse().unwrap(), by_iommufd };
+        let passed = |path: &str, by_iommufd| Passed { path: path.into(), functions: vec![function(by_iommufd)] };
+        let mut twice = [passed("/dev/vfio/1", false), passed("/dev/other", false)];
+        distinct(&mut twice).unwrap();
+        assert_eq!(twice.iter().flat_map(Passed::devices).count(), 1);
+        let both = distinct(&mut [passed("/dev/vfio/1", false), passed("/dev/vfio/devices/vfio0", true)]).unwrap_err();
+        assert!(both.to_string().contains("0000:01:00.0"), "{both}");
+    }
 
     #[test]
     fn the_guest_is_told_where_what_came_later_is() {

@@ -12,7 +12,7 @@ use crate::devices::Devices;
 use crate::forward::Forward;
 use crate::mirror::Mirrors;
 use crate::network::Network;
-use crate::size::{Range, Size};
+use crate::size::{Place, Range, Size};
 use crate::user_network::Served;
 
 /// See the module. It is shared by the futures that act on it; it has no state of its own, but what is taken once.
@@ -23,9 +23,9 @@ pub(crate) struct Pod {
     pub(crate) range: Option<Range>,
     /// The machine's size, held by who changes it; none where a change was not through.
     pub(crate) size: Mutex<Option<Size>>,
-    /// On which processors of the host the machine runs; none is any.
-    pub(crate) placed: Mutex<Vec<u32>>,
-    /// Held by who updates a container's limits.
+    /// Where on the host the machine runs; none where a change was not through.
+    pub(crate) placed: Mutex<Option<Place>>,
+    /// Held by who updates a container's limits, or resizes a volume.
     pub(crate) updates: Mutex<()>,
     /// The host's side of the folder that the guest sees. None where the machine shares no files.
     pub(crate) shared: Option<PathBuf>,

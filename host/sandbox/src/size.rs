@@ -148,21 +148,42 @@ async fn change(sandbox: &Sandbox, pod: &Pod, proposed: Option<Proposed>, only_m
     let mut size = pod.size.lock().await;
     // Looked at only now: whoever changed it meanwhile has had its turn.
     let containers = containers(sandbox, proposed).await?;
-    let changed = resize(pod, &mut size, &containers, only_more).await;
-    place(pod, host_cpus(&containers)).await;
-    changed
+    resize(pod, &mut size, &containers, only_more).await?;
+    let cpus = size.map(|size| size.cpus);
+    place(pod, Place { host_cpus: host_cpus(&containers), cpus }).await
 }
 
-/// Lets the machine run where its containers may. A machine that can't be told, or is told by the settings, runs where it does.
-async fn place(pod: &Pod, wanted: Vec<u32>) {
+/// Where a machine runs: on which processors of the host, none is any, and how many of its own that was told of.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    host_cpus: Vec<u32>,
+    cpus: Option<u32>,
+}
+
+/// Lets the machine run where its containers may. One that can't be told runs where it does.
+async fn place(pod: &Pod, wanted: Place) -> Result<()> {
     let mut placed = pod.placed.lock().await;
-    if *placed == wanted {
-        return;
+    let was_anywhere = placed.as_ref().is_some_and(|placed| placed.host_cpus.is_empty());
+    if placed.as_ref() == Some(&wanted) || was_anywhere && wanted.host_cpus.is_empty() {
+        return Ok(());
     }
-    match pod.machine.place(wanted.clone()).await {
-        Ok(()) => *placed = wanted,
-        Err(error) => log::info!("the pod's machine runs where it did: {error}"),
+    // Until it is through nobody knows where it runs.
+    *placed = None;
+    match pod.machine.place(wanted.host_cpus.clone()).await {
+        Err(coracle_machine::Error::Unsupported(what)) => log::info!("the pod's machine runs where it did: {what}"),
+        outcome => outcome?,
     }
+    *placed = Some(wanted);
+    Ok(())
+}
+
+/// Refuses a list of processors that is none.
+pub(crate) fn check_host_cpus(resources: &oci::LinuxResources) -> Result<()> {
+    let cpus = resources.CPU.as_ref().map(|cpu| cpu.Cpus.as_str()).unwrap_or_default();
+    if cpus.is_empty() || processors(cpus).is_some() {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("{} is no list of processors (cpuset)", cpus.escape_default())))
 }
 
 async fn resize(pod: &Pod, size: &mut Option<Size>, containers: &[Limits], only_more: bool) -> Result<()> {

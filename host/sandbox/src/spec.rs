@@ -7,7 +7,7 @@ use coracle_storage::{ContainerPlan, Needs};
 
 use crate::boot::Setup;
 use crate::passthrough::{self, Passed};
-use crate::{Error, Result};
+use crate::{Error, Result, size};
 
 /// The specification for the guest: paths of the guest, and nothing that names the host.
 pub(crate) fn for_guest(mut spec: oci::Spec, plan: &ContainerPlan, terminal: bool, labels: bool) -> oci::Spec {
@@ -98,6 +98,24 @@ pub(crate) fn block_devices(spec: &oci::Spec) -> Vec<oci::LinuxDevice> {
     linux.Devices.iter().filter(|device| is_block(device)).cloned().collect()
 }
 
+/// The container's limits of huge pages: the size of a page and of all, in bytes (runtime-spec, config-linux.md, "Huge page limits": `2MB`
+/// is 2 MiB).
+pub(crate) fn huge_pages(spec: &oci::Spec) -> Vec<(u64, u64)> {
+    let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
+    let limits = resources.map(|resources| resources.HugepageLimits.as_slice()).unwrap_or_default();
+    let page = |text: &str| {
+        let end = text.find(|c: char| !c.is_ascii_digit())?;
+        let shift = match text.get(end..)? {
+            "KB" => 10,
+            "MB" => 20,
+            "GB" => 30,
+            _ => return None,
+        };
+        text.get(..end)?.parse::<u64>().ok()?.checked_shl(shift)
+    };
+    limits.iter().filter_map(|limit| Some((page(&limit.Pagesize)?, limit.Limit))).collect()
+}
+
 /// Character devices of the host's that the container is given; a privileged one likewise.
 pub(crate) fn character_devices(spec: &oci::Spec) -> Vec<oci::LinuxDevice> {
     let Some(linux) = spec.Linux.as_ref().filter(|linux| !is_privileged(linux)) else { return Vec::new() };
@@ -142,6 +160,9 @@ pub(crate) fn check(spec: &oci::Spec) -> Result<()> {
         )));
     }
     let Some(linux) = spec.Linux.as_ref() else { return Ok(()) };
+    if let Some(resources) = linux.Resources.as_ref() {
+        size::check_host_cpus(resources)?;
+    }
     let is_passed = |device: &oci::LinuxDevice| is_block(device) || passthrough::node(device).is_some();
     match linux.Devices.iter().find(|device| !is_guests(device) && !is_passed(device)) {
         Some(device) if !is_privileged(linux) => {

@@ -68,6 +68,11 @@ impl Sandbox {
             log::warn!("a container's disk is still being written back");
         }
         let (pod, storages) = self.ask(take).await?;
+        // First: a device that the machine has itself its guest would have to let go of.
+        let stopped = match &pod {
+            Some(pod) => pod.machine.stop().await,
+            None => Ok(()),
+        };
         if let Some(network) = pod.as_ref().and_then(|pod| pod.network.as_ref()) {
             network.give_back().await;
         }
@@ -75,8 +80,8 @@ impl Sandbox {
         if tokio::time::timeout(CREATE_PATIENCE, self.links.write()).await.is_err() {
             log::warn!("links of the pod's network are still being given back");
         }
+        stopped?;
         if let Some(pod) = &pod {
-            pod.machine.stop().await?;
             let passt = pod.served.as_ref().and_then(|served| served.passt.as_ref()).map(|(child, _)| child);
             for server in pod.virtiofsd.iter().chain(passt) {
                 server.kill();

@@ -31,6 +31,7 @@ async fn update(
     container: String,
     mut resources: oci::LinuxResources,
 ) -> Result<()> {
+    size::check_host_cpus(&resources)?;
     let _turn = pod.updates.lock().await;
     let name = container.clone();
     let before = sandbox.ask(move |state| state.container(&name).map(|container| container.limits.clone())).await??;

@@ -44,6 +44,8 @@ impl Sandbox {
                 source.display()
             )));
         };
+        // One at a time: of two the smaller would take away what the other one has given.
+        let _turn = pod.updates.lock().await;
         let path = disk.path().unwrap_or(Path::new("")).to_owned();
         let size = tokio::task::spawn_blocking(move || size(path))
             .await

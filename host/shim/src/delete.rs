@@ -1,11 +1,13 @@
 //! The action `delete`: after a daemon that has died, and as containerd's last word on any container.
 
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use containerd_shim_protos::api::DeleteResponse;
 use coracle_process::Cgroup;
+use coracle_protocol::oci;
 use coracle_protocol::protobuf::{Message, MessageField};
 use coracle_settings::Settings;
 
@@ -16,22 +18,31 @@ use crate::{bundle, folder, metrics};
 /// How long a daemon that was killed may take to be gone: its socket outlives its connections by a moment.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Removes the control group that the daemon was in, and gives back the `links` that the pod has taken of its network. Without a
-/// bundle that can be read nobody knows of either.
-fn clean_up_host(args: &Args, links: &[coracle_network::Hold]) {
-    let bundle = args.bundle.clone().or_else(|| std::env::current_dir().ok());
-    let Some(Ok(spec)) = bundle.map(|bundle| bundle::read(&bundle)) else { return };
-    if matches!(bundle::membership(&spec), Membership::Of(_)) {
-        return;
-    }
+/// The specification of the bundle that an action is for, unless it is a container of another pod. Without one that can be read nobody
+/// knows of the pod's network and control group.
+fn own_spec(args: &Args) -> Option<oci::Spec> {
+    let bundle = args.bundle.clone().or_else(|| std::env::current_dir().ok())?;
+    let spec = bundle::read(&bundle).ok()?;
+    (!matches!(bundle::membership(&spec), Membership::Of(_))).then_some(spec)
+}
+
+/// Gives back the links that a pod whose daemon has died has taken of its network. Its note of them is left: who is ended halfway leaves
+/// it to the next one.
+pub(crate) fn give_links_back(args: &Args, pod: &Path) {
+    let links = coracle_sandbox::taken_links(&folder::machine(pod));
+    let Some(spec) = (!links.is_empty()).then(|| own_spec(args)).flatten() else { return };
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(coracle_sandbox::give_back_network(&spec, links)),
+        Ok(runtime) => runtime.block_on(coracle_sandbox::give_back_network(&spec, &links)),
         Err(error) => log::warn!("the links of {} are not given back: {error}", args.id),
     }
-    if bundle::cgroup(&spec).is_empty() {
+}
+
+/// Removes the control group that the daemon was in.
+fn remove_cgroup(args: &Args) {
+    let Some(path) = own_spec(args).map(|spec| bundle::cgroup(&spec).to_owned()).filter(|path| !path.is_empty()) else {
         return;
-    }
-    match Cgroup::at(bundle::cgroup(&spec)) {
+    };
+    match Cgroup::at(&path) {
         Ok(cgroup) => cgroup.remove(),
         Err(error) => log::warn!("the control group of {}: {error}", args.id),
     }
@@ -44,9 +55,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if folder::is_served(&pod, PATIENCE) {
         log::info!("{} is served: its folder stays", args.id);
     } else {
-        let links = coracle_sandbox::taken_links(&folder::machine(&pod));
+        give_links_back(args, &pod);
         folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))?;
-        clean_up_host(args, &links);
+        remove_cgroup(args);
     }
     let response = DeleteResponse {
         pid: std::process::id(),

@@ -122,6 +122,8 @@ fn start_daemon(args: &Args, settings: &Settings, settings_file: Option<&str>) -
     if folder::is_served(&pod, PREDECESSOR_PATIENCE) {
         bail!("{} has a shim already", args.id);
     }
+    // A predecessor that was killed, and after which nobody has cleaned up.
+    crate::delete::give_links_back(args, &pod);
     folder::remove(&pod).with_context(|| format!("remove {}", pod.display()))?;
     std::fs::create_dir_all(folder::machine(&pod)).with_context(|| format!("make {}", pod.display()))?;
     rustix::fs::chmod(&pod, rustix::fs::Mode::from_raw_mode(0o700)).context("protect the pod's folder")?;

@@ -69,6 +69,8 @@ pub struct Wanted {
     pub termination_log: String,
     /// The folder in which volumes are named that are disks (Kata's direct-assigned volumes).
     pub direct_volumes: PathBuf,
+    /// The container's limits of huge pages: the size of a page and of all, in bytes.
+    pub huge_pages: Vec<(u64, u64)>,
     /// The size at most of a disk, in MiB, where kubelet's `emptyDir` volumes that are no memory are disks of the guest's.
     pub empty_dir_mib: Option<u64>,
     /// Whether the machine has, or takes, the disks of which the root may be made.

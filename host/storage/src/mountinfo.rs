@@ -5,6 +5,8 @@ use std::path::PathBuf;
 /// A mount, as far as anybody asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {
+    /// The device of its file system (the third field): `MAJOR:MINOR`.
+    pub device: String,
     /// What of its file system it shows (the fourth field).
     pub root: String,
     /// Where it is (the fifth).
@@ -15,8 +17,12 @@ pub struct Mounted {
 #[must_use]
 pub fn mounts(table: &str) -> Vec<Mounted> {
     let one = |line: &str| {
-        let mut fields = line.split(' ').skip(3);
-        Some(Mounted { root: unescape(fields.next()?), point: unescape(fields.next()?).into() })
+        let mut fields = line.split(' ').skip(2);
+        Some(Mounted {
+            device: fields.next()?.to_owned(),
+            root: unescape(fields.next()?),
+            point: unescape(fields.next()?).into(),
+        })
     };
     table.lines().filter_map(one).collect()
 }

@@ -13,7 +13,7 @@ use coracle_protocol::{oci, paths};
 use serde::Deserialize;
 
 use crate::disks::{disk, guest_name, serial, storage};
-use crate::mountinfo::mounts;
+use crate::mountinfo::{Mounted, mounts};
 use crate::{Error, Mirror, Wanted};
 
 /// A mount that is not simply shared.
@@ -92,38 +92,40 @@ fn sub_path(source: &Path, wanted: &Wanted) -> Result<Option<Volume>, Error> {
         return Err(invalid("only folders of it can be mounted by themselves (subPath)".into()));
     }
     let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| invalid(error.to_string()))?;
-    let inner = root_of(&table, source).ok_or_else(|| invalid("nothing is mounted there".into()))?;
-    // Of a volume that is a folder of a larger file system, what is mounted is named from that one's root.
-    let inner = match root_of(&table, &whole) {
-        Some(_) => inner,
-        None => inside(&table, &whole, &inner).ok_or_else(|| invalid("it is no part of its volume".into()))?,
-    };
-    volume.place.push_str(&inner);
-    // The guest's has it not yet.
+    let part = mount_of(&table, source).ok_or_else(|| invalid("nothing is mounted there".into()))?;
+    let inner = inside(&table, &whole, &part).ok_or_else(|| invalid("it is no part of its volume".into()))?;
     let owner = Root::of(&std::fs::metadata(source).map_err(|error| invalid(error.to_string()))?);
-    let (driver, options, mount_point) = ("local".into(), owner.options(), volume.place.clone());
-    volume.storages.push(Storage { driver, options, mount_point, ..Default::default() });
+    // The guest mounts it by itself: whoever has the whole could lead a path astray.
+    let storage = Storage {
+        driver: "bind".into(),
+        fstype: "bind".into(),
+        source: std::mem::replace(&mut volume.place, volume_place(source)),
+        driver_options: vec![format!("path={inner}")],
+        options: owner.options(),
+        mount_point: volume_place(source),
+        ..Default::default()
+    };
+    volume.storages.push(storage);
     Ok(Some(Volume::Guests(volume)))
 }
 
-/// What of its file system is mounted at `point`.
-fn root_of(table: &str, point: &Path) -> Option<String> {
+/// What is mounted at `point`.
+fn mount_of(table: &str, point: &Path) -> Option<Mounted> {
     let found = mounts(table).into_iter().rev().find(|mount| mount.point == point);
     // The kernel writes no path that climbs; what is below a deleted folder has words behind it.
-    found.map(|mount| mount.root).filter(|root| root.starts_with('/') && !root.contains("//deleted"))
+    found.filter(|mount| mount.root.starts_with('/') && !mount.root.contains("//deleted"))
 }
 
-/// Where below the folder `whole` what has the name `inner` from its file system's root is; with a slash at its beginning.
-fn inside(table: &str, whole: &Path, inner: &str) -> Option<String> {
+/// Where below the folder `whole` the folder is that `part` shows, without a slash at its beginning. None where it is not below it.
+fn inside(table: &str, whole: &Path, part: &Mounted) -> Option<String> {
     // The mount that `whole` is on: the last one of the longest way.
     let holder = mounts(table)
         .into_iter()
         .filter(|mount| whole.starts_with(&mount.point))
         .max_by_key(|mount| mount.point.as_os_str().len())?;
-    let rest = whole.strip_prefix(&holder.point).ok()?;
-    let from_root = Path::new(&holder.root).join(rest);
-    let below = Path::new(inner).strip_prefix(&from_root).ok()?;
-    Some(format!("/{}", below.to_str()?))
+    let from_root = Path::new(&holder.root).join(whole.strip_prefix(&holder.point).ok()?);
+    let below = Path::new(&part.root).strip_prefix(&from_root).ok()?;
+    (holder.device == part.device).then(|| below.to_str().map(str::to_owned)).flatten()
 }
 
 /// Below which folder of a pod's kubelet has a volume, without its prefix. (The folder of a volume's name is the last one.)
@@ -162,10 +164,14 @@ fn empty_dir(source: &Path, wanted: &Wanted) -> Result<Option<Guests>, Error> {
         HUGETLBFS_MAGIC => {
             let mut options = root.options();
             options.push(format!("pagesize={block_bytes}"));
-            // Without a size nobody would know how many pages to set aside in the guest.
-            if found.f_blocks == 0 || found.f_blocks > i64::MAX.unsigned_abs() {
-                let why = "the volume of huge pages has no size: give it one (`sizeLimit`)";
-                return Err(Error::Invalid(format!("{why}: {}", source.display())));
+            // Kubelet gives it none: it has as much as its first container may use.
+            let limit = wanted.huge_pages.iter().find(|(page, _)| *page == block_bytes).map_or(0, |(_, limit)| *limit);
+            let bytes = if bytes == 0 { limit } else { bytes };
+            if bytes == 0 {
+                return Err(Error::Invalid(format!(
+                    "the volume {} is of huge pages of {block_bytes} bytes, and the container has no limit of those: give it one",
+                    source.display()
+                )));
             }
             options.push(format!("size={bytes}"));
             Ok(Some(Guests::of(memory(source, "hugetlbfs", options))))
@@ -377,8 +383,9 @@ mod tests {
         assert!(of(&bind(&pod_folder), none).unwrap().is_none());
         assert!(of(&bind(&pod_folder), &sealed).unwrap_err().to_string().contains("nothing is mounted"));
         let table = "36 35 0:44 / /v rw - tmpfs t rw\n37 35 0:44 /a\\040b /p/x rw - tmpfs t rw\n";
-        assert_eq!(root_of(table, Path::new("/p/x")).unwrap(), "/a b");
-        assert_eq!(root_of(table, Path::new("/p")), None);
+        let part = mount_of(table, Path::new("/p/x")).unwrap();
+        assert_eq!(inside(table, Path::new("/v"), &part).as_deref(), Some("a b"));
+        assert_eq!(mount_of(table, Path::new("/p")), None);
     }
 
     #[test]
@@ -398,14 +405,52 @@ mod tests {
         assert!(of(&bind(&part), wanted).unwrap_err().to_string().contains("nothing is mounted"));
         let whole = Path::new("/var/lib/kubelet/v");
         let table = "1 0 8:1 / / rw - ext4 d rw\n2 1 8:2 /sub /var/lib rw - ext4 e rw\n3 2 8:3 / /var/lib/kubelet/v/x rw - ext4 f rw\n";
-        for (inner, expected) in [
-            ("/sub/kubelet/v/a/b", Some("/a/b")),
-            ("/sub/kubelet/v", Some("/")),
-            ("/sub/kubelet/vv", None),
-            ("/var/lib/kubelet/v/a", None),
+        for (device, inner, expected) in [
+            ("8:2", "/sub/kubelet/v/a/b", Some("a/b")),
+            ("8:2", "/sub/kubelet/v", Some("")),
+            ("8:2", "/sub/kubelet/vv", None),
+            ("8:2", "/var/lib/kubelet/v/a", None),
+            // The same path of another file system.
+            ("8:1", "/sub/kubelet/v/a/b", None),
         ] {
-            assert_eq!(inside(table, whole, inner).as_deref(), expected, "{inner}");
+            let part = Mounted { device: device.into(), root: inner.into(), point: part.clone() };
+            assert_eq!(inside(table, whole, &part).as_deref(), expected, "{device} {inner}");
         }
+    }
+
+    #[test]
+    fn whatever_is_mounted_a_part_of_a_volume_stays_inside_it() {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut number = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let mut count = 0;
+        for _ in 0..20_000 {
+            let mut path = |most: u64| -> String {
+                let parts = (0..number(most)).map(|_| ["a", "b", "ab", "v"][usize::try_from(number(4)).unwrap()]);
+                format!("/{}", parts.collect::<Vec<_>>().join("/"))
+            };
+            let lines: Vec<String> =
+                (0..4).map(|at| format!("{at} 0 8:{} {} {} rw - ext4 d rw", at % 2, path(4), path(4))).collect();
+            let (whole, root) = (PathBuf::from(path(5)), path(6));
+            let table = format!("9 0 8:0 / / rw - ext4 d rw\n{}\n", lines.join("\n"));
+            let part = Mounted { device: "8:0".into(), root, point: "/p".into() };
+            let Some(found) = inside(&table, &whole, &part) else { continue };
+            // A mount that the volume's folder is on shows, below that folder, what was found.
+            let shows = |mount: &Mounted| {
+                let rest = whole.strip_prefix(&mount.point).ok()?;
+                Some(
+                    mount.device == part.device
+                        && Path::new(&mount.root).join(rest).join(&found) == Path::new(&part.root),
+                )
+            };
+            assert!(mounts(&table).iter().any(|mount| shows(mount) == Some(true)), "{table}{}: {found}", part.root);
+            count += 1;
+        }
+        assert!(count > 100, "{count} parts were found");
     }
 
     fn described(text: &str) -> Result<Option<Volume>, Error> {

@@ -166,11 +166,23 @@ impl Host {
         target.file_name()?.to_str().map(str::to_owned)
     }
 
-    /// The PCI function that a device of this bus and name is, or is part of.
+    /// The PCI function that a network link's device of this bus and name is: a function itself, or the virtio device of one. What hangs
+    /// on something else, such as USB, is none: what it hangs on is not the link's alone.
     #[must_use]
     pub fn function_of(&self, bus: &str, name: &str) -> Option<PciAddress> {
         let real = self.sys.join("bus").join(bus).join("devices").join(name).canonicalize().ok()?;
-        real.ancestors().find_map(|folder| folder.file_name()?.to_str()?.parse().ok())
+        let function = match bus {
+            "pci" => real.as_path(),
+            "virtio" => real.parent()?,
+            _ => return None,
+        };
+        function.file_name()?.to_str()?.parse().ok()
+    }
+
+    /// Whether the host has the driver that hands devices over.
+    #[must_use]
+    pub fn has_driver(&self) -> bool {
+        self.sys.join("bus/pci/drivers").join(DRIVER).exists()
     }
 
     /// The network links that a function's driver has made.
@@ -303,7 +315,13 @@ pub(crate) mod tests {
         let virtio: PciAddress = "0000:00:05.0".parse().unwrap();
         assert_eq!(host.function_of("virtio", "virtio2"), Some(virtio));
         assert_eq!(host.function_of("pci", "0000:03:00.0"), "0000:03:00.0".parse().ok());
-        assert_eq!((host.function_of("pci", "0000:09:00.0"), host.function_of("usb", "1-1")), (None, None));
+        assert_eq!(host.function_of("pci", "0000:09:00.0"), None);
+        // The controller is not the link's alone.
+        let usb = devices.join("0000:00:14.0/usb1/1-1");
+        std::fs::create_dir_all(&usb).unwrap();
+        std::fs::create_dir_all(sys.path().join("bus/usb/devices")).unwrap();
+        symlink(&usb, sys.path().join("bus/usb/devices/1-1")).unwrap();
+        assert_eq!(host.function_of("usb", "1-1"), None);
         assert_eq!(host.links(&virtio), ["eth1"]);
         assert_eq!(host.links(&"0000:03:00.0".parse().unwrap()), ["eth2"]);
     }

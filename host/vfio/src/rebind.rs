@@ -57,20 +57,20 @@ impl Host {
     /// What to write, in order, so that it is.
     #[must_use]
     pub fn hand_over(&self, rebind: &Rebind) -> Vec<Write> {
-        self.change(&rebind.address, rebind.driver.as_deref(), DRIVER)
+        self.change(&rebind.address, DRIVER)
     }
 
-    /// What to write, in order, so that it is the host's again.
+    /// What to write, in order, so that it is the host's again, however far it has come.
     #[must_use]
     pub fn take_back(&self, rebind: &Rebind) -> Vec<Write> {
         // An empty line is no override.
-        self.change(&rebind.address, Some(DRIVER), "\n")
+        self.change(&rebind.address, "\n")
     }
 
-    fn change(&self, address: &PciAddress, from: Option<&str>, to: &str) -> Vec<Write> {
+    fn change(&self, address: &PciAddress, to: &str) -> Vec<Write> {
         let device = self.device(address);
         let mut writes = vec![Write { path: device.join("driver_override"), text: to.to_owned() }];
-        if from.is_some() {
+        if self.driver(address).is_some() {
             writes.push(Write { path: device.join("driver/unbind"), text: address.to_string() });
         }
         writes.push(Write { path: self.sys.join("bus/pci/drivers_probe"), text: address.to_string() });
@@ -103,8 +103,15 @@ mod tests {
                 "bus/pci/drivers_probe=0000:03:10.0".into()
             ]
         );
-        assert_eq!(shown(&host.take_back(&rebind))[0], format!("{device}/driver_override=\n"));
         assert!(!host.is_handed_over(&address));
+        // Back again: from the driver that has it now, or from none.
+        let probe = "bus/pci/drivers_probe=0000:03:10.0";
+        let expected =
+            [format!("{device}/driver_override=\n"), format!("{device}/driver/unbind=0000:03:10.0"), probe.into()];
+        assert_eq!(shown(&host.take_back(&rebind)), expected);
+        std::fs::remove_file(sys.path().join(device).join("driver")).unwrap();
+        assert_eq!(shown(&host.take_back(&rebind)), [expected[0].clone(), probe.into()]);
+        assert!(!host.has_driver());
         let other = host.rebind(&"0000:03:10.2".parse().unwrap()).unwrap();
         assert_eq!((other.driver.clone(), host.hand_over(&other).len()), (None, 2), "there is no driver to leave");
     }

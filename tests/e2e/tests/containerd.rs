@@ -1,4 +1,6 @@
 //! Through a real containerd.
+//!
+//! Lane: open: containerd's overlay snapshotter hands over folders.
 
 use coracle_e2e::{Containerd, Host, Outcome, Running, monitor, path};
 

@@ -1,4 +1,6 @@
 //! Pods as CRI-O makes them: its annotations, and no publisher of events.
+//!
+//! Lane: open: roots are folders of the host's.
 
 use coracle_e2e::{Host, Shim, busybox_root, monitor};
 

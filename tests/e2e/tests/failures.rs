@@ -1,4 +1,6 @@
 //! What is missing, broken or killed: a true text, and nothing left.
+//!
+//! Lane: open: it kills the file server, and has volumes.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,6 @@
 //! Images in every form, and images that try something.
+//!
+//! Lane: open: some roots are folders of the host's.
 
 use std::process::{Command, Stdio};
 

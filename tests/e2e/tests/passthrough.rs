@@ -1,5 +1,7 @@
 //! PCI devices of the host's that a pod's machine has for itself. The lab has one behind an emulated IOMMU (xtask/src/lab/machine.rs):
 //! a network link, on one wire with another one.
+//!
+//! Lane: open: a device of the host's reaches all of the guest's memory.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -103,7 +105,7 @@ fn a_device_of_the_host_is_the_machines_and_comes_back() {
     let script = format!("cat /sys/class/net/*/address | grep -c {PASSED}; ls /dev/vfio 2>&1 | grep -c 'No such'");
     let outcome = Outcome::of(container(&containerd, &["--device", &file], "file", &script), b"");
     assert_eq!((outcome.code, outcome.stdout.as_str()), (0, "1\n1\n"), "{outcome:?}");
-    // One that the host's driver has is refused by its name.
+    // It is the host's own driver's again, by the hand that took it.
     put(&device.join("driver_override").display().to_string(), "\n");
     put(&device.join("driver/unbind").display().to_string(), address);
     put("/sys/bus/pci/drivers_probe", address);

@@ -1,4 +1,6 @@
 //! Pods through containerd's CRI, as kubelet makes them.
+//!
+//! Lane: open: containers come later, and their roots are folders of the host's.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,4 +1,6 @@
 //! `coracle run` by an ordinary user: no root, no link of the host's, no mount of the host's.
+//!
+//! Lane: open: it has volumes.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

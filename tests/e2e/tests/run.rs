@@ -1,4 +1,6 @@
 //! `coracle run`: what a container's process sees and gives back.
+//!
+//! Lanes: open and sealed; a test that needs what a sealed machine has not says so (`open_only`).
 
 use std::io::{Read, Write};
 

@@ -1,4 +1,6 @@
 //! The Sandbox API, call by call. (That containerd 2 gets along with it is shown by `cargo xtask suite sid`.)
+//!
+//! Lane: open: containers come later.
 
 use containerd_shim_protos::ttrpc::Code;
 use coracle_e2e::cri::msg;

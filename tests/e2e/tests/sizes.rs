@@ -1,4 +1,6 @@
 //! The size of a pod's machine, read in the guest and on the host.
+//!
+//! Lane: open: machines grow and shrink.
 
 use std::time::{Duration, Instant};
 

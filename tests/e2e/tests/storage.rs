@@ -1,4 +1,6 @@
 //! Roots of containers: disks and shared folders, what is in them, and what is written to them.
+//!
+//! Lane: open: disks come later, and some roots are folders of the host's.
 
 use std::path::{Path, PathBuf};
 

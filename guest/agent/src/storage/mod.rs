@@ -5,6 +5,7 @@ mod device_mapper;
 mod fs_group;
 mod huge_pages;
 mod owner;
+mod part;
 mod verity;
 
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use crate::thread::on_thread;
 use crate::{Config, Error, Result, SharedSource};
 
 /// The drivers that [`attach`] knows, by their names on the wire.
-pub(crate) const DRIVERS: [&str; 5] = ["blk", "ephemeral", "local", "overlayfs", "virtio-fs"];
+pub(crate) const DRIVERS: [&str; 6] = ["bind", "blk", "ephemeral", "local", "overlayfs", "virtio-fs"];
 
 /// The folder below which the host may have things mounted.
 const ALLOWED: &str = "/run/kata-containers";
@@ -151,12 +152,14 @@ fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()>
             None
         }
         "local" => {
-            // What is there is as somebody wants it.
-            if !target.exists() {
-                make(target)?;
-                owner::apply(target, &storage.options)?;
-            }
+            make(target)?;
             None
+        }
+        "bind" => {
+            let path = storage.driver_options.iter().find_map(|option| option.strip_prefix("path="));
+            let path = path.ok_or_else(|| Error::Invalid("a part of a volume without its path".into()))?;
+            part::mount_at(allowed(&storage.source)?, Path::new(path), target, &storage.options)?;
+            Some(Undo { target: target.to_owned(), verity: None, is_kept: false })
         }
         "blk" => Some(disk(target, storage)?),
         "overlayfs" => Some(overlay(target, storage)?),
@@ -291,6 +294,13 @@ mod tests {
         };
         assert!(matches!(try_attach(at("scsi", "", &[])), Err(Error::Unsupported(_))));
         assert!(matches!(try_attach(at("blk", "ntfs", &[])), Err(Error::Unsupported(_))));
+        let part = |source: &str, path: &str| Storage {
+            source: source.into(),
+            driver_options: vec![path.into()],
+            ..at("bind", "bind", &[])
+        };
+        assert!(matches!(try_attach(part("/etc", "path=x")), Err(Error::Invalid(_))));
+        assert!(matches!(try_attach(part("/run/kata-containers/v", "x")), Err(Error::Invalid(_))));
         for option in ["lowerdir=/run/kata-containers/a:/etc", "upperdir=/run/kata-containers/../../etc", "metacopy=on"]
         {
             assert!(matches!(try_attach(at("overlayfs", "overlay", &[option])), Err(Error::Invalid(_))), "{option}");

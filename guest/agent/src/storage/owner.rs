@@ -1,7 +1,9 @@
 //! Whose a volume's folder is: options `mode=`, `uid=` and `gid=`, as tmpfs has them.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsFd;
 use std::path::Path;
+
+use rustix::fs::{Gid, Mode, Uid};
 
 use crate::{Error, Result};
 
@@ -15,14 +17,17 @@ pub(super) fn of_fresh(target: &Path, options: &[String]) -> Result<()> {
         return Ok(());
     }
     match std::fs::remove_dir(target.join(LEFT)) {
-        Ok(()) => apply(target, options),
+        Ok(()) => {
+            let folder = std::fs::File::open(target).map_err(Error::system(format!("open {}", target.display())))?;
+            apply(&folder, options)
+        }
         // It is not there, or somebody has put something into it: then it is a folder of theirs.
         Err(_) => Ok(()),
     }
 }
 
 /// Gives a folder its owner and mode.
-pub(super) fn apply(target: &Path, options: &[String]) -> Result<()> {
+pub(super) fn apply(folder: &impl AsFd, options: &[String]) -> Result<()> {
     let value = |name: &str| options.iter().find_map(|option| option.strip_prefix(name));
     let number = |name: &str, radix| {
         value(name).map(|text| {
@@ -33,12 +38,12 @@ pub(super) fn apply(target: &Path, options: &[String]) -> Result<()> {
     let (mode, user, group) =
         (number("mode=", 8).transpose()?, number("uid=", 10).transpose()?, number("gid=", 10).transpose()?);
     // The owner first: it takes bits of the mode away.
-    let owned = std::os::unix::fs::lchown(target, user, group);
+    let owned = rustix::fs::fchown(folder, user.map(Uid::from_raw), group.map(Gid::from_raw));
     let moded = owned.and_then(|()| match mode {
-        Some(mode) => std::fs::set_permissions(target, std::fs::Permissions::from_mode(mode & 0o7777)),
+        Some(mode) => rustix::fs::fchmod(folder, Mode::from_raw_mode(mode & 0o7777)),
         None => Ok(()),
     });
-    moded.map_err(Error::system(format!("give {} its owner", target.display())))
+    moded.map_err(Error::system("give a volume its owner"))
 }
 
 #[cfg(test)]
@@ -63,6 +68,7 @@ mod tests {
         assert!(folder.path().join(LEFT).exists(), "nobody said whose it is");
         of_fresh(folder.path(), &options).unwrap();
         assert_eq!((mode(folder.path()), folder.path().join(LEFT).exists()), (0o2770, false));
-        assert!(matches!(apply(folder.path(), &["mode=9".into()]), Err(Error::Invalid(_))));
+        let opened = std::fs::File::open(folder.path()).unwrap();
+        assert!(matches!(apply(&opened, &["mode=9".into()]), Err(Error::Invalid(_))));
     }
 }

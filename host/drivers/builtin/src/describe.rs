@@ -82,8 +82,9 @@ pub(crate) fn describe(
                 for tap in taps {
                     tap_fds.push(fds.add(tap.try_clone().map_err(Error::system("hand a tap to the monitor"))?));
                 }
-                let vhosts = taps.iter().map(|_| open_vhost()).collect::<Option<Vec<_>>>().unwrap_or_default();
-                let vhost_fds = vhosts.into_iter().map(|vhost| fds.add(vhost)).collect();
+                // Several pairs of queues the monitor serves itself.
+                let vhost = if taps.len() == 1 { open_vhost() } else { None };
+                let vhost_fds = vhost.into_iter().map(|vhost| fds.add(vhost)).collect();
                 api::Device::Net { mac: *mac, tap_fds, vhost_fds }
             }
             other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),

@@ -193,8 +193,10 @@ impl Machine for BuiltinMachine {
     }
 
     fn place(&self, host_cpus: Vec<u32>) -> BoxFuture<'_, Result<()>> {
-        let placed = if self.is_placed { Ok(()) } else { run_on(self.pid, &host_cpus) };
-        Box::pin(async move { self.end.check().and(placed) })
+        Box::pin(async move {
+            self.end.check()?;
+            if self.is_placed { Ok(()) } else { run_on(self.pid, &host_cpus) }
+        })
     }
 
     fn pause(&self) -> BoxFuture<'_, Result<()>> {

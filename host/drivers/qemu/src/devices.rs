@@ -29,6 +29,8 @@ pub(crate) fn add(
     found: &Found,
 ) -> Result<()> {
     let pci = config.machine_type == MachineType::Q35;
+    // Those with places of their own first: QEMU puts the others around them.
+    vfio::add(arguments, spec)?;
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| OsString::from(*word)));
     let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
     let access = if spec.access_platform { ",iommu_platform=on" } else { "" };
@@ -99,7 +101,7 @@ pub(crate) fn add(
             other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
         }
     }
-    vfio::add(arguments, spec)
+    Ok(())
 }
 
 /// Where no place is left.

@@ -190,3 +190,17 @@ async fn is_there(control: &qmp::Client, name: &str) -> Result<bool> {
     let all = control.execute("qom-list", json!({ "path": folder })).await?;
     Ok(all.as_array().into_iter().flatten().any(|one| one.get("name").and_then(Value::as_str) == Some(name)))
 }
+
+/// Gives a disk so many bytes, of which it has no more now.
+pub(crate) async fn resize_disk(control: &qmp::Client, name: &str, bytes: u64) -> Result<()> {
+    let nodes = control.execute("query-named-block-nodes", json!({ "flat": true })).await?;
+    let is_own = |node: &&Value| node.get("node-name").and_then(Value::as_str) == Some(name);
+    let own = nodes.as_array().into_iter().flatten().find(is_own);
+    let size = own.and_then(|node| node.pointer("/image/virtual-size")?.as_u64());
+    let size = size.ok_or_else(|| Error::Invalid(format!("the machine has no disk {name}")))?;
+    if bytes < size {
+        return Err(Error::Invalid(format!("the disk {name} has {size} bytes: with {bytes} it would lose some")));
+    }
+    control.execute("block_resize", json!({ "node-name": name, "size": bytes })).await?;
+    Ok(())
+}

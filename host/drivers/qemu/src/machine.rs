@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
 use crate::command::can_grow;
-use crate::hotplug::Hotplug;
+use crate::hotplug::{self, Hotplug};
 use crate::resize::Size;
 use crate::vsock::Vsock;
 use crate::{Config, devices, place, qmp, resize};
@@ -247,8 +247,8 @@ impl Machine for QemuMachine {
             let Device::Block { serial, .. } = &disk else {
                 return Err(Error::Unsupported(format!("resizing {:?}", disk.kind())));
             };
-            let arguments = serde_json::json!({ "node-name": devices::disk_name(serial)?, "size": bytes });
-            self.until_end(async { Ok(self.control.execute("block_resize", arguments).await.map(drop)?) }).await
+            let name = devices::disk_name(serial)?;
+            self.until_end(hotplug::resize_disk(&self.control, &name, bytes)).await
         })
     }
 

@@ -1,5 +1,7 @@
 //! What a container in a pod sees and gives back, by many small checks in one pod. All of them run on runc, too: a check that
 //! fails there tests nothing.
+//!
+//! Lane: open: containers come later, and their roots are folders of the host's.
 
 mod basics;
 mod files;

@@ -1,4 +1,4 @@
-//! Volumes of each kind, written, read, and filled with small files; and what the host has again of memory that a guest has freed.
+//! Volumes of each kind: written, read back (from the cache of whoever has one), and filled with small files; and what the host has again of memory that a guest has freed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -67,7 +67,7 @@ pub(crate) fn measure(rounds: usize) -> Value {
     let returned = returned(&host);
     drop(containerd);
     host.audit();
-    let bytes = |step: &str| matches!(step, "write" | "read").then_some(BYTES as u64);
+    let bytes = |step: &str| matches!(step, "write" | "read_back").then_some(BYTES as u64);
     let reference = |kind: &str| format!("{REFERENCE} {}", kind.trim_start_matches("runc "));
     json!({
         "bytes": BYTES, "random_reads": READS, "random_writes": WRITES, "files": FILES,
@@ -120,7 +120,7 @@ impl Volume {
     }
 
     fn steps(&self) -> Vec<&'static str> {
-        let mut steps = vec!["write", "read", "random_read", "random_write"];
+        let mut steps = vec!["write", "read_back", "random_read_back", "random_write"];
         if self.kind != Kind::Raw {
             steps.push("files");
         }
@@ -131,8 +131,8 @@ impl Volume {
         let place = self.disk.as_deref().unwrap_or("/data/big");
         let all = self.steps().into_iter().map(|step| match step {
             "write" => format!("guest-probe write {place} {BYTES}"),
-            "read" => format!("guest-probe read {place} {BYTES}"),
-            "random_read" => format!("guest-probe random {place} {READS}"),
+            "read_back" => format!("guest-probe read {place} {BYTES}"),
+            "random_read_back" => format!("guest-probe random {place} {READS}"),
             "random_write" => format!("guest-probe random-write {place} {WRITES}"),
             _ => format!("guest-probe files /data/many {FILES}"),
         });
