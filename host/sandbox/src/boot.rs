@@ -121,6 +121,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         agent,
         range,
         size: Some(least).into(),
+        swap_bytes: Mutex::default(),
         placed: Mutex::new(Some(Place::default())),
         updates: Mutex::default(),
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),

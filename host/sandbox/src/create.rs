@@ -19,7 +19,7 @@ use crate::passthrough::{self, Passed};
 use crate::pod::Pod;
 use crate::size::{self, Limits};
 use crate::state::{Container, Process, State};
-use crate::{CreateRequest, Error, Result, Sandbox, copy, mirror, mount, spec};
+use crate::{CreateRequest, Error, Result, Sandbox, copy, mirror, mount, spec, swap};
 
 /// The annotation by which Kubernetes names the file of a container's last words.
 const TERMINATION_PATH: &str = "io.kubernetes.container.terminationMessagePath";
@@ -30,17 +30,25 @@ impl Sandbox {
     /// # Errors
     /// Whatever a step says; then nothing of the container is left.
     pub async fn create(&self, request: CreateRequest) -> Result<()> {
-        let CreateRequest { id, spec, root, rootfs, stdio } = request;
+        let CreateRequest { id, mut spec, root, rootfs, stdio } = request;
+        let swap_bytes = match &self.config.swap_folder {
+            Some(_) => swap::wanted(&spec, self.config.memory_mib << 20)?,
+            None => 0,
+        };
+        if swap_bytes > 0 {
+            swap::allow(&mut spec, swap_bytes);
+        }
+        let mounted = spec::take_block_mounts(&mut spec);
         let streams = io::Wanted::from(&stdio);
         let process = Process::new(streams.terminal, stdio, None);
-        let (name, limits) = (id.clone(), Limits::of(&spec));
+        let (name, limits) = (id.clone(), Limits::of(&spec).with_swap(swap_bytes));
         let mut cancelled = self.ask(move |state| reserve(state, name, process, Some(limits))).await??;
         let wanted = Wanted {
             id: id.clone(),
             root,
             rootfs,
             mounts: spec.Mounts.clone(),
-            devices: spec::block_devices(&spec),
+            devices: spec::block_devices(&spec, mounted),
             rules: spec::device_rules(&spec),
             copies_files: !self.config.shares_files,
             termination_log: spec.Annotations.get(TERMINATION_PATH).cloned().unwrap_or_default(),
@@ -171,6 +179,7 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, setup)).await?;
     // The first one has the machine that was booted for it; each further one adds to it.
     unless(cancelled, &plan.id, until_end(&pod, size::grow(sandbox, &pod, None))).await?;
+    unless(cancelled, &plan.id, until_end(&pod, swap::grow(sandbox, &pod))).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(&pod, plan, &passed).await?;
     unless(cancelled, &plan.id, until_end(&pod, copy::files(&pod, &mounted.plan.copies))).await?;

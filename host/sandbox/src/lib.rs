@@ -38,6 +38,7 @@ mod start;
 mod state;
 mod stats;
 mod stop;
+mod swap;
 mod terminal;
 mod update;
 mod user_network;
@@ -104,6 +105,8 @@ pub struct Config {
     pub network: coracle_network::Options,
     /// The folder in which volumes are named that are disks (Kata's direct-assigned volumes).
     pub direct_volumes: std::path::PathBuf,
+    /// The folder for the guests' swap, where they get any.
+    pub swap_folder: Option<std::path::PathBuf>,
     /// The size at most of a disk, in MiB, where `emptyDir` volumes that are no memory are disks.
     pub empty_dir_mib: Option<u64>,
     /// How often the guest's clock is compared with the host's, beside the times when that one was set.

@@ -23,6 +23,8 @@ pub(crate) struct Pod {
     pub(crate) range: Option<Range>,
     /// The machine's size, held by who changes it; none where a change was not through.
     pub(crate) size: Mutex<Option<Size>>,
+    /// The guest's swap, held by who adds some.
+    pub(crate) swap_bytes: Mutex<u64>,
     /// Where on the host the machine runs; none where a change was not through.
     pub(crate) placed: Mutex<Option<Place>>,
     /// Held by who updates a container's limits, or resizes a volume.

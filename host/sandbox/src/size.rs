@@ -21,6 +21,8 @@ pub(crate) struct Limits {
     huge_bytes: u64,
     /// Processors of the host (`cpuset`); none is all.
     host_cpus: Vec<u32>,
+    /// Of the guest's swap.
+    swap_bytes: u64,
 }
 
 /// The kernel's period for a quota of processor time, in microseconds.
@@ -31,6 +33,11 @@ impl Limits {
     pub(crate) fn of(spec: &oci::Spec) -> Self {
         let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
         resources.map_or_else(Self::default, |resources| Self::default().changed(resources))
+    }
+
+    /// With so much swap.
+    pub(crate) fn with_swap(self, swap_bytes: u64) -> Self {
+        Self { swap_bytes, ..self }
     }
 
     /// With what `resources` names; what it does not name stays.
@@ -46,6 +53,8 @@ impl Limits {
             cpu_milli: cpu.unwrap_or(self.cpu_milli),
             memory_bytes: memory.map_or(self.memory_bytes, |limit| u64::try_from(limit).unwrap_or(0)),
             huge_bytes: huge.unwrap_or(self.huge_bytes),
+            swap_bytes: self.swap_bytes,
+            // What is no list was refused before.
             host_cpus: resources
                 .CPU
                 .as_ref()
@@ -238,6 +247,12 @@ async fn containers(sandbox: &Sandbox, proposed: Option<Proposed>) -> Result<Vec
         containers.map(|(id, container)| of(id, &container.limits)).collect()
     };
     sandbox.ask(all).await
+}
+
+/// The swap that all containers ask for together.
+pub(crate) async fn swap_bytes(sandbox: &Sandbox) -> Result<u64> {
+    let all = containers(sandbox, None).await?;
+    Ok(all.iter().map(|limits| limits.swap_bytes).fold(0, u64::saturating_add))
 }
 
 /// Refuses limits by which a container would get more, and more than the machine of the pod can ever have.

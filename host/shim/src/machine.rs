@@ -140,6 +140,7 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         labels: settings.guest_labels,
         hook_folder: settings.guest_hook_folder.clone(),
         direct_volumes: settings.storage_direct_volumes.clone(),
+        swap_folder: settings.machine_guest_swap.then(|| settings.machine_swap_folder.clone()),
         empty_dir_mib: (settings.storage_empty_dir == EmptyDir::Disk).then_some(settings.storage_empty_dir_mib),
         network: network_options(settings),
         clock_period: std::time::Duration::from_secs(settings.guest_clock_seconds),

@@ -109,6 +109,7 @@ impl Wanted {
                     needs.empty_disks.extend(volume.empty_disk);
                 }
                 Some(Volume::Mirrored(_)) => {}
+                None if is_node(mount) => {}
                 None => needs.shares_files |= !self.is_copied(mount),
             }
         }
@@ -242,6 +243,8 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
             guest_mount.source = paths::SHM.into();
         } else if let Some(volume) = volume {
             guest_mount.source = plan.take(volume, mount)?;
+        } else if is_bind(mount) && is_node(mount) {
+            // The guest has one of that name, or none: the host's is the host's.
         } else if is_bind(mount) {
             let name = mount_name(mount);
             let target = format!("{guest_folder}/{name}");
@@ -316,6 +319,15 @@ const COPY: &str = "x-coracle.copy";
 
 fn is_copy(mount: &oci::Mount) -> bool {
     mount.options.iter().any(|option| option == COPY)
+}
+
+/// Whether a bind mount is of a character device below `/dev`: a container in a machine gets the machine's.
+fn is_node(mount: &oci::Mount) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let source = Path::new(&mount.source);
+    let is_plain = source.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    let is_there = source.starts_with("/dev") && is_plain;
+    is_there && std::fs::symlink_metadata(source).is_ok_and(|found| found.file_type().is_char_device())
 }
 
 fn file_source(mount: &oci::Mount) -> Result<PathBuf, Error> {
@@ -458,7 +470,10 @@ mod tests {
         assert!(plan(&[mount("/d", "bind", "/nowhere", &[])]).contains("/nowhere"));
         assert!(plan(&[mount("/d", "bind", "relative", &[])]).contains("not absolute"));
         assert!(plan(&[mount("/d", "nfs", "x", &[])]).contains("nfs"));
-        assert!(plan(&[mount("/d", "bind", "/dev/null", &[])]).contains("device"));
+        // The machine has one of its own.
+        let node = plan_of(root.path(), &[mount("/d", "bind", "/dev/null", &[])], false).unwrap();
+        assert_eq!((node.guest_mounts[0].source.as_str(), node.mounts.len()), ("/dev/null", 1));
+        assert!(plan(&[mount("/d", "bind", "/dev/../dev/null", &[])]).contains("device"));
         let missing = plan_of(Path::new("/nowhere"), &[], false).unwrap_err().to_string();
         assert!(missing.contains("/nowhere"));
     }

@@ -4,8 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+use coracle_e2e::bundles::{busybox_folder, end, ext4, script_config};
 use coracle_e2e::cri::{CriError, msg};
-use coracle_e2e::{Containerd, Cri, Host, Pod, monitor};
+use coracle_e2e::{Containerd, Cri, Host, Pod, Shim, gains_disks, monitor};
 use protobuf::MessageField;
 
 /// How long the guest may take to give memory back: its kernel reports every two seconds, and emulation is slow.
@@ -144,6 +145,66 @@ fn memory_that_was_freed_is_the_hosts_again() {
         becomes("memory given back", || given(host), |now| *now + 150 <= held);
         println!("{before} MiB before, {held} while 190 MiB were held, {} after", given(host));
     });
+}
+
+/// Runs a container of a pod of its own with these resources and annotations to its end: its exit code.
+fn end_of(host: &Host, id: &str, script: &str, resources: serde_json::Value, annotations: &serde_json::Value) -> u32 {
+    let base = host.folder.join("base");
+    busybox_folder(&base);
+    let whole = ext4(&host.folder.join("whole.ext4"), Some(&base));
+    let mut config = script_config(script);
+    config["linux"]["resources"] = resources;
+    config["annotations"] = annotations.clone();
+    config["mounts"].as_array_mut().unwrap().push(
+        serde_json::json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] }),
+    );
+    let shim = Shim::start(host, id, config.to_string().as_bytes());
+    shim.create_with_root(id, &[("ext4", &whole, &[])]).unwrap();
+    end(shim)
+}
+
+#[test]
+fn a_machine_has_the_processors_for_its_first_container() {
+    let host = Host::with_own_network();
+    let script = "exit $(busybox nproc)";
+    for (quota, expected) in [(0, 1), (50_000, 1), (150_000, 2)] {
+        let resources = serde_json::json!({ "cpu": { "quota": quota, "period": 100_000 } });
+        let found = end_of(&host, &format!("cpus-{quota}"), script, resources, &serde_json::json!({}));
+        assert_eq!(found, expected, "a quota of {quota}");
+    }
+    host.audit();
+}
+
+#[test]
+fn a_guest_has_the_swap_that_its_containers_ask_for() {
+    if !gains_disks() {
+        return;
+    }
+    let host = Host::with_own_network();
+    let folder = host.folder.join("swap-files");
+    let host = host.set("machine.swap_folder", &format!("{:?}", folder.display().to_string()));
+    let (swappiness, bytes) =
+        ("io.katacontainers.container.resource.swappiness", "io.katacontainers.container.resource.swap_in_bytes");
+    let limit = 64_u64 << 20;
+    let memory = || serde_json::json!({ "memory": { "limit": limit, "swap": limit } });
+    // In MiB, and what the container may use of it.
+    let script = "test $(busybox cat /sys/fs/cgroup/memory.swap.max) = 134217728 || exit 99; \
+        exit $(( $(busybox grep SwapTotal /proc/meminfo | busybox tr -dc 0-9) / 1024 ))";
+    let both = serde_json::json!({ swappiness: "60", bytes: (3 * limit).to_string() });
+    let host = host.set("machine.guest_swap", "true");
+    assert_eq!(end_of(&host, "swap", script, memory(), &both), 128);
+    let script = "exit $(( $(busybox grep SwapTotal /proc/meminfo | busybox tr -dc 0-9) / 1024 ))";
+    assert_eq!(end_of(&host, "like-memory", script, memory(), &serde_json::json!({ swappiness: "1" })), 64);
+    assert_eq!(end_of(&host, "no-swap", script, memory(), &serde_json::json!({ bytes: "100000000" })), 0);
+    let left: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .flatten()
+        .map(|entry| (entry.path(), entry.metadata().unwrap().len()))
+        .collect();
+    assert!(left.is_empty(), "the files have a name: {left:?}");
+    let host = host.set("machine.guest_swap", "false");
+    assert_eq!(end_of(&host, "off", script, memory(), &both), 0);
+    host.audit();
 }
 
 /// The processors of the host that the monitor's threads may use, each once.

@@ -70,6 +70,7 @@ fn config(folder: &Path) -> Config {
         labels: false,
         hook_folder: String::new(),
         empty_dir_mib: None,
+        swap_folder: None,
         direct_volumes: "/nowhere".into(),
         shares_files: true,
         sealed: false,

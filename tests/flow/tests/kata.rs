@@ -205,6 +205,11 @@ fn files_are_copied_to_the_shared_folder_and_nowhere_else() {
         assert!(usage.len() == 2 && usage[0].total > 0 && usage[0].used <= usage[0].total, "{usage:?}");
         let elsewhere = msg::VolumeStatsRequest { volume_guest_path: "/etc".into(), ..Default::default() };
         assert_eq!(call(&client, "GetVolumeStats", &elsewhere).await, Err(ttrpc::Code::INVALID_ARGUMENT));
+        let resize =
+            |path: &str| msg::ResizeVolumeRequest { volume_guest_path: path.into(), size: 1, ..Default::default() };
+        assert_eq!(call(&client, "ResizeVolume", &resize("/etc")).await, Err(ttrpc::Code::INVALID_ARGUMENT));
+        // What is shared here is a folder of memory.
+        assert_eq!(call(&client, "ResizeVolume", &resize(shared)).await, Err(ttrpc::Code::UNIMPLEMENTED));
     });
 }
 
@@ -213,14 +218,9 @@ fn what_the_agent_does_not_do_it_says_by_its_code() {
     in_own_mounts(async {
         let (_serving, client, _socket, _) = serve_agent("codes").await;
         let nothing = coracle_protocol::protobuf::well_known_types::empty::Empty::new();
-        for method in [
-            "MemAgentMemcgSet",
-            "MemAgentCompactSet",
-            "MemHotplugByProbe",
-            "UpdateEphemeralMounts",
-            "ResizeVolume",
-            "SetPolicy",
-        ] {
+        for method in
+            ["MemAgentMemcgSet", "MemAgentCompactSet", "MemHotplugByProbe", "UpdateEphemeralMounts", "SetPolicy"]
+        {
             assert_eq!(call(&client, method, &nothing).await, Err(ttrpc::Code::UNIMPLEMENTED), "{method}");
         }
         // ttrpc's own word for a method that nobody has.

@@ -8,6 +8,7 @@
 //! `guest-probe serve PORT COUNT` serves so many connections of the two that follow, one at a time, and says "serves" first.
 //! `guest-probe stream ADDRESS:PORT BYTES` sends bytes until all have been read, `guest-probe pings ADDRESS:PORT COUNT` sends a byte and
 //! waits for one, again and again: how many microseconds it takes.
+//! `guest-probe unix serve PATH` says "serves", and answers one line at that socket; `guest-probe unix ask PATH` sends one and prints the answer.
 //! `guest-probe watch FOLDER NAME`: says "watching", and the name when something was moved to it in that folder (inotify).
 //! `guest-probe call NAME ARGUMENT`: makes a system call (keyctl, getpid), and prints "ok" or the kernel's refusal.
 
@@ -30,6 +31,8 @@ fn main() -> ExitCode {
         ("vsock", Ok(port), Ok(bytes)) => write_once(port, bytes).map(|taken| taken.to_string()),
         ("get", _, _) => get(first, second),
         ("watch", _, _) => watch(first, second),
+        ("unix", _, _) if first == "serve" => net::serve_unix(second),
+        ("unix", _, _) if first == "ask" => net::ask_unix(second),
         ("serve", Ok(port), Ok(count)) => net::serve(port, count),
         ("stream", _, Ok(bytes)) => net::stream(first, bytes),
         ("pings", _, Ok(count)) => net::pings(first, count),
@@ -170,7 +173,7 @@ fn usage() -> ExitCode {
     eprintln!(
         "usage: guest-probe vsock PORT BYTES | get ADDRESS:PORT PATH | call NAME ARGUMENT | read FILE BYTES | random FILE COUNT | \
          random-write FILE COUNT | write FILE BYTES | files FOLDER COUNT | serve PORT COUNT | stream ADDRESS:PORT BYTES | \
-         pings ADDRESS:PORT COUNT | watch FOLDER NAME"
+         pings ADDRESS:PORT COUNT | unix serve|ask PATH | watch FOLDER NAME"
     );
     ExitCode::from(2)
 }

@@ -1,7 +1,8 @@
-//! TCP between two ends, by the clock.
+//! TCP between two ends, by the clock; and a socket that has a path.
 
-use std::io::{Error, Read, Result, Write};
+use std::io::{BufRead, BufReader, Error, Read, Result, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 /// What a connection is for, as its first byte says.
@@ -76,4 +77,24 @@ pub(crate) fn pings(address: &str, count: usize) -> Result<String> {
         stream.read_exact(&mut [0])?;
     }
     Ok(start.elapsed().as_micros().to_string())
+}
+
+/// Answers one line at the socket `path`.
+pub(crate) fn serve_unix(path: &str) -> Result<String> {
+    let listener = UnixListener::bind(path)?;
+    println!("serves");
+    let (mut stream, _) = listener.accept()?;
+    let mut line = String::new();
+    BufReader::new(stream.try_clone()?).read_line(&mut line)?;
+    stream.write_all(format!("heard {line}").as_bytes())?;
+    Ok("served".into())
+}
+
+/// Sends a line to the socket `path`; the answer.
+pub(crate) fn ask_unix(path: &str) -> Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.write_all(b"a word\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.trim_end().to_owned())
 }

@@ -7,7 +7,7 @@ use coracle_e2e::bundles::HostMount;
 use coracle_e2e::cri::msg;
 use coracle_e2e::gains_disks;
 
-use crate::{Bench, Check, holds, same};
+use crate::{Bench, Check, holds, same, security};
 
 /// What has to be there before the pod, as kubelet has it: memory, mounted, and what is to go before it.
 pub(crate) struct Prepared {
@@ -240,6 +240,60 @@ pub(crate) const CHECKS: &[Check] = &[
         for round in 0..3 {
             let devices = devices.clone();
             same(b.printed(&format!("blocks-{round}"), script, |config| config.devices = devices)?, "...\n".into())?;
+        }
+        Ok(())
+    }),
+    ("a_device_of_dev_is_there_by_its_number", |b| {
+        let node = msg::Mount { container_path: "/data".into(), host_path: "/dev/kmsg".into(), ..Default::default() };
+        // As kubelet mounts a hostPath: the machine has one of its own.
+        let script =
+            "stat -c '%F %t:%T' /data; grep ' /data ' /proc/self/mountinfo | grep -o ' /kmsg /data .* devtmpfs'";
+        let output = b.printed("kmsg", script, |config| config.mounts.push(node))?;
+        holds(&output, "character special file 1:b\n /kmsg /data ")
+    }),
+    ("a_block_device_by_a_mount_has_a_file_system_made_on_it", |b| {
+        if !gains_disks() {
+            return Ok(());
+        }
+        let disk = Loop::new(b, "mounted-disk")?;
+        let mount = msg::Mount { container_path: "/data".into(), host_path: disk.0.clone(), ..Default::default() };
+        let script = "stat -c %F /data; busybox mke2fs -F /data >/dev/null 2>&1 && mkdir /m && mount -t ext4 /data /m && echo kept >/m/f && \
+            umount /m && mount -t ext4 -o ro /data /m && cat /m/f; umount /m";
+        let output = b.printed("mount-block", script, |config| {
+            security(config).privileged = true;
+            config.mounts.push(mount);
+        })?;
+        same(output, "block special file\nkept\n".into())
+    }),
+    ("a_block_device_is_its_containers_alone", |b| {
+        if !gains_disks() {
+            return Ok(());
+        }
+        let (own, other) = (Loop::new(b, "own-disk")?, Loop::new(b, "other-disk")?);
+        let id = b.pod.start("other-block", &["sleep", "1000"], |config| config.devices.push(other.device("rwm")));
+        let id = id.map_err(|e| e.1)?;
+        // Whatever number it may have, there is one that opens.
+        let script = "m=$((0x$(stat -c %t /dev/xvda))); c=0; for n in 0 1 2 3 4 5 6 7 16 32 48 64 80; do busybox mknod /tmp/n$n b $m $n; \
+            dd if=/tmp/n$n of=/dev/null bs=1 count=1 2>/dev/null && c=$((c+1)); done; echo $c";
+        let output = b.printed("own-block", script, |config| config.devices.push(own.device("rwm")));
+        b.cri.remove(&id).map_err(|e| e.1)?;
+        same(output?, "1\n".into())
+    }),
+    ("a_socket_in_a_volume_joins_two_containers", |b| {
+        for (word, volume) in [
+            ("memory", b.folder.join("volumes/kubernetes.io~empty-dir/memory")),
+            ("folder", b.folder.join("volumes/kubernetes.io~empty-dir/sockets")),
+        ] {
+            std::fs::create_dir_all(&volume).map_err(text)?;
+            let name = format!("uds-{word}");
+            let command = ["guest-probe", "unix", "serve", "/data/socket"];
+            let id = b.pod.start(&name, &command, |config| config.mounts.push(mounted(&volume))).map_err(|e| e.1)?;
+            b.pod.await_log(&name, "serves");
+            let ask = "guest-probe unix ask /data/socket; rm /data/socket";
+            let output = b.printed(&format!("ask-{word}"), ask, |config| config.mounts.push(mounted(&volume)))?;
+            same((word, output.as_str()), (word, "heard a word\n"))?;
+            same(b.cri.ended(&id).exit_code, 0)?;
+            b.cri.remove(&id).map_err(|e| e.1)?;
         }
         Ok(())
     }),
