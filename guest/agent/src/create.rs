@@ -28,7 +28,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     let _reservation = agent.reserve(&id)?;
     let spec = request.OCI.into_option();
     let mut spec = spec.ok_or_else(|| Error::Invalid("CreateContainer without a specification".into()))?;
-    if !request.devices.is_empty() {
+    if devices::names_any(&request.devices, &spec) {
         let (devices, mut resolved) = (request.devices, spec);
         // The kernel may not see them yet.
         spec = on_thread(move || devices::resolve(&devices, &mut resolved).map(|()| resolved)).await?;

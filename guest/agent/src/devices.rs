@@ -12,7 +12,13 @@ const BLOCK: &str = "blk";
 /// `0000:01:00.0=1e/04`.
 const PASSED: &str = "vfio-pci-gk";
 
-/// Puts the guest's numbers for those of the host, in the container's devices and in its rules for them. It may wait for the kernel
+/// Whether there is anything for [`resolve`].
+pub(crate) fn names_any(devices: &[Device], spec: &oci::Spec) -> bool {
+    !devices.is_empty() || spec.Mounts.iter().any(|mount| block::is_name(&mount.source))
+}
+
+/// Puts the guest's numbers for those of the host, in the container's devices and in its rules for them, and its names of disks that are
+/// mounted. It may wait for the kernel
 /// to see a device.
 pub(crate) fn resolve(devices: &[Device], spec: &mut oci::Spec) -> Result<()> {
     let mut numbers = Vec::new();
@@ -36,6 +42,10 @@ pub(crate) fn resolve(devices: &[Device], spec: &mut oci::Spec) -> Result<()> {
         let number = number(&block::of_device(device)?.number)?;
         numbers.push(((own.Major, own.Minor), number));
         (own.Major, own.Minor) = number;
+    }
+    // Disks that are mounted as they are.
+    for mount in spec.Mounts.iter_mut().filter(|mount| block::is_name(&mount.source)) {
+        mount.source = block::find(&mount.source)?.path();
     }
     let resources = spec.Linux.as_mut().and_then(|linux| linux.Resources.as_mut());
     for rule in resources.map(|resources| resources.Devices.as_mut_slice()).unwrap_or_default() {

@@ -175,8 +175,9 @@ pub(crate) fn apply(root: BorrowedFd<'_>, wanted: &Mount) -> Result<()> {
     let options = Options::parse(options.into_iter().flatten().map(String::as_str))?;
     let step = || format!("mount {} on {}", source.display(), destination.display());
     let bind = options.flags.contains(MsFlags::MS_BIND) || kind == "bind";
+    // A node of /dev is mounted over a file, too.
     let file =
-        bind && std::fs::metadata(&source).step(|| format!("find the mount source {}", source.display()))?.is_file();
+        bind && !std::fs::metadata(&source).step(|| format!("find the mount source {}", source.display()))?.is_dir();
     let target = if file { file_in(root, destination)? } else { directory_in(root, destination)? };
     let target = descriptor_path(&target);
     if bind {

@@ -38,7 +38,6 @@ impl Sandbox {
         if swap_bytes > 0 {
             swap::allow(&mut spec, swap_bytes);
         }
-        let mounted = spec::take_block_mounts(&mut spec);
         let streams = io::Wanted::from(&stdio);
         let process = Process::new(streams.terminal, stdio, None);
         let (name, limits) = (id.clone(), Limits::of(&spec).with_swap(swap_bytes));
@@ -48,7 +47,7 @@ impl Sandbox {
             root,
             rootfs,
             mounts: spec.Mounts.clone(),
-            devices: spec::block_devices(&spec, mounted),
+            devices: spec::block_devices(&spec),
             rules: spec::device_rules(&spec),
             copies_files: !self.config.shares_files,
             termination_log: spec.Annotations.get(TERMINATION_PATH).cloned().unwrap_or_default(),

@@ -93,9 +93,8 @@ fn is_block(device: &oci::LinuxDevice) -> bool {
 }
 
 /// Block devices of the host's that the container is given. A privileged one is given all that the host has, which is none.
-/// Those that were `mounted` somebody wants in it.
-pub(crate) fn block_devices(spec: &oci::Spec, mounted: Vec<oci::LinuxDevice>) -> Vec<oci::LinuxDevice> {
-    let Some(linux) = spec.Linux.as_ref().filter(|linux| !is_privileged(linux)) else { return mounted };
+pub(crate) fn block_devices(spec: &oci::Spec) -> Vec<oci::LinuxDevice> {
+    let Some(linux) = spec.Linux.as_ref().filter(|linux| !is_privileged(linux)) else { return Vec::new() };
     linux.Devices.iter().filter(|device| is_block(device)).cloned().collect()
 }
 
@@ -115,35 +114,6 @@ pub(crate) fn huge_pages(spec: &oci::Spec) -> Vec<(u64, u64)> {
         text.get(..end)?.parse::<u64>().ok()?.checked_shl(shift)
     };
     limits.iter().filter_map(|limit| Some((page(&limit.Pagesize)?, limit.Limit))).collect()
-}
-
-/// Takes the bind mounts of block devices out of a specification: what they show is a device of the container, at that place. Whether it
-/// may use it is said by its rules, as for every device.
-pub(crate) fn take_block_mounts(spec: &mut oci::Spec) -> Vec<oci::LinuxDevice> {
-    use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    let mut devices = Vec::new();
-    spec.Mounts.retain(|mount| {
-        let is_bind = mount.type_ == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind");
-        // A link of somebody's is not followed to a disk.
-        let found = std::fs::symlink_metadata(&mount.source).ok().filter(|found| found.file_type().is_block_device());
-        let Some(found) = found.filter(|_| is_bind) else { return true };
-        let (major, minor) = (rustix::fs::major(found.rdev()), rustix::fs::minor(found.rdev()));
-        devices.push(oci::LinuxDevice {
-            Path: mount.destination.clone(),
-            Type: "b".into(),
-            Major: major.into(),
-            Minor: minor.into(),
-            FileMode: found.mode() & 0o7777,
-            UID: found.uid(),
-            GID: found.gid(),
-            ..Default::default()
-        });
-        false
-    });
-    if !devices.is_empty() {
-        spec.Linux.mut_or_insert_default().Devices.extend(devices.iter().cloned());
-    }
-    devices
 }
 
 /// Character devices of the host's that the container is given; a privileged one likewise.

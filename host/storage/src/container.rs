@@ -110,6 +110,7 @@ impl Wanted {
                 }
                 Some(Volume::Mirrored(_)) => {}
                 None if is_node(mount) => {}
+                None if let Some((disk, _)) = mounted_disk(mount, self)? => add(&mut needs.disks, disk),
                 None => needs.shares_files |= !self.is_copied(mount),
             }
         }
@@ -243,6 +244,9 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
             guest_mount.source = paths::SHM.into();
         } else if let Some(volume) = volume {
             guest_mount.source = plan.take(volume, mount)?;
+        } else if let Some((disk, name)) = mounted_disk(mount, wanted)? {
+            add(&mut plan.devices, disk);
+            guest_mount.source = name;
         } else if is_bind(mount) && is_node(mount) {
             // The guest has one of that name, or none: the host's is the host's.
         } else if is_bind(mount) {
@@ -319,6 +323,11 @@ const COPY: &str = "x-coracle.copy";
 
 fn is_copy(mount: &oci::Mount) -> bool {
     mount.options.iter().any(|option| option == COPY)
+}
+
+/// The disk that a bind mount shows, and its name in the guest.
+fn mounted_disk(mount: &oci::Mount, wanted: &Wanted) -> Result<Option<(Device, String)>, Error> {
+    if is_bind(mount) { volumes::mounted_disk(mount, &wanted.rules) } else { Ok(None) }
 }
 
 /// Whether a bind mount is of a character device below `/dev`: a container in a machine gets the machine's.

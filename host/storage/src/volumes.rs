@@ -323,6 +323,30 @@ pub(crate) fn raw(
     Ok((disk(&path, read_only), told))
 }
 
+/// The disk that a bind mount of a block device shows, and its name in the guest; `None` for any other mount. The rules for devices say
+/// whether it may be written to.
+///
+/// # Errors
+/// As [`raw`].
+pub(crate) fn mounted_disk(
+    mount: &oci::Mount,
+    rules: &[oci::LinuxDeviceCgroup],
+) -> Result<Option<(Device, String)>, Error> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    // A link of somebody's is not followed to a disk.
+    let found = std::fs::symlink_metadata(&mount.source).ok().filter(|found| found.file_type().is_block_device());
+    let Some(found) = found else { return Ok(None) };
+    let device = oci::LinuxDevice {
+        Path: mount.source.clone(),
+        Type: "b".into(),
+        Major: rustix::fs::major(found.rdev()).into(),
+        Minor: rustix::fs::minor(found.rdev()).into(),
+        ..Default::default()
+    };
+    let (disk, told) = raw(&device, rules)?;
+    Ok(Some((disk, told.vm_path)))
+}
+
 /// The device file of a block device, by its number.
 fn host_device(sys: &Path, dev: &Path, device: &oci::LinuxDevice) -> Result<PathBuf, Error> {
     let missing = |why: String| {

@@ -36,6 +36,11 @@ impl Disk {
     }
 }
 
+/// Whether a path is a disk's name on the wire.
+pub(crate) fn is_name(path: &str) -> bool {
+    path.starts_with(BY_SERIAL)
+}
+
 /// The disk that `source` names; one that the kernel does not see yet is waited for.
 pub(crate) fn find(source: &str) -> Result<Disk> {
     await_device(|| find_in(Path::new(DISKS), source))
@@ -48,7 +53,7 @@ pub(crate) fn at(slots: &[u32]) -> Result<Disk> {
 
 /// The disk of a device of the wire: by the name that udev gives it, or by its PCI path.
 pub(crate) fn of_device(device: &Device) -> Result<Disk> {
-    if device.vm_path.starts_with(BY_SERIAL) {
+    if is_name(&device.vm_path) {
         return find(&device.vm_path);
     }
     at(&pci::slots(&device.id)?)

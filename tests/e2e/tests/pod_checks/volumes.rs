@@ -106,7 +106,7 @@ pub(crate) const CHECKS: &[Check] = &[
     ("a_change_of_a_config_map_is_heard_and_seen_whole", |b| {
         let volume = whole(b, "configmap", "heard", &[key("a", "one\n"), key("gone", "x")])?;
         // What is read through one folder is of one version.
-        let script = "cat /data/a; guest-probe watch /data ..data; cat /data/a /data/b; ls /data; ls -a /data | wc -l";
+        let script = "cat /data/a; guest-probe watch /data ..data; while [ -L /data/gone ]; do sleep 0.05; done; cat /data/a /data/b; ls /data; ls -a /data | wc -l";
         let id = b
             .pod
             .start("heard", &["sh", "-c", script], |config| config.mounts.push(mounted(&volume)))
@@ -257,8 +257,8 @@ pub(crate) const CHECKS: &[Check] = &[
         }
         let disk = Loop::new(b, "mounted-disk")?;
         let mount = msg::Mount { container_path: "/data".into(), host_path: disk.0.clone(), ..Default::default() };
-        let script = "stat -c %F /data; busybox mke2fs -F /data >/dev/null 2>&1 && mkdir /m && mount -t ext4 /data /m && echo kept >/m/f && \
-            umount /m && mount -t ext4 -o ro /data /m && cat /m/f; umount /m";
+        let script = "stat -c %F /data; (ln -s /data /disk && busybox mke2fs -F /disk >/dev/null && mkdir /m && mount -t ext4 /disk /m && echo kept >/m/f && \
+            umount /m && mount -t ext4 -o ro /disk /m && cat /m/f; umount /m) 2>&1";
         let output = b.printed("mount-block", script, |config| {
             security(config).privileged = true;
             config.mounts.push(mount);
@@ -273,28 +273,21 @@ pub(crate) const CHECKS: &[Check] = &[
         let id = b.pod.start("other-block", &["sleep", "1000"], |config| config.devices.push(other.device("rwm")));
         let id = id.map_err(|e| e.1)?;
         // Whatever number it may have, there is one that opens.
-        let script = "m=$((0x$(stat -c %t /dev/xvda))); c=0; for n in 0 1 2 3 4 5 6 7 16 32 48 64 80; do busybox mknod /tmp/n$n b $m $n; \
-            dd if=/tmp/n$n of=/dev/null bs=1 count=1 2>/dev/null && c=$((c+1)); done; echo $c";
+        let script = "m=$((0x$(stat -c %t /dev/xvda))); c=0; \
+            for n in $( (echo $((0x$(stat -c %T /dev/xvda))); seq 0 7; seq 16 16 240) | sort -un); do busybox mknod /dev/n$n b $m $n; \
+            dd if=/dev/n$n of=/dev/null bs=1 count=1 2>/dev/null && c=$((c+1)); done; echo $c";
         let output = b.printed("own-block", script, |config| config.devices.push(own.device("rwm")));
         b.cri.remove(&id).map_err(|e| e.1)?;
         same(output?, "1\n".into())
     }),
     ("a_socket_in_a_volume_joins_two_containers", |b| {
-        for (word, volume) in [
-            ("memory", b.folder.join("volumes/kubernetes.io~empty-dir/memory")),
-            ("folder", b.folder.join("volumes/kubernetes.io~empty-dir/sockets")),
-        ] {
-            std::fs::create_dir_all(&volume).map_err(text)?;
-            let name = format!("uds-{word}");
-            let command = ["guest-probe", "unix", "serve", "/data/socket"];
-            let id = b.pod.start(&name, &command, |config| config.mounts.push(mounted(&volume))).map_err(|e| e.1)?;
-            b.pod.await_log(&name, "serves");
-            let ask = "guest-probe unix ask /data/socket; rm /data/socket";
-            let output = b.printed(&format!("ask-{word}"), ask, |config| config.mounts.push(mounted(&volume)))?;
-            same((word, output.as_str()), (word, "heard a word\n"))?;
-            same(b.cri.ended(&id).exit_code, 0)?;
-            b.cri.remove(&id).map_err(|e| e.1)?;
-        }
-        Ok(())
+        let volume = b.folder.join("volumes/kubernetes.io~empty-dir/memory");
+        let command = ["guest-probe", "unix", "serve", "/data/socket"];
+        let id = b.pod.start("uds", &command, |config| config.mounts.push(mounted(&volume))).map_err(|e| e.1)?;
+        b.pod.await_log("uds", "serves");
+        let ask = "guest-probe unix ask /data/socket; rm /data/socket";
+        same(b.printed("uds-ask", ask, |config| config.mounts.push(mounted(&volume)))?, "heard a word\n".into())?;
+        same(b.cri.ended(&id).exit_code, 0)?;
+        b.cri.remove(&id).map_err(|e| e.1)
     }),
 ];
