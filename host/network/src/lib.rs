@@ -28,7 +28,7 @@ pub mod user;
 use coracle_machine::NETS_MAX;
 pub use link::{Address, Contents, Link, Neighbour, Route, RouteKind};
 pub use model::{Function, Hold, Model, Options, Switches};
-pub use namespace::{Namespace, Taken, give_back};
+pub use namespace::{Namespace, Taken, give_back, give_devices_back};
 pub use steer::Steered;
 
 /// What this crate gives back.

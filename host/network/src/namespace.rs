@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_machine::PciAddress;
 use futures::TryStreamExt;
@@ -343,18 +344,26 @@ pub async fn give_back(path: &Path, links: &[Hold]) {
         }
         Err(error) => {
             log::info!("no link is given back: {error}");
-            // A device is the host's all the same.
-            for function in links.iter().filter_map(|hold| hold.function.as_ref()) {
-                take_function_back(function).await;
-            }
+            give_devices_back(links).await;
         }
     }
 }
 
+/// Gives back the devices among links alone, where nobody knows of a namespace any more: they are the host's all the same.
+pub async fn give_devices_back(links: &[Hold]) {
+    for function in links.iter().filter_map(|hold| hold.function.as_ref()) {
+        take_function_back(function).await;
+    }
+}
+
+/// How long a device's driver may take to have it again.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Gives a device to its driver again, on a thread of its own: the kernel waits for whoever has it open.
 async fn take_function_back(function: &Function) {
     let own = function.clone();
-    if let Err(error) = tokio::task::spawn_blocking(move || function::take_back(&own)).await {
-        log::warn!("the PCI device {} is not its driver's again: {error}", function.rebind.address);
+    let work = tokio::task::spawn_blocking(move || function::take_back(&own));
+    if tokio::time::timeout(DEVICE_PATIENCE, work).await.is_err() {
+        log::warn!("the PCI device {} is not its driver's again: somebody has it open", function.rebind.address);
     }
 }

@@ -36,7 +36,8 @@ impl Sandbox {
             None => 0,
         };
         if swap_bytes > 0 {
-            swap::allow(&mut spec, swap_bytes);
+            let linux = spec.Linux.as_mut();
+            swap::allow(linux.and_then(|linux| linux.Resources.as_mut()), swap_bytes);
         }
         let streams = io::Wanted::from(&stdio);
         let process = Process::new(streams.terminal, stdio, None);

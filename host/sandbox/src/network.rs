@@ -34,10 +34,12 @@ fn note_taken<'a>(folder: &Path, holds: impl Iterator<Item = &'a Hold>) -> Resul
 }
 
 /// Gives back links of the pod that `spec` describes, after one that could not do so itself.
-pub async fn give_back_network(spec: &oci::Spec, links: &[Hold]) {
-    // A specification that is refused has taken none.
-    if let Ok(Some(path)) = spec::network(spec) {
-        coracle_network::give_back(&path, links).await;
+///
+/// Without a specification, or one that names no namespace, the devices among them are the host's again.
+pub async fn give_back_network(spec: Option<&oci::Spec>, links: &[Hold]) {
+    match spec.map(spec::network) {
+        Some(Ok(Some(path))) => coracle_network::give_back(&path, links).await,
+        _ => coracle_network::give_devices_back(links).await,
     }
 }
 

@@ -40,6 +40,11 @@ impl Limits {
         Self { swap_bytes, ..self }
     }
 
+    /// The swap that it may use, in bytes.
+    pub(crate) fn swap_bytes(&self) -> u64 {
+        self.swap_bytes
+    }
+
     /// With what `resources` names; what it does not name stays.
     pub(crate) fn changed(&self, resources: &oci::LinuxResources) -> Self {
         let cpu = resources.CPU.as_ref().filter(|cpu| cpu.Quota != 0).map(|cpu| {

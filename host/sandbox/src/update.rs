@@ -9,7 +9,7 @@ use coracle_protocol::protobuf::MessageField;
 
 use crate::agent::Patience;
 use crate::pod::Pod;
-use crate::{Error, Result, Sandbox, size, spec};
+use crate::{Error, Result, Sandbox, size, spec, swap};
 
 impl Sandbox {
     /// Sets the limits that `resources` names. The machine grows first, or shrinks afterwards, where it can.
@@ -40,6 +40,9 @@ async fn update(
         let proposed = (container.clone(), after.clone());
         size::check(sandbox, pod, proposed.clone()).await?;
         size::grow(sandbox, pod, Some(proposed)).await?;
+    }
+    if after.swap_bytes() > 0 {
+        swap::allow(Some(&mut resources), after.swap_bytes());
     }
     spec::for_guest_resources(&mut resources);
     let request = UpdateContainerRequest {

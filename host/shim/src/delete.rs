@@ -30,9 +30,12 @@ fn own_spec(args: &Args) -> Option<oci::Spec> {
 /// it to the next one.
 pub(crate) fn give_links_back(args: &Args, pod: &Path) {
     let links = coracle_sandbox::taken_links(&folder::machine(pod));
-    let Some(spec) = (!links.is_empty()).then(|| own_spec(args)).flatten() else { return };
+    if links.is_empty() {
+        return;
+    }
+    let spec = own_spec(args);
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(coracle_sandbox::give_back_network(&spec, &links)),
+        Ok(runtime) => runtime.block_on(coracle_sandbox::give_back_network(spec.as_ref(), &links)),
         Err(error) => log::warn!("the links of {} are not given back: {error}", args.id),
     }
 }

@@ -194,7 +194,17 @@ impl ContainerPlan {
             }
             Volume::Guests(volume) => {
                 volume.disk.into_iter().for_each(|disk| add(&mut self.devices, disk));
-                self.storages.extend(volume.storages);
+                for mut storage in volume.storages {
+                    // The pages that a container may use are set aside once, for whichever of its volumes.
+                    let page = |storage: &Storage| {
+                        storage.options.iter().find(|option| option.starts_with("pagesize=")).cloned()
+                    };
+                    let own = page(&storage);
+                    if own.is_some() && self.storages.iter().any(|other| page(other) == own) {
+                        storage.driver_options.push(RESERVED.into());
+                    }
+                    self.storages.push(storage);
+                }
                 Ok(volume.place)
             }
         }
@@ -324,6 +334,9 @@ fn host_bind(mount: &oci::Mount, target: PathBuf) -> Result<HostMount, Error> {
     }
     Ok(HostMount { kind: "bind".into(), source: bind_source(mount)?, target, options, owners: owners(mount)? })
 }
+
+/// The driver's option for huge pages that were set aside before.
+const RESERVED: &str = "reserved";
 
 /// The folder of what containers of a pod share, beside their own. No container is called so.
 pub const SHARES: &str = "@volumes";

@@ -164,16 +164,12 @@ fn empty_dir(source: &Path, wanted: &Wanted) -> Result<Option<Guests>, Error> {
         HUGETLBFS_MAGIC => {
             let mut options = root.options();
             options.push(format!("pagesize={block_bytes}"));
-            // Kubelet gives it none: it has as much as its first container may use.
+            // Kubelet gives it none: it has as much as its first container may use. One that may use none finds it there.
             let limit = wanted.huge_pages.iter().find(|(page, _)| *page == block_bytes).map_or(0, |(_, limit)| *limit);
             let bytes = if bytes == 0 { limit } else { bytes };
-            if bytes == 0 {
-                return Err(Error::Invalid(format!(
-                    "the volume {} is of huge pages of {block_bytes} bytes, and the container has no limit of those: give it one",
-                    source.display()
-                )));
+            if bytes > 0 {
+                options.push(format!("size={bytes}"));
             }
-            options.push(format!("size={bytes}"));
             Ok(Some(Guests::of(memory(source, "hugetlbfs", options))))
         }
         TMPFS_MAGIC if is_mount => {
@@ -307,13 +303,8 @@ pub(crate) fn raw(
     rules: &[oci::LinuxDeviceCgroup],
 ) -> Result<(Device, agent::Device), Error> {
     let path = host_device(Path::new("/sys/dev/block"), Path::new("/dev"), device)?;
-    let fits = |own: i64, rule: Option<i64>| rule.is_none_or(|number| number < 0 || number == own);
-    let is_about = |rule: &&oci::LinuxDeviceCgroup| {
-        matches!(rule.Type.as_str(), "b" | "a" | "") && fits(device.Major, rule.Major) && fits(device.Minor, rule.Minor)
-    };
-    let about_writes = |rule: &&oci::LinuxDeviceCgroup| rule.Access.is_empty() || rule.Access.contains('w');
-    // The last one that says anything of it counts; without one it is closed, and the guest is not to be trusted with that.
-    let read_only = !rules.iter().rev().filter(is_about).find(about_writes).is_some_and(|rule| rule.Allow);
+    // The guest is not to be trusted with what the container may not do.
+    let read_only = !may(device, rules, 'w');
     let told = agent::Device {
         type_: "blk".into(),
         vm_path: guest_name(&path),
@@ -323,19 +314,20 @@ pub(crate) fn raw(
     Ok((disk(&path, read_only), told))
 }
 
-/// The disk that a bind mount of a block device shows, and its name in the guest; `None` for any other mount. The rules for devices say
-/// whether it may be written to.
+/// The disk that a bind mount of a block device shows, and its name in the guest; `None` for any other mount. It is a device file of the
+/// host's own: a guest can make one of any number where the host shares a folder with it.
 ///
 /// # Errors
-/// As [`raw`].
+/// As [`raw`]; [`Error::Unsupported`] where no rule for devices opens it, as for a container that is not privileged.
 pub(crate) fn mounted_disk(
     mount: &oci::Mount,
     rules: &[oci::LinuxDeviceCgroup],
 ) -> Result<Option<(Device, String)>, Error> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let source = Path::new(&mount.source);
     // A link of somebody's is not followed to a disk.
-    let found = std::fs::symlink_metadata(&mount.source).ok().filter(|found| found.file_type().is_block_device());
-    let Some(found) = found else { return Ok(None) };
+    let found = std::fs::symlink_metadata(source).ok().filter(|found| found.file_type().is_block_device());
+    let Some(found) = found.filter(|_| source.starts_with("/dev")) else { return Ok(None) };
     let device = oci::LinuxDevice {
         Path: mount.source.clone(),
         Type: "b".into(),
@@ -344,7 +336,24 @@ pub(crate) fn mounted_disk(
         ..Default::default()
     };
     let (disk, told) = raw(&device, rules)?;
+    if disk.path() != Some(source) {
+        return Ok(None);
+    }
+    if !may(&device, rules, 'r') {
+        let destination = mount.destination.clone().into();
+        return Err(Error::Unsupported { destination, kind: "block device that the container may not open".into() });
+    }
     Ok(Some((disk, told.vm_path)))
+}
+
+/// Whether a container's rules let it do that to a device: the last one that says anything of it counts, and without one it is closed.
+fn may(device: &oci::LinuxDevice, rules: &[oci::LinuxDeviceCgroup], access: char) -> bool {
+    let fits = |own: i64, rule: Option<i64>| rule.is_none_or(|number| number < 0 || number == own);
+    let is_about = |rule: &&oci::LinuxDeviceCgroup| {
+        matches!(rule.Type.as_str(), "b" | "a" | "") && fits(device.Major, rule.Major) && fits(device.Minor, rule.Minor)
+    };
+    let about_it = |rule: &&oci::LinuxDeviceCgroup| rule.Access.is_empty() || rule.Access.contains(access);
+    rules.iter().rev().filter(is_about).find(about_it).is_some_and(|rule| rule.Allow)
 }
 
 /// The device file of a block device, by its number.

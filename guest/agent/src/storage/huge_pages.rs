@@ -24,7 +24,9 @@ fn available(meminfo: &str) -> u64 {
 fn reserve_in(sizes: &Path, options: &[String], available: u64) -> Result<()> {
     let value = |name: &str| options.iter().find_map(|option| option.strip_prefix(name)?.parse::<u64>().ok());
     let (Some(page), Some(size)) = (value("pagesize=").filter(|page| *page > 0), value("size=")) else {
-        return Err(Error::Invalid("a volume of huge pages says `pagesize=` and `size=` in bytes".into()));
+        return Err(Error::Invalid(
+            "a volume of huge pages gets as many as its first container may use, and that has no limit of those: give it one".into(),
+        ));
     };
     let file = sizes.join(format!("hugepages-{}kB/nr_hugepages", page / 1024));
     let read = || -> std::io::Result<u64> {

@@ -143,7 +143,9 @@ fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()>
             None
         }
         "ephemeral" if storage.fstype == "hugetlbfs" => {
-            huge_pages::reserve(&storage.options)?;
+            if !storage.driver_options.iter().any(|option| option == RESERVED) {
+                huge_pages::reserve(&storage.options)?;
+            }
             mount_at(target, "hugetlbfs", "hugetlbfs", &storage.options)?;
             None
         }
@@ -183,6 +185,9 @@ fn allowed(path: &str) -> Result<&Path> {
         Err(Error::Invalid(format!("{} is no place for a storage", path.escape_default())))
     }
 }
+
+/// The driver's option for huge pages that another volume has set aside.
+const RESERVED: &str = "reserved";
 
 /// The driver's option for a disk that nobody reads again.
 const VOLATILE: &str = "volatile";
