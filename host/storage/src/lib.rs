@@ -14,7 +14,7 @@ mod volumes;
 
 use std::path::PathBuf;
 
-pub use container::{ContainerPlan, Copy, HostMount, IdMap, Mirror, Needs, Owners, SHARES, Wanted, container};
+pub use container::{ContainerPlan, Copy, HostMount, IdMap, Mirror, Needs, Owners, Wanted, container};
 pub use disks::{RootDisks, guest_name, root_disks, serial};
 pub use shared_fs::{SOCKET_FD, SharedFsPlan, Virtiofsd, find_virtiofsd, shared_fs};
 pub use shm::shm;

@@ -107,7 +107,7 @@ pub(crate) fn add(
 /// Where no place is left.
 pub(crate) fn no_slot() -> Error {
     let count = HOTPLUG_SLOTS.count();
-    Error::Unsupported(format!("the machine has room for {count} links and disks that come and go, and all is taken"))
+    Error::Unsupported(format!("more than {count} links and disks that come and go"))
 }
 
 /// A path as it may stand in an option: QEMU's options have commas between them.
