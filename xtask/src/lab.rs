@@ -66,6 +66,9 @@ pub(crate) struct Args {
     /// The time limit from the clone's start, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
+    /// An emulated IOMMU, and two network links on one wire, of which one is behind it: 52:54:00:c0:ac:01, and :02.
+    #[arg(long)]
+    iommu: bool,
     /// A folder for files to bring out: it is made where it is missing, and shared read-write at /lab-out.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -135,6 +138,7 @@ fn lab(args: &Args) -> Result<End> {
         memory_mib: args.memory_mib,
         out: out.as_deref(),
         name: &mark,
+        iommu: args.iommu,
     };
     eprintln!("==> starting the clone: Linux {}, {} processors, {} MiB", kernel.release, args.cpus, args.memory_mib);
     // From here on a signal ends the clone first.
@@ -194,9 +198,11 @@ pub(crate) fn newest_kernel() -> Result<PathBuf> {
 }
 
 /// The command that runs `words` in the lab, for `seconds` at most.
-pub(crate) fn clone_for(words: &[&str], seconds: u32) -> Result<Command> {
+///
+/// With `iommu` it has what devices are passed on by.
+pub(crate) fn clone_for(words: &[&str], seconds: u32, iommu: bool) -> Result<Command> {
     let own = std::env::current_exe().context("find this program")?;
     let mut lab = Command::new(own);
-    lab.args(["lab", "--timeout", &seconds.to_string(), "--"]).args(words);
+    lab.args(["lab", "--timeout", &seconds.to_string()]).args(iommu.then_some("--iommu")).arg("--").args(words);
     Ok(lab)
 }

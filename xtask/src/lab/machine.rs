@@ -28,6 +28,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) out: Option<&'a Path>,
     /// What no other lab's sockets are called.
     pub(crate) name: &'a str,
+    /// Whether it has an IOMMU, and links to pass on.
+    pub(crate) iommu: bool,
 }
 
 /// How much of what a program says is kept, in bytes.
@@ -37,8 +39,7 @@ const WORDS_BYTES: usize = 8 << 10;
 ///
 /// The kernel takes such a processor's TSCs for different, which they are not here, and would read the HPET instead: so slow that on a
 /// busy host the clone stood still in its timer interrupts.
-const COMMAND_LINE: &str =
-    "console=ttyS0 quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on tsc=reliable intel_iommu=on";
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on tsc=reliable";
 
 /// Two network links on one wire, by their hardware addresses. The first is behind the IOMMU, and can be passed to a guest.
 const WIRE: [(&str, &str); 2] =
@@ -247,12 +248,22 @@ fn qemu(plan: &Plan<'_>, initrd: &impl AsRawFd, output: &impl AsRawFd, shares: &
     // The servers of the shares have it, too.
     command.args(["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", plan.memory_mib)]);
     command.arg("-kernel").arg(plan.kernel).args(["-initrd", &format!("/proc/self/fd/{}", initrd.as_raw_fd())]);
-    command.args(["-append", COMMAND_LINE, "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
-    // Before all that it is to keep apart.
-    command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
-    for (number, (mac, more)) in WIRE.iter().enumerate() {
-        command.args(["-netdev", &format!("hubport,id=wire{number},hubid=0")]);
-        command.args(["-device", &format!("virtio-net-pci,netdev=wire{number},mac={mac},romfile={more}")]);
+    let more = if plan.iommu { " intel_iommu=on" } else { "" };
+    command.args([
+        "-append",
+        &format!("{COMMAND_LINE}{more}"),
+        "-chardev",
+        "stdio,id=console,signal=off",
+        "-serial",
+        "chardev:console",
+    ]);
+    if plan.iommu {
+        // Before all that it is to keep apart.
+        command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
+        for (number, (mac, more)) in WIRE.iter().enumerate() {
+            command.args(["-netdev", &format!("hubport,id=wire{number},hubid=0")]);
+            command.args(["-device", &format!("virtio-net-pci,netdev=wire{number},mac={mac},romfile={more}")]);
+        }
     }
     command.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=output"]);
     command.args(["-chardev", &format!("socket,id=output,fd={}", output.as_raw_fd())]);
