@@ -69,7 +69,6 @@ impl Lane<'_> {
     /// Runs the set that runs each time, or all; only what holds `filter` where it has words.
     pub(crate) fn run(&self, all: bool, filter: &[&str]) -> Result<()> {
         let programs = step("building the tests of the built-in monitor", programs)?;
-        self.pass_devices_on(&programs, filter)?;
         let package = lab::newest_kernel()?;
         let programs: Vec<_> = programs.into_iter().filter(|(name, _)| name != PASSTHROUGH).collect();
         let words = if all { every(&programs) } else { each_time(&programs, filter) };
@@ -95,16 +94,14 @@ impl Lane<'_> {
     }
 
     /// Passes a device of the host on, in a clone that has one behind an IOMMU: whoever has KVM may have none to spare.
-    fn pass_devices_on(&self, programs: &[(String, PathBuf)], filter: &[&str]) -> Result<()> {
-        let Some((_, program)) = programs.iter().find(|(name, _)| name == PASSTHROUGH) else { return Ok(()) };
-        let name = "a_device_of_the_host_is_the_machines_and_comes_back";
-        if !filter.is_empty() && !filter.iter().any(|word| name.contains(word)) {
-            return Ok(());
-        }
-        let script = script(&[(program.clone(), vec![name.to_owned()])], &[], true);
+    pub(crate) fn pass_devices_on(&self, filter: &[&str]) -> Result<()> {
+        let programs = step("building the tests of devices", programs)?;
+        let passthrough = programs.into_iter().find(|(name, _)| name == PASSTHROUGH);
+        let (_, program) = passthrough.context("there is no test program for passing devices on")?;
+        let script = script(&[(program, filter.iter().map(|word| (*word).to_owned()).collect())], &[], true);
         let mut tests = lab::clone_for(&["sh", "-c", &script], LIMIT, true)?;
         self.give(&mut tests, &lab::newest_kernel()?);
-        step("a device of the host passed on (the lab)", || {
+        step("lane passthrough (the lab)", || {
             let status = tests.status().with_context(|| format!("start {tests:?}"))?;
             if status.code() != Some(lab::FAILED.into()) {
                 return succeeded(&tests, status);
