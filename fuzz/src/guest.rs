@@ -70,6 +70,10 @@ pub struct Guest {
     pub queues: Vec<Option<Queue>>,
     /// The device was allowed to overwrite what it goes by, so nothing can be told of its writes until it is reset.
     lost: bool,
+    /// The device may take whole pages: they hold zeroes then.
+    empties: bool,
+    /// The queue whose chains the device keeps over turns: the guest may have changed its ring by the time they come back.
+    keeps: Option<usize>,
     turns: usize,
     /// Descriptors that were followed.
     effort: Cell<usize>,
@@ -105,6 +109,9 @@ impl Drop for Guest {
 /// an input that is twice as long shows nothing more.
 const EFFORT_MAX: usize = 1 << 17;
 
+/// What a device takes at a time.
+const PAGE_BYTES: usize = 4096;
+
 /// After how many turns all of the memory is looked at.
 const LOOK_AFTER: usize = 16;
 
@@ -123,7 +130,52 @@ impl Guest {
         PATTERN.with(|pattern| pattern.clone_into(&mut copy));
         scratch.resize(copy.len(), 0);
         memory.memory().write_slice(&copy, GuestAddress(0)).unwrap();
-        Self { memory, copy, scratch, queues: Vec::new(), lost: false, turns: 0, effort: Cell::new(0) }
+        Self {
+            memory,
+            copy,
+            scratch,
+            queues: Vec::new(),
+            lost: false,
+            empties: false,
+            keeps: None,
+            turns: 0,
+            effort: Cell::new(0),
+        }
+    }
+
+    /// The device may take any page of the memory.
+    pub fn let_pages_go(&mut self) {
+        self.empties = true;
+    }
+
+    /// The device may keep chains of this queue for as long as it likes.
+    pub fn let_chains_be_kept(&mut self, queue: usize) {
+        self.keeps = Some(queue);
+    }
+
+    /// Takes over which pages have gone. A device that has taken its own rings may do anything afterwards.
+    fn see_what_has_gone(&mut self) {
+        if !self.empties {
+            return;
+        }
+        self.memory.memory().read_slice(&mut self.scratch, GuestAddress(0)).unwrap();
+        let rings: Vec<_> = self.queues.iter().flatten().map(|queue| (rings_span(queue), used_span(queue))).collect();
+        let pages = self.copy.chunks_mut(PAGE_BYTES).zip(self.scratch.chunks(PAGE_BYTES)).zip(0_u64..);
+        for ((before, now), number) in pages.filter(|((before, now), _)| before != now) {
+            let start = number * PAGE_BYTES as u64;
+            let span = start..start + PAGE_BYTES as u64;
+            let (mut has_rings, mut rest) = (false, now.to_vec());
+            for (_, used) in rings.iter().filter(|(all, _)| overlap(all, &span)) {
+                has_rings = true;
+                // What the device has written there since.
+                let own = used.start.clamp(span.start, span.end) - start..used.end.clamp(span.start, span.end) - start;
+                rest[own.start as usize..own.end as usize].fill(0);
+            }
+            if rest.iter().all(|byte| *byte == 0) {
+                before.copy_from_slice(now);
+                self.lost |= has_rings;
+            }
+        }
     }
 
     /// Whether an input has had its share of time: it ends here.
@@ -281,6 +333,7 @@ impl Guest {
         let plan = if active { self.plan() } else { Plan::default() };
         self.lost |= plan.astray;
         let result = work();
+        self.see_what_has_gone();
         if !self.lost {
             self.accept(plan);
         }
@@ -321,7 +374,8 @@ impl Guest {
                 usize::from(count) <= waiting.len(),
                 "queue {index}: more was given back than was offered: {count}"
             );
-            for (nth, (head, room)) in waiting.iter().enumerate().take(usize::from(count)) {
+            let checked = if self.keeps == Some(index) { 0 } else { usize::from(count) };
+            for (nth, (head, room)) in waiting.iter().enumerate().take(checked) {
                 let place = u64::from(queue.given.wrapping_add(nth as u16) % queue.size);
                 let entry = (queue.used + 4 + 8 * place) as usize;
                 let entry = u64::from_le_bytes(*now[entry..].first_chunk().unwrap());
@@ -404,6 +458,14 @@ impl Guest {
         }
         room
     }
+}
+
+/// From the first byte of a queue's rings to the last.
+fn rings_span(queue: &Queue) -> Range<u64> {
+    let size = u64::from(queue.size);
+    let starts = [queue.descriptors, queue.available, queue.used];
+    let ends = [queue.descriptors + 16 * size, queue.available + 6 + 2 * size, queue.used + 6 + 8 * size];
+    starts.into_iter().min().unwrap_or(0)..ends.into_iter().max().unwrap_or(0)
 }
 
 fn used_span(queue: &Queue) -> Range<u64> {

@@ -3,12 +3,14 @@
 //! A target turns bytes into what a guest does to a device, and panics where the device does what it must not. The same
 //! functions run under a fuzzer that is guided by coverage and under one that needs nothing special: docs/fuzzing.md.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
 pub mod guest;
 pub mod held;
 pub mod input;
+pub mod mem;
 pub mod net;
 pub mod packet;
 pub mod pci;
@@ -21,10 +23,12 @@ pub mod vsock;
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 11] = [
+    ("balloon", balloon::one),
     ("block", block::one),
     ("chain", chain::one),
     ("console", console::one),
+    ("mem", mem::one),
     ("net", net::one),
     ("packet", packet::one),
     ("pci", pci::one),

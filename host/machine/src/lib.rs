@@ -11,6 +11,7 @@ mod ends;
 mod error;
 pub mod fake;
 mod pci;
+mod sizes;
 mod spec;
 
 use futures::future::BoxFuture;
@@ -19,6 +20,7 @@ pub use address::{AgentAddress, GuestListener, GuestStream};
 pub use ends::{Ends, unsupported};
 pub use error::Error;
 pub use pci::{NoAddress, PciAddress};
+pub use sizes::Sizes;
 pub use spec::{
     Accelerator, Architecture, Capabilities, Cpus, Descriptor, Device, DeviceKind, Forward, Kernel, KernelForm,
     MachineSpec, Memory, MemoryKind, NET_QUEUES_MAX, NETS_MAX, Platform, mac_text,

@@ -6,7 +6,8 @@
 //! gone ends the monitor.
 //!
 //! What a machine needs of the host comes as open descriptors, by the numbers at which the monitor has inherited them: it
-//! opens no file.
+//! opens no file. What comes later ([`Request::Attach`]) has its descriptors with the message's first byte (`SCM_RIGHTS`), and names
+//! them by their place, from 0 on.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,9 @@ pub const CONTROL_FD: i32 = 3;
 
 /// The longest message, in bytes.
 pub const LINE_BYTES_MAX: usize = 256 * 1024;
+
+/// The most descriptors that come with a message.
+pub const DESCRIPTORS_MAX: usize = 32;
 
 /// What the driver asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +32,40 @@ pub enum Request {
     Resume,
     /// Say what it has used.
     Stats,
+    /// Add a device.
+    Attach {
+        /// The device.
+        device: Device,
+        /// How many descriptors come with it.
+        descriptors: usize,
+    },
+    /// Ask the guest to let go of a device. That it has is told by [`Message::Ejected`], if it ever does.
+    Detach {
+        /// Its number on the guest's bus: of the devices from the start, in their order, from 1 on.
+        number: u8,
+    },
+    /// Have the guest use so much memory, in bytes; between what it has from its start and that with all that it can gain.
+    ResizeMemory {
+        /// All of it.
+        bytes: u64,
+    },
+    /// Tell by one [`Message::Memory`] when the guest uses another amount of memory than this, in bytes. At most one is under way: a later
+    /// request replaces an earlier one.
+    TellMemory {
+        /// What is known.
+        known: u64,
+    },
+    /// Add a processor.
+    AddProcessor,
+    /// Ask the guest to let go of its last processor. That it has is told by [`Message::Processors`], if it ever does.
+    TakeProcessor,
+    /// Give a disk another size, and what is behind it where that is a file.
+    ResizeDisk {
+        /// Its number on the guest's bus.
+        number: u8,
+        /// No fewer than it has.
+        bytes: u64,
+    },
 }
 
 /// What the monitor says.
@@ -36,6 +74,12 @@ pub enum Request {
 pub enum Message {
     /// The answer to the request that waits longest.
     Reply(Result<Answer, Fault>),
+    /// The guest has let go of the device of this number, and it is gone.
+    Ejected(u8),
+    /// The guest uses so many bytes of memory.
+    Memory(u64),
+    /// The guest has let go of a processor, and has so many left.
+    Processors(u32),
     /// The machine has ended.
     Ended(Ended),
 }
@@ -48,6 +92,8 @@ pub enum Answer {
     Done,
     /// Of [`Request::Stats`].
     Stats(Box<Stats>),
+    /// Of [`Request::Attach`]: the device's number on the guest's bus.
+    Attached(u8),
 }
 
 /// Why a request failed.
@@ -100,10 +146,14 @@ pub struct Machine {
     pub initrd_fd: i32,
     /// The kernel's command line.
     pub command_line: String,
-    /// Processors.
+    /// Processors from the start.
     pub cpus: u32,
+    /// Processors at most.
+    pub cpus_max: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// Memory that it can gain while it runs, in MiB.
+    pub growth_mib: u64,
     /// Whether processes that serve devices may map it.
     pub shared: bool,
     /// Whether it is made of huge pages of the host, which must be reserved there.
@@ -141,6 +191,8 @@ pub enum Device {
     },
     /// Randomness.
     Rng,
+    /// What takes memory back that the guest has freed.
+    Balloon,
     /// A file system served over vhost-user.
     Fs {
         /// The name by which the guest mounts it.
@@ -201,6 +253,8 @@ pub struct Stats {
     pub devices: Vec<DeviceStats>,
     /// Memory that the guest has, in bytes.
     pub memory_bytes: u64,
+    /// Processors that the guest has.
+    pub cpus: u32,
     /// Of it, what the host has given so far.
     pub memory_resident_bytes: u64,
     /// From the monitor's start to the first entry into the guest, in microseconds.

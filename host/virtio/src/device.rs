@@ -154,6 +154,16 @@ pub trait Device: Send {
     /// Back to the state before activation. Nothing of the guest's memory may be touched after this.
     fn reset(&mut self);
 
+    /// Gives what is behind it so many bytes. Its configuration has changed after this.
+    ///
+    /// # Errors
+    /// [`std::io::ErrorKind::InvalidInput`] where it has more, or can't have so many; [`std::io::ErrorKind::Unsupported`] where it has no size;
+    /// else the kernel's.
+    fn resize(&mut self, bytes: u64) -> std::io::Result<()> {
+        let _ = bytes;
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
     /// What has passed.
     fn counters(&self) -> Counters {
         Counters::default()

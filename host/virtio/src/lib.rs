@@ -5,13 +5,16 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
 pub mod device;
 pub mod drain;
 pub mod fs;
+pub mod mem;
 pub mod net;
+mod reclaim;
 pub mod ring;
 pub mod rng;
 pub mod transport;

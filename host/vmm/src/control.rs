@@ -1,22 +1,27 @@
 //! The monitor's main thread: it does what the driver asks, serves the devices that never wait, and tells the end.
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::collections::VecDeque;
+use std::io::{ErrorKind, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use coracle_monitor_api::{Answer, Ended, Fault, LINE_BYTES_MAX, Machine as Spec, Message, Request};
+use coracle_monitor_api::{Answer, DESCRIPTORS_MAX, Fault, LINE_BYTES_MAX, Machine as Spec, Message, Request};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::Error;
+use crate::devices::Descriptors;
 use crate::events::Watch;
 use crate::jail::{self, Kind};
 use crate::machine::{Host, Machine};
+use crate::{Error, News};
 
 /// Own events of the main loop.
 const CONTROL: u16 = 0;
-const ENDED: u16 = 1;
+const NEWS: u16 = 1;
+const MEMORY: u16 = 2;
 
 /// Runs one machine for the driver at the other end of `control`, to its end or the driver's.
 ///
@@ -24,7 +29,7 @@ const ENDED: u16 = 1;
 /// Where the machine can't be made; the driver was told, too.
 pub fn run(control: UnixStream) -> Result<(), Error> {
     let started = Instant::now();
-    let mut channel = Channel { stream: control, unread: Vec::new() };
+    let mut channel = Channel { stream: control, unread: Vec::new(), descriptors: VecDeque::new(), known: None };
     let spec = match channel.next() {
         Ok(Some(Request::Boot(spec))) => *spec,
         Ok(Some(_)) => return Err(Error::Invalid("the first request must be to boot".into())),
@@ -33,24 +38,26 @@ pub fn run(control: UnixStream) -> Result<(), Error> {
     };
     let main = Watch::new()?;
     let told = EventFd::new(EFD_NONBLOCK).map_err(Error::system("make an eventfd"))?;
-    let (sender, ends) = mpsc::channel();
+    let (sender, news) = mpsc::channel();
     let bell = told.try_clone().map_err(Error::system("make an eventfd"))?;
-    let ended = Box::new(move |ended: Ended| {
-        // Whoever is first is heard; the main thread is gone only when the process is.
-        let _ = sender.send(ended);
+    let tell = Box::new(move |news: News| {
+        // The main thread is gone only when the process is.
+        let _ = sender.send(news);
         let _ = bell.write(1);
     });
-    let booted = boot(&spec, Host { started, main: main.clone(), ended });
+    let memory = EventFd::new(EFD_NONBLOCK).map_err(Error::system("make an eventfd"))?;
+    let changed = memory.try_clone().map_err(Error::system("make an eventfd"))?;
+    let booted = boot(&spec, Host { started, main: main.clone(), changed, tell });
     let mut machine = match booted {
         Ok(machine) => machine,
         Err(error) => {
-            let fault = Fault { text: error.to_string(), invalid: error.is_invalid() };
-            channel.send(&Message::Reply(Err(fault)))?;
+            channel.send(&Message::Reply(Err(fault(&error))))?;
             return Err(error);
         }
     };
     main.add_own(CONTROL, channel.stream.as_fd())?;
-    main.add_own(ENDED, coracle_virtio::ring::borrowed(&told))?;
+    main.add_own(NEWS, coracle_virtio::ring::borrowed(&told))?;
+    main.add_own(MEMORY, coracle_virtio::ring::borrowed(&memory))?;
     channel.stream.set_nonblocking(true).map_err(Error::system("watch the driver"))?;
     if spec.jail.enabled {
         jail::confine(Kind::Main)?;
@@ -63,12 +70,21 @@ pub fn run(control: UnixStream) -> Result<(), Error> {
             failed = Some(error);
             false
         }),
+        MEMORY => {
+            let _ = memory.read();
+            channel.tell_memory(&machine).is_ok()
+        }
         _ => {
-            if let Ok(ended) = ends.try_recv() {
-                // A driver that is gone needs no news.
-                let _ = channel.send(&Message::Ended(ended));
-            }
-            false
+            let _ = told.read();
+            // A driver that is gone needs no news, and the first end is the one that counts.
+            news.try_iter().all(|news| match news {
+                News::Ejected(number) => channel.send(&Message::Ejected(number)).is_ok(),
+                News::Processors(count) => channel.send(&Message::Processors(count)).is_ok(),
+                News::Ended(ended) => {
+                    let _ = channel.send(&Message::Ended(ended));
+                    false
+                }
+            })
         }
     })?;
     // Its processors and disks may still be at work on its memory, which goes with the process.
@@ -83,9 +99,17 @@ fn boot(spec: &Spec, host: Host) -> Result<Machine, Error> {
     Machine::boot(spec, host)
 }
 
+fn fault(error: &Error) -> Fault {
+    Fault { text: error.to_string(), invalid: error.is_invalid() }
+}
+
 struct Channel {
     stream: UnixStream,
     unread: Vec<u8>,
+    /// Those that have come with what was read, and that no request has taken yet.
+    descriptors: VecDeque<OwnedFd>,
+    /// The memory that the driver knows of, while it waits for another amount.
+    known: Option<u64>,
 }
 
 impl Channel {
@@ -100,14 +124,31 @@ impl Channel {
             if self.unread.len() > LINE_BYTES_MAX {
                 return Err(Error::Invalid("a request is too long".into()));
             }
-            let mut chunk = [0; 4096];
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Ok(None),
-                Ok(count) => self.unread.extend(chunk.iter().take(count)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::system("hear the driver")(error)),
+            if self.hear()? == 0 {
+                return Ok(None);
             }
         }
+    }
+
+    /// Reads what is there, with the descriptors that come with it; how many bytes.
+    fn hear(&mut self) -> Result<usize, Error> {
+        let mut chunk = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut chunk)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let heard = rustix::io::retry_on_intr(|| recvmsg(&self.stream, &mut parts, &mut ancillary, flags));
+        let heard = heard.map_err(Error::system("hear the driver"))?;
+        if heard.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(Error::Invalid("more descriptors came than a message has".into()));
+        }
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        self.unread.extend(chunk.iter().take(heard.bytes));
+        Ok(heard.bytes)
     }
 
     /// Does what was asked. False where the driver is gone.
@@ -119,20 +160,43 @@ impl Channel {
                 Err(Error::System { source, .. }) if source.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(error) => return Err(error),
             };
-            let answer = match request {
-                Request::Pause => {
-                    machine.pause();
-                    Ok(Answer::Done)
-                }
-                Request::Resume => {
-                    machine.resume();
-                    Ok(Answer::Done)
-                }
-                Request::Stats => Ok(Answer::Stats(Box::new(machine.stats()))),
-                Request::Boot(_) => Err(Fault { text: "the machine runs already".into(), invalid: true }),
-            };
+            let answer = self.answer(request, machine).map_err(|error| fault(&error));
             self.send(&Message::Reply(answer))?;
         }
+    }
+
+    fn answer(&mut self, request: Request, machine: &mut Machine) -> Result<Answer, Error> {
+        match request {
+            Request::Pause => machine.pause(),
+            Request::Resume => machine.resume(),
+            Request::Stats => return Ok(Answer::Stats(Box::new(machine.stats()))),
+            Request::Attach { device, descriptors } => {
+                let count = descriptors.min(self.descriptors.len());
+                let mut received = Descriptors::Received(self.descriptors.drain(..count).map(Some).collect());
+                return machine.attach(&device, &mut received).map(Answer::Attached);
+            }
+            Request::Detach { number } => machine.detach(number)?,
+            Request::ResizeDisk { number, bytes } => machine.resize_device(number, bytes)?,
+            Request::AddProcessor => machine.add_processor()?,
+            Request::TakeProcessor => machine.take_processor(),
+            Request::ResizeMemory { bytes } => machine.resize_memory(bytes)?,
+            Request::TellMemory { known } => {
+                self.known = Some(known);
+                self.tell_memory(machine)?;
+            }
+            Request::Boot(_) => return Err(Error::Invalid("the machine runs already".into())),
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Once for each time that the driver has asked: a guest that goes up and down for ever fills nobody's socket.
+    fn tell_memory(&mut self, machine: &Machine) -> Result<(), Error> {
+        let bytes = machine.memory_bytes();
+        if self.known.is_some_and(|known| known != bytes) {
+            self.known = None;
+            self.send(&Message::Memory(bytes))?;
+        }
+        Ok(())
     }
 
     fn send(&mut self, message: &Message) -> Result<(), Error> {

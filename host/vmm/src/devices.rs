@@ -5,6 +5,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 
 use coracle_monitor_api as api;
+use coracle_virtio::balloon::Balloon;
 use coracle_virtio::block::{Block, BlockConfig};
 use coracle_virtio::console::Console;
 use coracle_virtio::device::{Broken, Device};
@@ -16,31 +17,47 @@ use coracle_virtio::vsock::muxer::Muxer;
 
 use crate::Error;
 
-/// The descriptors that the monitor has inherited; each is taken once.
-pub(crate) struct Inherited(Vec<i32>);
+/// The descriptors that a description names; each is taken once.
+pub(crate) enum Descriptors {
+    /// Inherited ones, by their number in this process; those that were taken.
+    Inherited(Vec<i32>),
+    /// Those that came with a message, by their place in it.
+    Received(Vec<Option<OwnedFd>>),
+}
 
-impl Inherited {
-    pub(crate) fn new() -> Self {
-        Self(Vec::new())
+impl Descriptors {
+    pub(crate) fn inherited() -> Self {
+        Self::Inherited(Vec::new())
     }
 
     /// Takes the descriptor of this number.
     pub(crate) fn take(&mut self, number: i32) -> Result<OwnedFd, Error> {
-        if number <= api::CONTROL_FD || self.0.contains(&number) {
-            return Err(Error::Invalid(format!("the descriptor {number} is named twice, or is not the machine's")));
+        let taken = match self {
+            Self::Received(all) => {
+                let place = usize::try_from(number).ok().and_then(|index| all.get_mut(index));
+                return place.and_then(Option::take).ok_or_else(|| not_there(number));
+            }
+            Self::Inherited(taken) => taken,
+        };
+        if number <= api::CONTROL_FD || taken.contains(&number) {
+            return Err(not_there(number));
         }
         // SAFETY: asking for flags takes no pointer; a number that is not open is answered EBADF.
         #[expect(unsafe_code, reason = "fcntl on a number")]
         let open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
         if !open {
-            return Err(Error::Invalid(format!("the descriptor {number} is not open")));
+            return Err(not_there(number));
         }
-        self.0.push(number);
+        taken.push(number);
         // SAFETY: it is open, above the numbers that this process uses itself, and handed out here once.
         #[expect(unsafe_code, reason = "an inherited descriptor has no safe constructor")]
         let fd = unsafe { OwnedFd::from_raw_fd(number) };
         Ok(fd)
     }
+}
+
+fn not_there(number: i32) -> Error {
+    Error::Invalid(format!("the descriptor {number} is not open, is named twice, or is not the machine's"))
 }
 
 /// A device, and whether it may wait for a disk: then it gets a loop of its own.
@@ -50,16 +67,17 @@ pub(crate) struct Made {
 }
 
 /// Makes a device.
-pub(crate) fn make(device: &api::Device, inherited: &mut Inherited, shared: bool) -> Result<Made, Error> {
+pub(crate) fn make(device: &api::Device, descriptors: &mut Descriptors, shared: bool) -> Result<Made, Error> {
     let quick = |device: Box<dyn Device>| Made { device, waits: false };
     Ok(match device {
         api::Device::Rng => quick(Box::new(Rng::new())),
+        api::Device::Balloon => quick(Box::new(Balloon::new())),
         api::Device::Console { output_fd } => {
-            let console = Console::new(inherited.take(*output_fd)?).map_err(failed("console"))?;
+            let console = Console::new(descriptors.take(*output_fd)?).map_err(failed("console"))?;
             quick(Box::new(console))
         }
         api::Device::Vsock { cid, programs_fd, path } => {
-            let programs = inherited.take(*programs_fd)?.into();
+            let programs = descriptors.take(*programs_fd)?.into();
             let muxer = Muxer::with_listener(*cid, Path::new(path), programs).map_err(failed("vsock"))?;
             quick(Box::new(Vsock::new(muxer)))
         }
@@ -67,18 +85,18 @@ pub(crate) fn make(device: &api::Device, inherited: &mut Inherited, shared: bool
             if !shared {
                 return Err(Error::Invalid("a shared file system needs memory that its server may map".into()));
             }
-            let server = inherited.take(*server_fd)?.into();
+            let server = descriptors.take(*server_fd)?.into();
             let fs = Fs::new(tag, server, *queue_size).map_err(|source| Error::Device { device: "fs", source })?;
             quick(Box::new(fs))
         }
         api::Device::Net { mac, tap_fds, vhost_fds } => {
-            let mut take = |numbers: &[i32]| numbers.iter().map(|number| inherited.take(*number)).collect();
+            let mut take = |numbers: &[i32]| numbers.iter().map(|number| descriptors.take(*number)).collect();
             let (taps, vhosts): (Result<Vec<_>, _>, Result<Vec<_>, _>) = (take(tap_fds), take(vhost_fds));
             quick(net(taps?, vhosts?, *mac).map_err(failed("net"))?)
         }
         api::Device::Block { file_fd, read_only, direct, serial, queues } => {
             let config = BlockConfig {
-                file: inherited.take(*file_fd)?,
+                file: descriptors.take(*file_fd)?,
                 read_only: *read_only,
                 direct: *direct,
                 serial: serial.clone(),

@@ -1,7 +1,7 @@
 //! The loop that serves devices: one epoll, and the thread that waits at it.
 //!
 //! A device is put on a loop when its driver is ready and taken off when it is reset; processors do that, on their own
-//! threads. An event that was read before a device was taken off finds it inactive and does nothing.
+//! threads. An event that was read before a device was taken off finds it inactive, or gone, and does nothing.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use coracle_virtio::ring::borrowed;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use crate::Error;
-use crate::pci::{Bus, Function, Outcome};
+use coracle_virtio::transport::Transport;
+
+use crate::pci::{Bus, Function, Outcome, Place};
 
 /// What an event is for, as epoll keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,35 +57,30 @@ impl Watch {
         Ok(Self(Arc::new(epoll)))
     }
 
-    /// Whether both are the same loop.
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
     /// Watches a descriptor of the owner's.
     pub(crate) fn add_own(&self, number: u16, fd: impl AsFd) -> Result<(), Error> {
         epoll::add(&*self.0, fd, Key::Own(number).encode(), EventFlags::IN).map_err(Error::system("watch a descriptor"))
     }
 
     /// Watches an active device, or watches it no more.
-    pub(crate) fn follow(&self, slot: u16, function: &mut Function, outcome: &Outcome) {
+    pub(crate) fn follow(&self, slot: u16, function: &mut dyn Function, outcome: &Outcome) {
+        let Some(transport) = function.transport() else { return };
         match outcome {
             Outcome::None => {}
             // Reset meanwhile by another processor: there is nothing to watch.
-            Outcome::Watch if !function.transport().is_active() => {}
+            Outcome::Watch if !transport.is_active() => {}
             Outcome::Watch => {
-                if let Err(error) = self.add(slot, function) {
+                if let Err(error) = self.add(slot, transport) {
                     let broken = Broken(format!("its events can't be watched: {error}"));
-                    self.remove(function);
-                    function.transport().needs_reset(&broken);
+                    self.remove(transport);
+                    transport.needs_reset(&broken);
                 }
             }
-            Outcome::Forget => self.remove(function),
+            Outcome::Forget => self.remove(transport),
         }
     }
 
-    fn add(&self, slot: u16, function: &mut Function) -> std::io::Result<()> {
-        let transport = function.transport();
+    fn add(&self, slot: u16, transport: &Transport) -> std::io::Result<()> {
         let elsewhere = transport.device_ref().served_elsewhere();
         for (doorbell, queue) in transport.doorbells().iter().zip(0..).filter(|_| !elsewhere) {
             let key = Key::Doorbell(slot, queue).encode();
@@ -99,8 +96,7 @@ impl Watch {
     }
 
     /// Takes off what is on. What is not on is no error: a device that was never active is reset, too.
-    fn remove(&self, function: &mut Function) {
-        let transport = function.transport();
+    fn remove(&self, transport: &Transport) {
         for doorbell in transport.doorbells() {
             let _ = epoll::delete(&*self.0, borrowed(doorbell));
         }
@@ -142,9 +138,10 @@ impl Watch {
         slot: u16,
         work: impl FnOnce(&mut dyn coracle_virtio::device::Device) -> Result<(Turn, u16), Broken>,
     ) {
-        let Some(place) = bus.slots().get(usize::from(slot)) else { return };
-        let mut function = place.function();
-        let transport = function.transport();
+        let Some(slot) = bus.slots().get(usize::from(slot)) else { return };
+        let mut place = slot.place();
+        // One that has gone meanwhile, or another in its place, which has nothing to do yet.
+        let Some(transport) = place.as_mut().and_then(|Place { function, .. }| function.transport()) else { return };
         if !transport.is_active() {
             return;
         }
@@ -158,8 +155,8 @@ impl Watch {
                 }
             }
             Err(broken) => {
-                self.remove(&mut function);
-                function.transport().needs_reset(&broken);
+                self.remove(transport);
+                transport.needs_reset(&broken);
             }
         }
     }

@@ -10,8 +10,9 @@ use kvm_bindings::{KVM_IRQ_ROUTING_MSI, kvm_irq_routing_entry};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
+use crate::events::Watch;
 use crate::irq::{Interrupts, Wires};
-use crate::pci::{Bus, Function};
+use crate::pci::{Bus, Virtio};
 use crate::{Error, pci};
 
 /// Where the configuration space of the first slot is.
@@ -71,6 +72,10 @@ impl Wires for Nowhere {
     fn forget(&self, event: &EventFd, number: u32) -> io::Result<()> {
         let mut asked = self.asked();
         if asked.watched.remove(&(event.as_raw_fd(), number)) { Ok(()) } else { refuse(&mut asked, libc::ENOENT) }
+    }
+
+    fn level(&self, _: u32, _: bool) -> io::Result<()> {
+        Ok(())
     }
 
     fn ring(&self, doorbell: &EventFd, address: u64) -> io::Result<()> {
@@ -148,9 +153,13 @@ impl Bench {
     pub fn new(devices: Vec<Box<dyn Device>>, memory: &Memory) -> Result<Self, Error> {
         let wires = Arc::new(Nowhere::default());
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&wires) as _));
-        let function = |device| Function::new(Arc::clone(&wires) as _, device, memory.clone(), &interrupts);
-        let functions: Result<Vec<_>, _> = devices.into_iter().map(function).collect();
-        Ok(Self { bus: Bus::new(functions?)?, wires })
+        let watch = Watch::new()?;
+        let place = |device| {
+            let function = Virtio::new(Arc::clone(&wires) as _, device, memory.clone(), &interrupts)?;
+            Ok(pci::Place { function: Box::new(function), watch: watch.clone() })
+        };
+        let places: Result<Vec<_>, Error> = devices.into_iter().map(place).collect();
+        Ok(Self { bus: Bus::new(places?)?, wires })
     }
 
     /// The guest reads at an address.
@@ -160,25 +169,26 @@ impl Bench {
 
     /// The guest writes at an address. Whether a device was to be watched after that.
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
-        matches!(self.bus.write(address, data), Some((_, pci::Outcome::Watch)))
+        self.bus.write(address, data)
     }
 
     /// The devices.
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
         let place = |slot: &pci::Slot| {
-            let mut function = slot.function();
-            let doorbells = function.transport().doorbells().iter().map(AsRawFd::as_raw_fd).collect();
-            let table = function.msix().table();
+            let mut place = slot.place();
+            let function = &mut place.as_mut()?.function;
+            let doorbells = function.transport()?.doorbells().iter().map(AsRawFd::as_raw_fd).collect();
+            let table = function.msix()?.table();
             let interrupts = table.map(|(vector, message, control)| Interrupt {
                 event: vector.event().as_raw_fd(),
                 number: vector.number(),
                 message: (message.address, message.data),
                 control,
             });
-            Place { bar: slot.bar(), doorbells, interrupts: interrupts.collect() }
+            Some(Place { bar: slot.bar(), doorbells, interrupts: interrupts.collect() })
         };
-        self.bus.slots().iter().map(place).collect()
+        self.bus.slots().iter().filter_map(place).collect()
     }
 
     /// What KVM knows.

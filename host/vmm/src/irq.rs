@@ -31,6 +31,8 @@ pub(crate) trait Wires: Send + Sync {
     fn watch(&self, event: &EventFd, number: u32) -> io::Result<()>;
     /// It comes so no more.
     fn forget(&self, event: &EventFd, number: u32) -> io::Result<()>;
+    /// `KVM_IRQ_LINE`: the I/O APIC's pin is so, until it is told otherwise.
+    fn level(&self, pin: u32, high: bool) -> io::Result<()>;
     /// `KVM_IOEVENTFD`: a write of the guest's to `address`, of any value and width, signals the eventfd.
     fn ring(&self, doorbell: &EventFd, address: u64) -> io::Result<()>;
     /// It does so no more.
@@ -55,6 +57,10 @@ impl Wires for VmFd {
         self.unregister_irqfd(event, number).map_err(errno)
     }
 
+    fn level(&self, pin: u32, high: bool) -> io::Result<()> {
+        self.set_irq_line(pin, high).map_err(errno)
+    }
+
     fn ring(&self, doorbell: &EventFd, address: u64) -> io::Result<()> {
         self.register_ioevent(doorbell, &IoEventAddress::Mmio(address), NoDatamatch).map_err(errno)
     }
@@ -67,9 +73,19 @@ impl Wires for VmFd {
 /// The machine's interrupts.
 pub(crate) struct Interrupts {
     vm: Arc<dyn Wires>,
-    /// Messages by number, those that are routed. Devices of several threads change it: each under its own lock, and all
-    /// of them must give KVM one table.
-    routes: Mutex<Vec<Option<Message>>>,
+    /// What each number means. Devices of several threads change it: each under its own lock, and all of them must give KVM one table.
+    routes: Mutex<Vec<Route>>,
+}
+
+/// A number of KVM's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    /// No device has it.
+    Free,
+    /// A device's that was not told where it is delivered.
+    Nowhere,
+    /// Delivered so.
+    To(Message),
 }
 
 impl Interrupts {
@@ -77,21 +93,28 @@ impl Interrupts {
         Self { vm, routes: Mutex::new(Vec::new()) }
     }
 
-    fn routes(&self) -> MutexGuard<'_, Vec<Option<Message>>> {
+    fn routes(&self) -> MutexGuard<'_, Vec<Route>> {
         // The table is whole between any two statements.
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A vector of a device, masked.
     pub(crate) fn vector(self: &Arc<Self>) -> Result<Vector, Error> {
-        let mut routes = self.routes();
-        if routes.len() >= MESSAGES_MAX {
-            return Err(Error::Invalid("the machine's devices have too many interrupts".into()));
-        }
-        let number = u32::try_from(routes.len()).unwrap_or(0) + IO_APIC_PINS;
-        routes.push(None);
-        drop(routes);
         let event = EventFd::new(EFD_NONBLOCK).map_err(Error::system("make an eventfd"))?;
+        let mut routes = self.routes();
+        let index = match routes.iter().position(|route| *route == Route::Free) {
+            Some(index) => index,
+            None if routes.len() < MESSAGES_MAX => {
+                routes.push(Route::Free);
+                routes.len() - 1
+            }
+            None => return Err(Error::Invalid("the machine's devices have too many interrupts".into())),
+        };
+        if let Some(place) = routes.get_mut(index) {
+            *place = Route::Nowhere;
+        }
+        drop(routes);
+        let number = u32::try_from(index).unwrap_or(0) + IO_APIC_PINS;
         Ok(Vector { interrupts: Arc::clone(self), number, event, message: None })
     }
 
@@ -102,17 +125,21 @@ impl Interrupts {
         Ok(event)
     }
 
-    fn route(&self, number: u32, message: Message) -> io::Result<()> {
+    /// Gives a number its meaning, and KVM the whole table where that changes.
+    fn route(&self, number: u32, route: Route) -> io::Result<()> {
         let mut routes = self.routes();
         let index = usize::try_from(number.saturating_sub(IO_APIC_PINS)).unwrap_or(usize::MAX);
-        match routes.get_mut(index) {
-            Some(place) if *place == Some(message) => return Ok(()),
-            Some(place) => *place = Some(message),
-            None => return Ok(()),
+        let Some(place) = routes.get_mut(index).filter(|place| **place != route) else { return Ok(()) };
+        let is_known = matches!(*place, Route::To(_)) || matches!(route, Route::To(_));
+        *place = route;
+        if !is_known {
+            return Ok(());
         }
         let mut entries: Vec<_> = (0..IO_APIC_PINS).map(pin_entry).collect();
-        for (number, message) in (IO_APIC_PINS..).zip(routes.iter()) {
-            entries.extend(message.map(|message| message_entry(number, message)));
+        for (number, route) in (IO_APIC_PINS..).zip(routes.iter()) {
+            if let Route::To(message) = route {
+                entries.push(message_entry(number, *message));
+            }
         }
         self.vm.route(&entries)
     }
@@ -161,7 +188,7 @@ impl Vector {
             return Ok(());
         }
         if let Some(message) = message {
-            self.interrupts.route(self.number, message)?;
+            self.interrupts.route(self.number, Route::To(message))?;
         }
         match (self.message.is_some(), message.is_some()) {
             (false, true) => self.interrupts.vm.watch(&self.event, self.number)?,
@@ -170,5 +197,15 @@ impl Vector {
         }
         self.message = message;
         Ok(())
+    }
+}
+
+/// It comes no more, and its number is free.
+impl Drop for Vector {
+    fn drop(&mut self) {
+        let masked = self.set(None);
+        if let Err(error) = masked.and_then(|()| self.interrupts.route(self.number, Route::Free)) {
+            log::warn!("an interrupt can't be taken down: {error}");
+        }
     }
 }

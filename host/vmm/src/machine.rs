@@ -3,32 +3,42 @@
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use coracle_monitor_api as api;
+use coracle_virtio::device::Device;
+use coracle_virtio::mem::{BLOCK_BYTES, Mem};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::Error;
-use crate::arch::{self, boot, layout};
-use crate::devices::{self, Inherited};
+use crate::arch::{self, Count, boot, layout};
+use crate::devices::{self, Descriptors};
 use crate::events::Watch;
 use crate::irq::{Interrupts, Wires};
 use crate::jail::{self, Kind};
 use crate::memory::Memory;
-use crate::pci::{Bus, Function};
+use crate::nursery::{self, Nursery};
+use crate::pci::{Bus, Place, Virtio};
+use crate::plug::Plug;
 use crate::ports::Ports;
 use crate::vcpu::{self, Processor, Shared};
+use crate::{Error, News};
 
 /// More than any host has; it keeps sums of addresses in their range.
 const MEMORY_MIB_MAX: u64 = 16 << 20;
 
 /// A machine whose processors run.
 pub(crate) struct Machine {
+    /// Those that were ever made; one that the guest has let go of waits until it is wanted again.
     processors: Vec<Processor>,
+    nursery: Option<Nursery>,
     pub(crate) shared: Arc<Shared>,
     memory: Memory,
+    maker: Maker,
+    growth: Option<Growth>,
     start_microseconds: u64,
     paused: bool,
     _vm: Arc<VmFd>,
@@ -39,49 +49,77 @@ pub(crate) struct Host {
     pub(crate) started: Instant,
     /// The loop of the devices that never wait.
     pub(crate) main: Watch,
-    /// Tells the main thread of the end.
-    pub(crate) ended: Box<dyn Fn(api::Ended) + Send + Sync>,
+    /// Rung when the guest has gained or given memory.
+    pub(crate) changed: EventFd,
+    /// Tells the main thread.
+    pub(crate) tell: Box<dyn Fn(News) + Send + Sync>,
 }
 
 impl Machine {
     /// Makes the machine and lets its processors run.
     pub(crate) fn boot(spec: &api::Machine, host: Host) -> Result<Self, Error> {
-        let mut inherited = Inherited::new();
+        let mut inherited = Descriptors::inherited();
         let kvm = open_kvm(inherited.take(spec.kvm_fd)?);
         let vm = Arc::new(kvm.create_vm().map_err(Error::kvm("make a machine"))?);
-        if spec.memory_mib == 0 || spec.memory_mib > MEMORY_MIB_MAX {
-            return Err(Error::Invalid(format!("a machine can't have {} MiB of memory", spec.memory_mib)));
+        if spec.memory_mib == 0 || spec.memory_mib > MEMORY_MIB_MAX || spec.growth_mib > MEMORY_MIB_MAX {
+            let (memory, growth) = (spec.memory_mib, spec.growth_mib);
+            return Err(Error::Invalid(format!("a machine can't have {memory} MiB of memory and {growth} MiB later")));
         }
-        let memory = Memory::new(&layout::ram(spec.memory_mib << 20), spec.shared, spec.huge_pages)?;
+        let (ram_bytes, growth_bytes) = (spec.memory_mib << 20, spec.growth_mib << 20);
+        let growth = Some((layout::growth(ram_bytes), growth_bytes)).filter(|_| growth_bytes > 0);
+        let memory = Memory::new(&layout::ram(ram_bytes), growth, spec.shared, spec.huge_pages)?;
         give_memory(&vm, &memory.map)?;
         arch::create_interrupt_controller(&vm)?;
-        let rsdp = arch::write_tables(&memory.map, spec.cpus, memory.bytes)?;
+        let count = count_of(spec)?;
+        let rsdp = arch::write_tables(&memory.ram, count, layout::pci_window_64(ram_bytes, growth_bytes))?;
         let images = boot::Images {
             kernel: &File::from(inherited.take(spec.kernel_fd)?),
             form: spec.kernel,
             initrd: &File::from(inherited.take(spec.initrd_fd)?),
             command_line: &spec.command_line,
         };
-        let entry = boot::load(&memory.map, &images, rsdp)?;
+        let entry = boot::load(&memory.ram, &images, rsdp)?;
         let wires: Arc<dyn Wires> = Arc::clone(&vm) as _;
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&wires)));
         let console = if spec.console { Some((console()?, interrupts.pin(layout::SERIAL_IRQ)?)) } else { None };
-        let (bus, loops) = make_devices(spec, &wires, &memory.map, &interrupts, &mut inherited, &host.main)?;
-        let shared = Arc::new(Shared::new(bus, Ports::new(console), loops, host.ended));
-        vcpu::prepare()?;
-        let factory = arch::Processors::new(&kvm, spec.cpus)?;
-        let count = u8::try_from(spec.cpus).unwrap_or(u8::MAX);
-        let fds: Result<Vec<_>, _> = (0..count).map(|id| factory.create(&vm, id, &entry)).collect();
-        let fds = fds?;
-        serve_disks(&shared, &host.main, spec.jail.enabled)?;
-        let start_microseconds = u64::try_from(host.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let confined = spec.jail.enabled;
-        let start = |(number, fd)| {
-            let confine = move || if confined { jail::confine(Kind::Processor) } else { Ok(()) };
-            vcpu::start(number, fd, Arc::clone(&shared), confine)
+        let mut maker = Maker {
+            wires: Arc::clone(&wires),
+            interrupts,
+            memory: GuestMemoryAtomic::new(memory.map.clone()),
+            is_shared: spec.shared,
+            main: host.main.clone(),
+            later: Watch::new()?,
         };
-        let processors: Result<Vec<_>, _> = fds.into_iter().enumerate().map(start).collect();
-        Ok(Self { processors: processors?, shared, memory, start_microseconds, paused: false, _vm: vm })
+        let (places, loops) = maker.make_all(&spec.devices, &mut inherited)?;
+        let bus = Bus::new(places)?;
+        // Behind the devices of the description, whose numbers are their order.
+        let growth = growth.map(|growth| Growth::add(&bus, &maker, growth, &host.changed)).transpose()?;
+        let plug = Plug::new(wires, count.boot.into(), count.most.into());
+        let shared = Arc::new(Shared::new(Arc::new(bus), Ports::new(console), plug, host.tell));
+        vcpu::prepare()?;
+        let factory = arch::Processors::new(&kvm, count.most.into())?;
+        let confined = spec.jail.enabled;
+        let maker_of_processors =
+            nursery::Maker { factory, vm: Arc::clone(&vm), entry, shared: Arc::clone(&shared), confined };
+        serve_disks(&shared, loops, spec.jail.enabled)?;
+        let start_microseconds = u64::try_from(host.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let fds: Result<Vec<_>, _> = (0..count.boot).map(|number| maker_of_processors.create(number)).collect();
+        // None runs before all are made.
+        let started = fds?.into_iter().zip(0..).map(|(fd, number)| maker_of_processors.start(number, fd));
+        let processors: Result<Vec<_>, _> = started.collect();
+        let has_room = count.most > count.boot;
+        let nursery = has_room.then(|| Nursery::start(maker_of_processors)).transpose()?;
+        Ok(Self {
+            processors: processors?,
+            nursery,
+            shared,
+            memory,
+            maker,
+            growth,
+            start_microseconds,
+            paused: false,
+            _vm: vm,
+        })
     }
 
     /// Stops the processors.
@@ -98,11 +136,75 @@ impl Machine {
         }
     }
 
+    /// Adds a device, and has the guest look for it. Gives the number by which the guest finds it on its bus.
+    pub(crate) fn attach(&self, device: &api::Device, descriptors: &mut Descriptors) -> Result<u8, Error> {
+        let made = devices::make(device, descriptors, self.maker.is_shared)?;
+        let watch = if made.waits { &self.maker.later } else { &self.maker.main };
+        let number = self.shared.bus.insert(self.maker.place(made.device, watch.clone())?)?;
+        self.shared.plug.come(number);
+        Ok(number)
+    }
+
+    /// Asks the guest to let go of the device of this number. It has when that is told ([`News::Ejected`]).
+    pub(crate) fn detach(&self, number: u8) -> Result<(), Error> {
+        let is_there = self.shared.bus.slot(number).is_some_and(|slot| slot.place().is_some());
+        if !is_there {
+            return Err(Error::Invalid(format!("there is no device {number}")));
+        }
+        self.shared.plug.go(number);
+        Ok(())
+    }
+
+    /// Gives the device of this number so many bytes: a disk has them, the memory device offers them.
+    pub(crate) fn resize_device(&self, number: u8, bytes: u64) -> Result<(), Error> {
+        let mut place = self.shared.bus.slot(number).map(|slot| slot.place());
+        let place = place.as_mut().and_then(|place| place.as_mut());
+        let transport = place.and_then(|place| place.function.transport());
+        let transport = transport.ok_or_else(|| Error::Invalid(format!("there is no device {number}")))?;
+        transport.device().resize(bytes).map_err(|error| match error.kind() {
+            std::io::ErrorKind::InvalidInput | std::io::ErrorKind::Unsupported => Error::Invalid(error.to_string()),
+            _ => Error::system("give a device another size")(error),
+        })?;
+        transport.config_changed();
+        Ok(())
+    }
+
+    /// Has the guest use so much memory, of which it has a part from its start.
+    pub(crate) fn resize_memory(&self, bytes: u64) -> Result<(), Error> {
+        let growth = self.growth.as_ref();
+        let gained = bytes.checked_sub(self.memory.bytes).filter(|gained| *gained == 0 || growth.is_some());
+        let gained = gained.ok_or_else(|| Error::Invalid(format!("the machine can't have {bytes} bytes of memory")))?;
+        growth.map_or(Ok(()), |growth| self.resize_device(growth.number, gained))
+    }
+
+    /// Adds a processor, and has the guest look for it.
+    pub(crate) fn add_processor(&mut self) -> Result<(), Error> {
+        let full = || Error::Invalid("the machine has all the processors that it can have".into());
+        let number = self.shared.plug.next_processor().ok_or_else(full)?;
+        if usize::from(number) >= self.processors.len() {
+            let nursery = self.nursery.as_ref().ok_or_else(full)?;
+            self.processors.push(nursery.make(number)?);
+        }
+        self.shared.plug.processor_comes(number);
+        Ok(())
+    }
+
+    /// Asks the guest to let go of its last processor. It has when that is told ([`News::Processors`]).
+    pub(crate) fn take_processor(&self) {
+        self.shared.plug.last_processor_goes();
+    }
+
+    /// The bytes of memory that the guest uses.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.memory.bytes + self.growth.as_ref().map_or(0, |growth| growth.gained.load(Ordering::Acquire))
+    }
+
     /// What it has used.
     pub(crate) fn stats(&self) -> api::Stats {
         let mut stats = api::Stats {
             cpu_nanoseconds: self.processors.iter().map(Processor::cpu_nanoseconds).collect(),
-            memory_bytes: self.memory.bytes,
+            memory_bytes: self.memory_bytes(),
+            cpus: self.shared.plug.processors(),
             memory_resident_bytes: self.memory.resident_bytes(),
             start_microseconds: self.start_microseconds,
             ..Default::default()
@@ -111,8 +213,9 @@ impl Machine {
             processor.count_exits(&mut stats.exits);
         }
         for slot in self.shared.bus.slots() {
-            let mut function = slot.function();
-            let device = function.transport().device_ref();
+            let mut place = slot.place();
+            let Some(transport) = place.as_mut().and_then(|place| place.function.transport()) else { continue };
+            let device = transport.device_ref();
             let counters = device.counters();
             stats.devices.push(api::DeviceStats {
                 name: device.name().to_owned(),
@@ -125,6 +228,13 @@ impl Machine {
         }
         stats
     }
+}
+
+/// The processors of a description.
+fn count_of(spec: &api::Machine) -> Result<Count, Error> {
+    let wrong = |_| Error::Invalid(format!("a machine can't have {} to {} processors", spec.cpus, spec.cpus_max));
+    let (boot, most) = (u8::try_from(spec.cpus).map_err(wrong)?, u8::try_from(spec.cpus_max).map_err(wrong)?);
+    Ok(Count { boot, most: most.max(boot) })
 }
 
 fn open_kvm(device: OwnedFd) -> Kvm {
@@ -158,33 +268,67 @@ fn give_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes all devices, and gives each its loop.
-fn make_devices(
-    spec: &api::Machine,
-    wires: &Arc<dyn Wires>,
-    memory: &GuestMemoryMmap,
-    interrupts: &Arc<Interrupts>,
-    inherited: &mut Inherited,
-    main: &Watch,
-) -> Result<(Arc<Bus>, Vec<Watch>), Error> {
-    let memory = GuestMemoryAtomic::new(memory.clone());
-    let (mut functions, mut loops) = (Vec::new(), Vec::new());
-    for device in &spec.devices {
-        let made = devices::make(device, inherited, spec.shared)?;
-        loops.push(if made.waits { Watch::new()? } else { main.clone() });
-        functions.push(Function::new(Arc::clone(wires), made.device, memory.clone(), interrupts)?);
+/// Memory that the guest gains and gives while it runs.
+struct Growth {
+    /// The memory device.
+    number: u8,
+    /// The bytes of it that the guest uses: the device tells, whoever asks reads.
+    gained: Arc<AtomicU64>,
+}
+
+impl Growth {
+    fn add(bus: &Bus, maker: &Maker, (start, bytes): (u64, u64), changed: &EventFd) -> Result<Self, Error> {
+        let gained = Arc::new(AtomicU64::new(0));
+        let (count, bell) = (Arc::clone(&gained), changed.try_clone().map_err(Error::system("make an eventfd"))?);
+        let tell = Box::new(move |bytes| {
+            count.store(bytes, Ordering::Release);
+            let _ = bell.write(1);
+        });
+        let mem =
+            Mem::new(start, bytes, BLOCK_BYTES, tell).map_err(|source| Error::Device { device: "mem", source })?;
+        let number = bus.insert(maker.place(Box::new(mem), maker.main.clone())?)?;
+        Ok(Self { number, gained })
     }
-    Ok((Arc::new(Bus::new(functions)?), loops))
+}
+
+/// What devices are made with.
+struct Maker {
+    wires: Arc<dyn Wires>,
+    interrupts: Arc<Interrupts>,
+    memory: GuestMemoryAtomic<GuestMemoryMmap>,
+    is_shared: bool,
+    main: Watch,
+    /// The loop of all disks that come later: a thread can't be made any more then.
+    later: Watch,
+}
+
+impl Maker {
+    fn place(&self, device: Box<dyn Device>, watch: Watch) -> Result<Place, Error> {
+        let function = Virtio::new(Arc::clone(&self.wires), device, self.memory.clone(), &self.interrupts)?;
+        Ok(Place { function: Box::new(function), watch })
+    }
+
+    /// Makes all devices, each with its loop. The loops beside the main one, too.
+    fn make_all(&mut self, devices: &[api::Device], from: &mut Descriptors) -> Result<(Vec<Place>, Vec<Watch>), Error> {
+        let (mut places, mut loops) = (Vec::new(), vec![self.later.clone()]);
+        for device in devices {
+            let made = devices::make(device, from, self.is_shared)?;
+            let watch = if made.waits { Watch::new()? } else { self.main.clone() };
+            loops.extend(made.waits.then(|| watch.clone()));
+            places.push(self.place(made.device, watch)?);
+        }
+        Ok((places, loops))
+    }
 }
 
 /// A thread for each loop that is not the main thread's.
-fn serve_disks(shared: &Arc<Shared>, main: &Watch, confined: bool) -> Result<(), Error> {
-    for (watch, number) in shared.loops.iter().zip(0..).filter(|(watch, _)| !watch.is(main)) {
-        let (watch, shared) = (watch.clone(), Arc::clone(shared));
+fn serve_disks(shared: &Arc<Shared>, loops: Vec<Watch>, confined: bool) -> Result<(), Error> {
+    for (number, watch) in loops.into_iter().enumerate() {
+        let shared = Arc::clone(shared);
         let serve = move || {
             let served = if confined { jail::confine(Kind::Disk) } else { Ok(()) };
             if let Err(error) = served.and_then(|()| watch.run(&shared.bus, |_| true)) {
-                (shared.ended)(api::Ended::Failed(error.to_string()));
+                shared.ended(api::Ended::Failed(error.to_string()));
             }
         };
         let thread = std::thread::Builder::new().name(format!("disk{number}")).stack_size(256 << 10);

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -22,24 +23,33 @@ const LARGE_PAGE_BYTES: usize = 2 << 20;
 /// The guest's memory.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    /// The mapping.
+    /// The mapping, with what the guest gains later.
     pub(crate) map: GuestMemoryMmap,
+    /// What the guest has from its start.
+    pub(crate) ram: GuestMemoryMmap,
     /// Of a memfd.
     file: Option<File>,
-    /// Its size in bytes.
+    /// The size in bytes from the start.
     pub(crate) bytes: u64,
 }
 
 impl Memory {
-    /// Makes memory at `ranges`, each with its first address and its bytes; `shared` where another process has to map it.
-    pub(crate) fn new(ranges: &[(u64, u64)], shared: bool, huge_pages: bool) -> Result<Self, Error> {
-        let bytes = ranges.iter().map(|(_, bytes)| bytes).sum();
+    /// Makes memory at the ranges of `ram`, and at that of what is gained later, each with its first address and its bytes; `shared` where
+    /// another process has to map it.
+    pub(crate) fn new(
+        ram: &[(u64, u64)],
+        growth: Option<(u64, u64)>,
+        shared: bool,
+        huge_pages: bool,
+    ) -> Result<Self, Error> {
+        let ranges = || ram.iter().copied().chain(growth);
+        let bytes = ranges().map(|(_, bytes)| bytes).sum();
         let step = if huge_pages { "make the guest's memory of huge pages" } else { "make the guest's memory" };
         let file = if shared || huge_pages { Some(memory_file(bytes, huge_pages, step)?) } else { None };
         let mut offset = 0;
-        let mut regions = Vec::with_capacity(ranges.len());
-        for (start, length) in ranges {
-            let size = usize::try_from(*length).map_err(|_| Error::Invalid("too much memory".into()))?;
+        let mut regions = Vec::with_capacity(ram.len() + 1);
+        for (start, length) in ranges() {
+            let size = usize::try_from(length).map_err(|_| Error::Invalid("too much memory".into()))?;
             let region = match &file {
                 Some(file) => {
                     let part = FileOffset::new(file.try_clone().map_err(Error::system(step))?, offset);
@@ -52,13 +62,16 @@ impl Memory {
             if !huge_pages {
                 ask_for_large_pages(&region);
             }
-            let region = GuestRegionMmap::new(region, GuestAddress(*start))
+            let region = GuestRegionMmap::new(region, GuestAddress(start))
                 .ok_or_else(|| Error::Invalid("memory beyond the end of the address space".into()))?;
-            regions.push(region);
+            regions.push(Arc::new(region));
             offset += length;
         }
-        let map = GuestMemoryMmap::from_regions(regions).map_err(|error| Error::Invalid(error.to_string()))?;
-        Ok(Self { map, file, bytes })
+        let of =
+            |regions| GuestMemoryMmap::from_arc_regions(regions).map_err(|error| Error::Invalid(error.to_string()));
+        let from_start = regions.iter().take(ram.len()).cloned().collect();
+        let bytes = ram.iter().map(|(_, bytes)| bytes).sum();
+        Ok(Self { map: of(regions)?, ram: of(from_start)?, file, bytes })
     }
 
     /// What the host has given of it so far, in bytes.
@@ -143,18 +156,19 @@ mod tests {
     #[test]
     fn pages_are_taken_when_they_are_touched() {
         for shared in [true, false] {
-            let memory = Memory::new(&[(0, 64 << 20), (1 << 32, 64 << 20)], shared, false).unwrap();
-            assert_eq!((memory.bytes, memory.resident_bytes()), (128 << 20, 0));
+            let memory = Memory::new(&[(0, 64 << 20)], Some((1 << 32, 64 << 20)), shared, false).unwrap();
+            assert_eq!((memory.bytes, memory.resident_bytes()), (64 << 20, 0));
             memory.map.write_obj(7_u64, GuestAddress(1 << 32)).unwrap();
             assert_eq!(memory.map.read_obj::<u64>(GuestAddress(1 << 32)).unwrap(), 7);
             assert!((4096..=4 << 20).contains(&memory.resident_bytes()), "{}", memory.resident_bytes());
             assert!(memory.map.read_obj::<u64>(GuestAddress(64 << 20)).is_err());
+            assert!(memory.ram.read_obj::<u64>(GuestAddress(1 << 32)).is_err(), "it is gained later");
         }
     }
 
     #[test]
     fn own_memory_starts_where_a_large_page_may() {
-        let memory = Memory::new(&[(0, 3 << 20), (1 << 32, 5 << 20)], false, false).unwrap();
+        let memory = Memory::new(&[(0, 3 << 20), (1 << 32, 5 << 20)], None, false, false).unwrap();
         for region in memory.map.iter() {
             assert_eq!(region.as_ptr() as usize % LARGE_PAGE_BYTES, 0);
         }

@@ -10,24 +10,48 @@ use coracle_monitor_api::Ended;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::Error;
-use crate::events::Watch;
-use crate::pci::{Bus, Outcome};
+use crate::News;
+use crate::pci::Bus;
+use crate::plug::{Gone, Plug};
 use crate::ports::Ports;
 
 /// What all processors share.
 pub(crate) struct Shared {
     pub(crate) bus: Arc<Bus>,
     pub(crate) ports: Ports,
-    /// The loop of each device, by its slot.
-    pub(crate) loops: Vec<Watch>,
+    /// What comes and goes.
+    pub(crate) plug: Plug,
     gate: Gate,
-    /// Tells the monitor's main thread of the end.
-    pub(crate) ended: Box<dyn Fn(Ended) + Send + Sync>,
+    /// Tells the monitor's main thread.
+    tell: Box<dyn Fn(News) + Send + Sync>,
 }
 
 impl Shared {
-    pub(crate) fn new(bus: Arc<Bus>, ports: Ports, loops: Vec<Watch>, ended: Box<dyn Fn(Ended) + Send + Sync>) -> Self {
-        Self { bus, ports, loops, gate: Gate::default(), ended }
+    pub(crate) fn new(bus: Arc<Bus>, ports: Ports, plug: Plug, tell: Box<dyn Fn(News) + Send + Sync>) -> Self {
+        Self { bus, ports, plug, gate: Gate::default(), tell }
+    }
+
+    /// The machine has ended.
+    pub(crate) fn ended(&self, how: Ended) {
+        (self.tell)(News::Ended(how));
+    }
+
+    /// The guest writes to a port. The machine's end, where the write is that.
+    fn write_port(&self, port: u16, data: &[u8]) -> Option<Ended> {
+        if !Plug::has(port) {
+            return self.ports.write(port, data);
+        }
+        for gone in self.plug.write(port, data) {
+            let news = match gone {
+                Gone::Device(number) => {
+                    self.bus.remove(number);
+                    News::Ejected(number)
+                }
+                Gone::Processor => News::Processors(self.plug.processors()),
+            };
+            (self.tell)(news);
+        }
+        None
     }
 }
 
@@ -121,14 +145,14 @@ pub(crate) fn start(
         .stack_size(256 << 10)
         .spawn(move || {
             if let Err(error) = confine() {
-                return (shared.ended)(Ended::Failed(error.to_string()));
+                return shared.ended(Ended::Failed(error.to_string()));
             }
             let ended = run_guest(&mut processor, &shared, &counted);
             // The processor's page is gone after this: nobody may write to it.
             flag.store(std::ptr::null_mut(), Ordering::Release);
             std::mem::forget(processor);
             shared.gate.leave();
-            (shared.ended)(ended);
+            shared.ended(ended);
         })
         .map_err(Error::system("start a processor's thread"))?;
     Ok(Processor { thread, exits, immediate_exit })
@@ -151,14 +175,15 @@ fn run_guest(processor: &mut VcpuFd, shared: &Shared, exits: &Exits) -> Ended {
             count.fetch_add(1, Ordering::Relaxed);
         }
         match exit {
+            Ok(VcpuExit::IoIn(port, data)) if Plug::has(port) => shared.plug.read(port, data),
             Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(port, data),
             Ok(VcpuExit::IoOut(port, data)) => {
-                if let Some(ended) = shared.ports.write(port, data) {
+                if let Some(ended) = shared.write_port(port, data) {
                     return ended;
                 }
             }
             Ok(VcpuExit::MmioRead(address, data)) => shared.bus.read(address, data),
-            Ok(VcpuExit::MmioWrite(address, data)) => write(shared, address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => drop(shared.bus.write(address, data)),
             Ok(VcpuExit::Shutdown) => return Ended::Crashed("a triple fault".into()),
             Ok(VcpuExit::SystemEvent(kind, _)) => return Ended::Crashed(format!("system event {kind}")),
             Ok(VcpuExit::FailEntry(reason, _)) => {
@@ -173,17 +198,6 @@ fn run_guest(processor: &mut VcpuFd, shared: &Shared, exits: &Exits) -> Ended {
                 return Ended::Crashed(format!("KVM can't go on: {error}"));
             }
         }
-    }
-}
-
-fn write(shared: &Shared, address: u64, data: &[u8]) {
-    let Some((slot, outcome)) = shared.bus.write(address, data) else { return };
-    if outcome == Outcome::None {
-        return;
-    }
-    let place = shared.bus.slots().get(slot);
-    if let (Some(place), Some(watch), Ok(number)) = (place, shared.loops.get(slot), u16::try_from(slot)) {
-        watch.follow(number, &mut place.function(), &outcome);
     }
 }
 

@@ -40,7 +40,7 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<BuiltinMa
     let (console, messages) = (Ring::new(CONSOLE_BYTES), Ring::new(MESSAGES_BYTES));
     let mut spawn = Spawn::new(program).arguments(first.iter().cloned()).argument(&spec.folder);
     spawn = spawn.descriptor(api::CONTROL_FD, OwnedFd::from(theirs));
-    for (number, fd) in descriptors.0 {
+    for (number, fd) in (descriptors.first..).zip(descriptors.all) {
         spawn = spawn.descriptor(number, fd);
     }
     // Only who may make namespaces can give one away.

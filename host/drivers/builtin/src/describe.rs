@@ -14,14 +14,27 @@ pub(crate) const GUEST_CID: u32 = 3;
 pub(crate) const PROGRAMS_SOCKET: &str = "vsock.sock";
 
 /// Descriptors for the monitor, by the numbers at which it finds them.
-#[derive(Debug, Default)]
-pub(crate) struct Descriptors(pub(crate) Vec<(i32, OwnedFd)>);
+#[derive(Debug)]
+pub(crate) struct Descriptors {
+    pub(crate) all: Vec<OwnedFd>,
+    /// The number of the first.
+    pub(crate) first: i32,
+}
 
 impl Descriptors {
+    /// Those that it inherits.
+    fn inherited() -> Self {
+        Self { all: Vec::new(), first: api::CONTROL_FD + 1 }
+    }
+
+    /// Those that come with a message.
+    pub(crate) fn sent() -> Self {
+        Self { all: Vec::new(), first: 0 }
+    }
+
     fn add(&mut self, fd: impl Into<OwnedFd>) -> i32 {
-        let next = self.0.last().map_or(api::CONTROL_FD, |(number, _)| *number) + 1;
-        self.0.push((next, fd.into()));
-        next
+        self.all.push(fd.into());
+        self.first + i32::try_from(self.all.len()).unwrap_or(i32::MAX) - 1
     }
 }
 
@@ -40,7 +53,7 @@ pub(crate) fn describe(
     if !spec.host_nodes.is_empty() {
         return Err(Error::Unsupported("memory of chosen nodes of the host (`machine.host_nodes`)".into()));
     }
-    let mut fds = Descriptors::default();
+    let mut fds = Descriptors::inherited();
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
     let kvm =
         kvm.map_err(|error| Error::Missing(format!("/dev/kvm can't be opened ({error}): run `coracle check`")))?;
@@ -60,6 +73,7 @@ pub(crate) fn describe(
     for device in &spec.devices {
         devices.push(match device {
             Device::Rng => api::Device::Rng,
+            Device::Balloon => api::Device::Balloon,
             Device::Vsock => {
                 let (programs, path) =
                     vsock.take().ok_or_else(|| Error::Invalid("a machine has one vsock device".into()))?;
@@ -71,23 +85,7 @@ pub(crate) fn describe(
                 })?;
                 api::Device::Fs { tag: tag.clone(), server_fd: fds.add(server), queue_size: *queue_size }
             }
-            Device::Block { path, read_only, direct, serial } => {
-                let file_fd = fds.add(open_disk(path, *read_only, *direct)?);
-                let queues = u16::try_from(spec.cpus.boot).unwrap_or(1);
-                let serial = serial.clone();
-                api::Device::Block { file_fd, read_only: *read_only, direct: *direct, serial, queues }
-            }
-            Device::Net { mac, taps } => {
-                let mut tap_fds = Vec::with_capacity(taps.len());
-                for tap in taps {
-                    tap_fds.push(fds.add(tap.try_clone().map_err(Error::system("hand a tap to the monitor"))?));
-                }
-                // Several pairs of queues the monitor serves itself.
-                let vhost = if taps.len() == 1 { open_vhost() } else { None };
-                let vhost_fds = vhost.into_iter().map(|vhost| fds.add(vhost)).collect();
-                api::Device::Net { mac: *mac, tap_fds, vhost_fds }
-            }
-            other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
+            other => plugged(other, spec.cpus.boot, &mut fds)?,
         });
     }
     let machine = api::Machine {
@@ -97,7 +95,9 @@ pub(crate) fn describe(
         initrd_fd,
         command_line: command_line(spec),
         cpus: spec.cpus.boot,
+        cpus_max: spec.cpus.max,
         memory_mib: spec.memory.size_mib,
+        growth_mib: spec.memory.max_mib.saturating_sub(spec.memory.size_mib),
         shared: spec.memory.kind == MemoryKind::Shared,
         huge_pages: spec.memory.huge_pages,
         console: spec.console,
@@ -105,6 +105,29 @@ pub(crate) fn describe(
         jail,
     };
     Ok((machine, fds))
+}
+
+/// Describes a device that a machine of so many processors can have from its start or gain later.
+pub(crate) fn plugged(device: &Device, cpus: u32, fds: &mut Descriptors) -> Result<api::Device> {
+    match device {
+        Device::Block { path, read_only, direct, serial } => {
+            let file_fd = fds.add(open_disk(path, *read_only, *direct)?);
+            let queues = u16::try_from(cpus).unwrap_or(1);
+            let serial = serial.clone();
+            Ok(api::Device::Block { file_fd, read_only: *read_only, direct: *direct, serial, queues })
+        }
+        Device::Net { mac, taps } => {
+            let mut tap_fds = Vec::with_capacity(taps.len());
+            for tap in taps {
+                tap_fds.push(fds.add(tap.try_clone().map_err(Error::system("hand a tap to the monitor"))?));
+            }
+            // Several pairs of queues the monitor serves itself.
+            let vhost = if taps.len() == 1 { open_vhost() } else { None };
+            let vhost_fds = vhost.into_iter().map(|vhost| fds.add(vhost)).collect();
+            Ok(api::Device::Net { mac: *mac, tap_fds, vhost_fds })
+        }
+        other => Err(Error::Unsupported(format!("the device {:?}", other.kind()))),
+    }
 }
 
 /// The kernel's command line: the specification's, and what this machine adds.

@@ -8,7 +8,9 @@
 mod boot;
 mod control;
 mod describe;
+mod hotplug;
 mod machine;
+mod resize;
 
 use std::ffi::OsString;
 
@@ -38,18 +40,22 @@ impl Builtin {
     }
 }
 
+/// What a machine can gain and lose.
+const HOTPLUGGED: [DeviceKind; 2] = [DeviceKind::Block, DeviceKind::Net];
+
 impl Driver for Builtin {
-    fn capabilities(&self, _: &MachineSpec) -> Capabilities {
+    fn capabilities(&self, spec: &MachineSpec) -> Capabilities {
         Capabilities {
             coldplug: vec![
                 DeviceKind::Vsock,
                 DeviceKind::Rng,
+                DeviceKind::Balloon,
                 DeviceKind::SharedFs,
                 DeviceKind::Block,
                 DeviceKind::Net,
             ],
-            hotplug: Vec::new(),
-            resize: false,
+            hotplug: HOTPLUGGED.to_vec(),
+            resize: spec.cpus.max > spec.cpus.boot || spec.memory.max_mib > spec.memory.size_mib,
             pause: true,
             snapshot: false,
         }

@@ -5,15 +5,18 @@ use std::sync::Arc;
 
 use coracle_machine::{
     Accelerator, AgentAddress, Device, End, Ends, Error, GuestListener, GuestStream, Machine, MachineSpec, Result,
-    Stats, unsupported,
+    Stats,
 };
 use coracle_monitor_api::{self as api, Answer, Ended, Request};
 use coracle_process::{Child, ExitStatus, Ring};
 use futures::future::BoxFuture;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 
+use crate::HOTPLUGGED;
 use crate::boot::Root;
 use crate::control::{Client, Failure};
+use crate::hotplug::{Hotplug, Outcome, Refused};
+use crate::resize::Size;
 
 /// The process and the files of a machine; all of them go when this is dropped.
 #[derive(Debug)]
@@ -40,10 +43,13 @@ pub(crate) struct BuiltinMachine {
     address: AgentAddress,
     hello: GuestListener,
     control: Client,
-    stats: Stats,
     console: Ring,
     end: Ends,
     stop: Arc<tokio::sync::Notify>,
+    /// Held while a device comes or goes.
+    hotplug: Mutex<Hotplug>,
+    /// Held while it is changed.
+    size: Mutex<Size>,
     /// The monitor's process, and whether its specification says where it runs.
     pid: i32,
     is_placed: bool,
@@ -73,19 +79,42 @@ impl BuiltinMachine {
             drop(parts);
             sender.send_replace(Some(End { reason }));
         });
-        let stats = Stats { memory_bytes: spec.memory.size_mib << 20, cpus: spec.cpus.boot, ..Stats::default() };
         let is_placed = !spec.host_cpus.is_empty();
-        Self { address, hello, control, stats, console, end: Ends::new(end), stop, pid, is_placed }
+        let (hotplug, size) = (Mutex::new(Hotplug::of(spec)), Mutex::new(Size::of(spec)));
+        Self { address, hello, control, console, end: Ends::new(end), stop, hotplug, size, pid, is_placed }
     }
 
     async fn ask(&self, request: Request) -> Result<Answer> {
         self.end.check()?;
         match self.control.ask(&request).await {
             Ok(answer) => Ok(answer),
-            Err(Failure::Refused(fault)) => Err(Error::Monitor(fault.text)),
-            Err(Failure::Closed) => Err(Error::Ended(self.wait().await.reason)),
+            Err(failure) => Err(self.failed(failure).await),
         }
     }
+
+    async fn failed(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Refused(fault) if fault.invalid => Error::Invalid(fault.text),
+            Failure::Refused(fault) => Error::Monitor(fault.text),
+            Failure::Closed => Error::Ended(self.wait().await.reason),
+        }
+    }
+
+    async fn plugged<T>(&self, outcome: Outcome<T>) -> Result<T> {
+        match outcome {
+            Ok(done) => Ok(done),
+            Err(Refused::Error(error)) => Err(error),
+            Err(Refused::Monitor(failure)) => Err(self.failed(failure).await),
+        }
+    }
+}
+
+/// [`Error::Unsupported`] for what no machine of this monitor gains or loses.
+fn can_be_plugged(device: &Device, doing: &str) -> Result<()> {
+    if HOTPLUGGED.contains(&device.kind()) {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!("{doing} {:?}", device.kind())))
 }
 
 /// Lets the monitor's threads run on these processors alone, or on any.
@@ -177,19 +206,37 @@ impl Machine for BuiltinMachine {
     }
 
     fn attach(&self, device: Device) -> BoxFuture<'_, Result<Option<String>>> {
-        unsupported(&format!("attaching {:?}", device.kind()))
+        Box::pin(async move {
+            self.end.check()?;
+            can_be_plugged(&device, "attaching")?;
+            let outcome = self.hotplug.lock().await.attach(&self.control, &device).await;
+            self.plugged(outcome).await
+        })
     }
 
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
-        unsupported(&format!("detaching {:?}", device.kind()))
+        Box::pin(async move {
+            self.end.check()?;
+            can_be_plugged(&device, "detaching")?;
+            let outcome = self.hotplug.lock().await.detach(&self.control, &device).await;
+            self.plugged(outcome).await
+        })
     }
 
-    fn resize_disk(&self, _: Device, _: u64) -> BoxFuture<'_, Result<()>> {
-        unsupported("resizing a disk")
+    fn resize_disk(&self, disk: Device, bytes: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.end.check()?;
+            let outcome = self.hotplug.lock().await.resize_disk(&self.control, &disk, bytes).await;
+            self.plugged(outcome).await
+        })
     }
 
-    fn resize(&self, _: u32, _: u64) -> BoxFuture<'_, Result<()>> {
-        unsupported("resizing")
+    fn resize(&self, cpus: u32, memory_mib: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.end.check()?;
+            let outcome = self.size.lock().await.change(&self.control, cpus, memory_mib).await;
+            self.plugged(outcome).await
+        })
     }
 
     fn place(&self, host_cpus: Vec<u32>) -> BoxFuture<'_, Result<()>> {
@@ -210,8 +257,10 @@ impl Machine for BuiltinMachine {
     fn stats(&self) -> BoxFuture<'_, Result<Stats>> {
         Box::pin(async move {
             match self.ask(Request::Stats).await? {
-                Answer::Stats(found) => Ok(Stats { monitor: figures(&found), ..self.stats.clone() }),
-                Answer::Done => Err(Error::Monitor("the monitor has not answered what it was asked".into())),
+                Answer::Stats(found) => {
+                    Ok(Stats { memory_bytes: found.memory_bytes, cpus: found.cpus, monitor: figures(&found) })
+                }
+                _ => Err(Error::Monitor("the monitor has not answered what it was asked".into())),
             }
         })
     }

@@ -1,8 +1,6 @@
 //! A machine that grows and shrinks: memory by virtio-mem, processors by ACPI.
 
-use std::time::Duration;
-
-use coracle_machine::{Error, MachineSpec, Result};
+use coracle_machine::{Error, MachineSpec, Result, Sizes};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
@@ -10,48 +8,25 @@ use crate::command::GROWTH;
 use crate::events::{DEVICES, reported};
 use crate::qmp;
 
-/// How long the guest may take to take memory without the size having changed, and how long over all of it.
-const PATIENCE: Duration = Duration::from_secs(10);
-const PATIENCE_OVER_ALL: Duration = Duration::from_secs(60);
-/// How long it may take to let go of a processor.
-const EJECT_PATIENCE: Duration = Duration::from_secs(5);
-
 /// What processors are called that were added, with a number behind it.
 const ADDED: &str = "added-cpu";
-
-/// The unit in which a guest of Linux plugs memory, in MiB: two of the pages in which its kernel keeps free memory.
-const UNIT_MIB: u64 = 4;
 
 /// A machine's size.
 #[derive(Debug)]
 pub(crate) struct Size {
-    /// Whether it can change.
-    grows: bool,
-    least_cpus: u32,
-    most_cpus: u32,
-    least_mib: u64,
-    most_mib: u64,
+    /// Those that it can have; none where it has one.
+    sizes: Option<Sizes>,
     /// What the guest is to have above the least, in bytes.
     wanted_bytes: u64,
     /// Processors above the least, by QEMU's names for them, the oldest first.
     added: Vec<String>,
+    least_cpus: u32,
 }
 
 impl Size {
     pub(crate) fn of(spec: &MachineSpec, grows: bool) -> Self {
-        Self {
-            grows,
-            least_cpus: spec.cpus.boot,
-            most_cpus: spec.cpus.max,
-            least_mib: spec.memory.size_mib,
-            most_mib: spec.memory.max_mib,
-            wanted_bytes: 0,
-            added: Vec::new(),
-        }
-    }
-
-    fn memory_bytes(&self) -> u64 {
-        (self.least_mib << 20) + self.wanted_bytes
+        let sizes = Sizes::of(spec).filter(|_| grows);
+        Self { sizes, wanted_bytes: 0, added: Vec::new(), least_cpus: spec.cpus.boot }
     }
 
     pub(crate) fn cpus(&self) -> u32 {
@@ -66,29 +41,20 @@ impl Size {
         cpus: u32,
         memory_mib: u64,
     ) -> Result<()> {
-        if !self.grows {
-            return Err(Error::Unsupported("resizing".into()));
-        }
-        if !(self.least_cpus..=self.most_cpus).contains(&cpus) {
-            let (least, most) = (self.least_cpus, self.most_cpus);
-            return Err(Error::Invalid(format!("{cpus} processors: it has {least} at least and {most} at most")));
-        }
-        if !(self.least_mib..=self.most_mib).contains(&memory_mib) {
-            let (least, most) = (self.least_mib, self.most_mib);
-            return Err(Error::Invalid(format!("{memory_mib} MiB: it has {least} at least and {most} at most")));
-        }
+        let sizes = self.sizes.as_ref().ok_or_else(|| Error::Unsupported("resizing".into()))?;
+        let wanted = sizes.gained_bytes(cpus, memory_mib)?;
         // A guest can let go of a processor whenever it likes, and one that was asked to may have taken its time.
         self.added = added(control).await?;
         // The guest needs memory for what its processors keep each: that comes first, and goes last.
-        if memory_mib << 20 > self.memory_bytes() {
-            self.change_memory(control, events, memory_mib).await?;
+        if wanted > self.wanted_bytes {
+            self.change_memory(control, events, wanted).await?;
         }
         while self.cpus() < cpus {
             self.add_cpu(control).await?;
         }
         while self.cpus() > cpus && self.take_cpu(control, events).await? {}
-        if (memory_mib << 20) < self.memory_bytes() {
-            self.change_memory(control, events, memory_mib).await?;
+        if wanted < self.wanted_bytes {
+            self.change_memory(control, events, wanted).await?;
         }
         Ok(())
     }
@@ -97,10 +63,8 @@ impl Size {
         &mut self,
         control: &qmp::Client,
         events: &broadcast::Sender<qmp::Event>,
-        memory_mib: u64,
+        wanted: u64,
     ) -> Result<()> {
-        let most = self.most_mib - self.least_mib;
-        let wanted = (memory_mib - self.least_mib).next_multiple_of(UNIT_MIB).min(most) << 20;
         // Listened to before it is asked for.
         let mut events = events.subscribe();
         let request = json!({ "path": path(), "property": "requested-size", "value": wanted });
@@ -113,14 +77,14 @@ impl Size {
         }
         let take = async {
             while taken(control).await? < wanted {
-                if !reported(&mut events, "MEMORY_DEVICE_SIZE_CHANGE", None, PATIENCE).await {
+                if !reported(&mut events, "MEMORY_DEVICE_SIZE_CHANGE", None, Sizes::PATIENCE).await {
                     break;
                 }
             }
             Ok(())
         };
         // A guest that goes up and down for ever is left alone.
-        tokio::time::timeout(PATIENCE_OVER_ALL, take).await.unwrap_or(Ok(()))
+        tokio::time::timeout(Sizes::PATIENCE_OVER_ALL, take).await.unwrap_or(Ok(()))
     }
 
     async fn add_cpu(&mut self, control: &qmp::Client) -> Result<()> {
@@ -145,7 +109,7 @@ impl Size {
         let Some(name) = self.added.last() else { return Ok(false) };
         let mut events = events.subscribe();
         control.execute("device_del", json!({ "id": name })).await?;
-        reported(&mut events, "DEVICE_DELETED", Some(name), EJECT_PATIENCE).await;
+        reported(&mut events, "DEVICE_DELETED", Some(name), Sizes::EJECT_PATIENCE).await;
         // Which reports were missed nobody knows: what there is counts.
         let before = self.added.len();
         self.added = added(control).await?;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, OFlags, SeekFrom, StatxFlags, fallocate, fcntl_getfl, fdatasync, fstat,
-    ioctl_blkpbszget, ioctl_blksszget, seek, statx,
+    ftruncate, ioctl_blkpbszget, ioctl_blksszget, seek, statx,
 };
 use rustix::io::{Errno, retry_on_intr};
 use vm_memory::VolatileSlice;
@@ -61,8 +61,7 @@ impl Disk {
             return Err(invalid("the disk's blocks have a size that can't be"));
         }
         let physical = if physical.is_power_of_two() && powers.contains(&physical) { physical } else { block_bytes };
-        // A device's metadata has no size. Nothing here uses the position that this moves.
-        let bytes = seek(&file, SeekFrom::End(0))?;
+        let bytes = length(&file)?;
         let blocks = bytes / u64::from(block_bytes);
         if blocks == 0 {
             return Err(invalid("the disk has less than one block"));
@@ -80,6 +79,27 @@ impl Disk {
         // A file's holes are tried where there is nothing to lose: behind its end.
         disk.discards = !read_only && (is_device || disk.punch(bytes, u64::from(CAUTIOUS_ALIGNMENT)).is_ok());
         Ok(disk)
+    }
+
+    /// Gives it so many bytes, of which it has no more now. A file grows with it; a device has them, or can't have them.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] where it has more, or its device has fewer; else the kernel's.
+    pub(super) fn grow(&mut self, bytes: u64, read_only: bool) -> io::Result<()> {
+        let sectors = bytes / u64::from(self.block_bytes) * (u64::from(self.block_bytes) / SECTOR_BYTES);
+        if sectors < self.sectors {
+            let has = self.sectors * SECTOR_BYTES;
+            return Err(invalid(&format!("the disk has {has} bytes: with {bytes} it would lose some")));
+        }
+        let behind = length(&self.file)?;
+        if behind < bytes {
+            if self.is_device || read_only {
+                return Err(invalid(&format!("what is behind the disk has {behind} bytes, and can't have {bytes}")));
+            }
+            retry_on_intr(|| ftruncate(&self.file, bytes))?;
+        }
+        self.sectors = sectors;
+        Ok(())
     }
 
     /// Sectors, a whole number of blocks.
@@ -208,6 +228,11 @@ impl Disk {
         }
         Ok(())
     }
+}
+
+/// The bytes of a file or device; a device's metadata has none. Nothing here uses the position that this moves.
+fn length(file: &OwnedFd) -> io::Result<u64> {
+    Ok(seek(file, SeekFrom::End(0))?)
 }
 
 /// The offset behind `count` more bytes.

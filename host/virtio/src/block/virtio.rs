@@ -193,6 +193,13 @@ impl Device for Block {
         self.rings.clear();
     }
 
+    fn resize(&mut self, bytes: u64) -> io::Result<()> {
+        self.disk.grow(bytes, self.rules.read_only)?;
+        let queues = u16::try_from(self.sizes.len()).unwrap_or(QUEUES_MAX);
+        self.config = config::space(&self.disk, queues).to_vec();
+        Ok(())
+    }
+
     fn counters(&self) -> Counters {
         self.tally.counters
     }

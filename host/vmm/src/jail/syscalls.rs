@@ -15,6 +15,8 @@ pub(crate) enum Kind {
     Disk,
     /// A processor.
     Processor,
+    /// What makes processors that come later. What it makes is confined further.
+    Nursery,
 }
 
 /// What any thread of this program may do: memory of its own, locks, its end.
@@ -50,9 +52,14 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
             libc::SYS_connect,
             libc::SYS_epoll_pwait,
             libc::SYS_epoll_wait,
+            // Devices that come later are made here, and disks get another size.
+            libc::SYS_eventfd2,
+            libc::SYS_fallocate,
             libc::SYS_fstat,
+            libc::SYS_ftruncate,
             libc::SYS_getrandom,
             libc::SYS_getsockopt,
+            libc::SYS_lseek,
             libc::SYS_mincore,
             libc::SYS_newfstatat,
             libc::SYS_poll,
@@ -80,6 +87,20 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
             libc::SYS_pwritev,
             libc::SYS_pwritev2,
         ],
+        // Processors have no more than it has.
+        Kind::Nursery => &[
+            libc::SYS_clone3,
+            libc::SYS_poll,
+            libc::SYS_ppoll,
+            libc::SYS_recvfrom,
+            libc::SYS_recvmsg,
+            libc::SYS_rseq,
+            libc::SYS_sched_getaffinity,
+            libc::SYS_seccomp,
+            libc::SYS_sendmsg,
+            libc::SYS_sendto,
+            libc::SYS_set_robust_list,
+        ],
         // A driver that sets a device up, or resets it: the file server is spoken to by messages.
         Kind::Processor => &[
             libc::SYS_poll,
@@ -93,9 +114,13 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
 }
 
 /// The requests of ioctl.
-fn requests(kind: Kind) -> &'static [u32] {
+fn requests(kind: Kind) -> Vec<u32> {
     /// linux/kvm.h.
+    const KVM_CREATE_VCPU: u32 = 0xae41;
+    const KVM_SET_MSRS: u32 = 0x4008_ae89;
+    const KVM_SET_CPUID2: u32 = 0x4008_ae90;
     const KVM_RUN: u32 = 0xae80;
+    const KVM_IRQ_LINE: u32 = 0x4008_ae61;
     const KVM_IRQFD: u32 = 0x4020_ae76;
     const KVM_IOEVENTFD: u32 = 0x4040_ae79;
     const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
@@ -103,7 +128,10 @@ fn requests(kind: Kind) -> &'static [u32] {
     const TUNSETOFFLOAD: u32 = 0x4004_54d0;
     const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
     const TUNSETQUEUE: u32 = 0x4004_54d9;
-    /// linux/vhost.h. What is asked of it once, before the guest runs, needs no place here.
+    /// linux/vhost.h.
+    const VHOST_GET_FEATURES: u32 = 0x8008_af00;
+    const VHOST_SET_OWNER: u32 = 0xaf01;
+    const VHOST_SET_VRING_ERR: u32 = 0x4008_af22;
     const VHOST_SET_FEATURES: u32 = 0x4008_af00;
     const VHOST_SET_MEM_TABLE: u32 = 0x4008_af03;
     const VHOST_SET_VRING_NUM: u32 = 0x4008_af10;
@@ -114,13 +142,27 @@ fn requests(kind: Kind) -> &'static [u32] {
     const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
     /// linux/fs.h.
     const BLKDISCARD: u32 = 0x1277;
+    const BLKPBSZGET: u32 = 0x127b;
+    const BLKSSZGET: u32 = 0x1268;
     const FIONBIO: u32 = 0x5421;
     match kind {
-        // A device that breaks is taken from the kernel.
-        Kind::Main => &[FIONBIO, TUNSETQUEUE, VHOST_NET_SET_BACKEND],
-        Kind::Disk => &[BLKDISCARD],
-        Kind::Processor => &[
+        // A device that breaks is taken from the kernel; one that comes later is made, and the guest told of it.
+        Kind::Main => vec![
+            BLKPBSZGET,
+            BLKSSZGET,
+            FIONBIO,
+            KVM_IRQ_LINE,
+            TUNSETQUEUE,
+            VHOST_GET_FEATURES,
+            VHOST_NET_SET_BACKEND,
+            VHOST_SET_OWNER,
+            VHOST_SET_VRING_ERR,
+        ],
+        Kind::Disk => vec![BLKDISCARD],
+        Kind::Nursery => [requests(Kind::Processor), vec![KVM_CREATE_VCPU, KVM_SET_CPUID2, KVM_SET_MSRS]].concat(),
+        Kind::Processor => vec![
             KVM_RUN,
+            KVM_IRQ_LINE,
             KVM_IRQFD,
             KVM_IOEVENTFD,
             KVM_SET_GSI_ROUTING,
@@ -142,18 +184,36 @@ fn requests(kind: Kind) -> &'static [u32] {
 /// Leaves the calling thread the system calls of its kind.
 pub(crate) fn confine(kind: Kind) -> Result<(), Error> {
     let failed = |error: seccompiler::Error| Error::Invalid(format!("the jail's list of system calls: {error}"));
+    if kind == Kind::Nursery {
+        seccompiler::apply_filter(&old_clone_only()?).map_err(failed)?;
+    }
     seccompiler::apply_filter(&program(kind)?).map_err(failed)
 }
 
+fn failed(error: seccompiler::BackendError) -> Error {
+    Error::Invalid(format!("the jail's list of system calls: {error}"))
+}
+
+fn target() -> Result<TargetArch, Error> {
+    TargetArch::try_from(std::env::consts::ARCH).map_err(failed)
+}
+
+/// Has the C library make threads by clone(2), whose flags a filter sees; those of clone3(2) it does not see.
+fn old_clone_only() -> Result<BpfProgram, Error> {
+    let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let rules = [(libc::SYS_clone3, Vec::new())].into();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, missing, target()?);
+    filter.and_then(BpfProgram::try_from).map_err(failed)
+}
+
 fn program(kind: Kind) -> Result<BpfProgram, Error> {
-    let failed = |error: seccompiler::BackendError| Error::Invalid(format!("the jail's list of system calls: {error}"));
     let is = |argument: u8, value: u32| {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value));
         SeccompRule::new(vec![condition?])
     };
     let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
         ALL.iter().chain(own(kind)).map(|number| (*number, Vec::new())).collect();
-    let requests: Result<Vec<_>, _> = requests(kind).iter().map(|request| is(1, *request)).collect();
+    let requests: Result<Vec<_>, _> = requests(kind).into_iter().map(|request| is(1, request)).collect();
     // Its own abort; and the main thread's kick that makes a processor leave the guest.
     let mut signals = vec![libc::SIGABRT];
     signals.extend((kind == Kind::Main).then(crate::vcpu::kick_signal));
@@ -168,8 +228,17 @@ fn program(kind: Kind) -> Result<BpfProgram, Error> {
         let unix = u32::try_from(libc::AF_UNIX).unwrap_or(u32::MAX);
         rules.insert(libc::SYS_socket, vec![is(0, unix).map_err(failed)?]);
     }
-    let machine = TargetArch::try_from(std::env::consts::ARCH).map_err(failed)?;
-    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, machine);
+    if kind == Kind::Nursery {
+        // Threads and nothing else.
+        let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+        let is_thread = SeccompCmpOp::MaskedEq(thread);
+        let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, is_thread, thread).map_err(failed)?;
+        rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![condition]).map_err(failed)?]);
+        let options = [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS];
+        let options: Result<Vec<_>, _> = options.iter().map(|option| is(0, option.unsigned_abs())).collect();
+        rules.insert(libc::SYS_prctl, options.map_err(failed)?);
+    }
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, target()?);
     filter.and_then(BpfProgram::try_from).map_err(failed)
 }
 
@@ -218,14 +287,29 @@ mod tests {
             assert_eq!(confined(kind, || call(libc::SYS_ioctl, [0, 0x5413, 0])), Some(libc::SIGSYS), "{kind:?}");
             assert_eq!(confined(kind, || call(libc::SYS_clone3, [0; 3])), Some(libc::SIGSYS), "{kind:?}");
         }
+        // What makes threads makes no processes.
+        assert_eq!(confined(Kind::Nursery, || call(libc::SYS_clone3, [0; 3])), None);
+        assert_eq!(confined(Kind::Nursery, || call(libc::SYS_clone, [0; 3])), Some(libc::SIGSYS));
+        assert_eq!(confined(Kind::Nursery, || call(libc::SYS_openat, [0; 3])), Some(libc::SIGSYS));
+        let thread = || {
+            drop(
+                std::thread::Builder::new()
+                    .name("one".into())
+                    .spawn(|| confine(Kind::Processor))
+                    .map(std::thread::JoinHandle::join),
+            )
+        };
+        assert_eq!(confined(Kind::Nursery, thread), None);
+        assert_eq!(confined(Kind::Processor, thread), Some(libc::SIGSYS));
         assert_eq!(confined(Kind::Main, || call(libc::SYS_socket, [1, 1, 0])), None);
         assert_eq!(confined(Kind::Main, || call(libc::SYS_socket, [2, 1, 0])), Some(libc::SIGSYS));
         assert_eq!(confined(Kind::Processor, || call(libc::SYS_socket, [1, 1, 0])), Some(libc::SIGSYS));
         assert_eq!(confined(Kind::Processor, || call(libc::SYS_ioctl, [-1, 0xae80, 0])), None);
-        // The kernel's net device: set up by processors, stopped by the main thread too, made by neither.
+        // The kernel's net device: made by the main thread, set up by processors, stopped by both.
+        assert_eq!(confined(Kind::Main, || call(libc::SYS_ioctl, [-1, 0xaf01, 0])), None);
+        assert_eq!(confined(Kind::Processor, || call(libc::SYS_ioctl, [-1, 0xaf01, 0])), Some(libc::SIGSYS));
         for kind in [Kind::Main, Kind::Processor] {
             assert_eq!(confined(kind, || call(libc::SYS_ioctl, [-1, 0x4008_af30, 0])), None, "{kind:?}");
-            assert_eq!(confined(kind, || call(libc::SYS_ioctl, [-1, 0xaf01, 0])), Some(libc::SIGSYS), "{kind:?}");
         }
         assert_eq!(confined(Kind::Main, || call(libc::SYS_ioctl, [-1, 0x4008_af03, 0])), Some(libc::SIGSYS));
     }

@@ -1,9 +1,11 @@
 //! The table of message-signalled interrupts (PCI 3.0, section 6.8.2).
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::irq::{Message, Vector};
 
 /// Bytes of an entry: address, data, control.
-const ENTRY_BYTES: u64 = 16;
+pub(crate) const ENTRY_BYTES: u64 = 16;
 /// Of the control word: this vector is masked.
 const MASKED: u32 = 1;
 /// Of the capability's control word: all are masked; all are enabled.
@@ -24,7 +26,7 @@ pub(crate) struct Msix {
 }
 
 impl Msix {
-    pub(super) fn new(vectors: Vec<Vector>) -> Self {
+    pub(crate) fn new(vectors: Vec<Vector>) -> Self {
         let entry = Entry { message: Message::default(), control: MASKED };
         Self { entries: vec![entry; vectors.len()], vectors, control: 0 }
     }
@@ -33,6 +35,16 @@ impl Msix {
     #[cfg(feature = "fuzzing")]
     pub(crate) fn table(&self) -> impl Iterator<Item = (&Vector, Message, u32)> {
         self.vectors.iter().zip(&self.entries).map(|(vector, entry)| (vector, entry.message, entry.control))
+    }
+
+    /// The descriptors by which the vectors are signalled.
+    pub(crate) fn events(&self) -> impl Iterator<Item = &EventFd> {
+        self.vectors.iter().map(Vector::event)
+    }
+
+    /// Whether the guest has enabled them, masked or not.
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.control & ENABLED != 0
     }
 
     /// Whether the guest wants interrupts of the device at all.
@@ -52,14 +64,14 @@ impl Msix {
     }
 
     /// The guest has written the capability's control word.
-    pub(super) fn set_control(&mut self, control: u16) {
+    pub(crate) fn set_control(&mut self, control: u16) {
         self.control = control;
         for index in 0..self.entries.len() {
             self.apply(index);
         }
     }
 
-    pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
+    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         let entry = usize::try_from(offset / ENTRY_BYTES).ok().and_then(|index| self.entries.get(index));
         let Some(entry) = entry else { return data.fill(0) };
         let mut bytes = [0; ENTRY_BYTES as usize];
@@ -75,7 +87,7 @@ impl Msix {
     }
 
     /// Words and double words at their own alignment, as the specification has it; anything else is ignored.
-    pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) {
         let Ok(index) = usize::try_from(offset / ENTRY_BYTES) else { return };
         let Some(entry) = self.entries.get_mut(index) else { return };
         let address = &mut entry.message.address;

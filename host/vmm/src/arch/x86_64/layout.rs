@@ -9,7 +9,8 @@
 //! 0xfec0_0000            I/O APIC
 //! 0xfee0_0000            local APICs
 //! 0x1_0000_0000          the rest of the RAM
-//! after the RAM          PCI devices, 64-bit window
+//! after the RAM          memory that the guest gains later
+//! after that             PCI devices, 64-bit window
 //! ```
 
 /// Where RAM below 4 GiB ends at the latest.
@@ -53,6 +54,10 @@ pub(crate) const KEYBOARD: u16 = 0x64;
 pub(crate) const SLEEP_CONTROL: u16 = 0x600;
 pub(crate) const SLEEP_STATUS: u16 = 0x601;
 pub(crate) const RESET: u16 = 0x602;
+/// The registers of what comes and goes while the machine runs, and their interrupt.
+pub(crate) const PLUG: u16 = 0x620;
+pub(crate) const PLUG_PORTS: u16 = 0x20;
+pub(crate) const PLUG_IRQ: u32 = 10;
 /// Where a guest's kernel tells that it panics (QEMU docs/specs/pvpanic.rst).
 pub(crate) const PANIC: u16 = 0x505;
 
@@ -66,10 +71,17 @@ pub(crate) fn ram(bytes: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
-/// The first address of the 64-bit window of PCI devices, for so much RAM.
-pub(crate) fn pci_window_64(bytes: u64) -> u64 {
-    let end = HIGH_RAM + bytes.saturating_sub(LOW_RAM_END);
-    end.next_multiple_of(PCI_WINDOW_64_ALIGN)
+/// Memory that is gained later begins at a multiple of this: no kernel has larger units of it.
+const GROWTH_ALIGN: u64 = 2 << 30;
+
+/// The first address of the memory that a machine of so much RAM gains later.
+pub(crate) fn growth(ram_bytes: u64) -> u64 {
+    (HIGH_RAM + ram_bytes.saturating_sub(LOW_RAM_END)).next_multiple_of(GROWTH_ALIGN)
+}
+
+/// The first address of the 64-bit window of PCI devices, for so much RAM and memory that is gained later.
+pub(crate) fn pci_window_64(ram_bytes: u64, growth_bytes: u64) -> u64 {
+    (growth(ram_bytes) + growth_bytes).next_multiple_of(PCI_WINDOW_64_ALIGN)
 }
 
 /// What is at an address, as firmware tells it (ACPI 6.5, section 15).
@@ -101,8 +113,10 @@ mod tests {
     fn ram_leaves_the_hole_below_4_gib() {
         assert_eq!(ram(256 << 20), [(0, 256 << 20)]);
         assert_eq!(ram(4 << 30), [(0, 3 << 30), (1 << 32, 1 << 30)]);
-        assert_eq!(pci_window_64(256 << 20), 1 << 36);
-        assert_eq!(pci_window_64(64 << 30), 2 << 36);
+        assert_eq!((growth(256 << 20), growth(4 << 30)), (1 << 32, 6 << 30));
+        assert_eq!(pci_window_64(256 << 20, 0), 1 << 36);
+        assert_eq!(pci_window_64(256 << 20, 64 << 30), 2 << 36);
+        assert_eq!(pci_window_64(64 << 30, 0), 2 << 36);
     }
 
     #[test]

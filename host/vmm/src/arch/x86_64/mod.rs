@@ -6,5 +6,5 @@ mod cpuid;
 pub(crate) mod layout;
 mod processor;
 
-pub(crate) use acpi::{OFF, write_tables};
+pub(crate) use acpi::{Count, OFF, write_tables};
 pub(crate) use processor::{Processors, create_interrupt_controller};

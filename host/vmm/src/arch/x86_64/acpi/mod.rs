@@ -1,6 +1,8 @@
 //! ACPI tables (ACPI 6.5): by them a stock kernel finds every device. The machine has no legacy hardware to speak of, so
 //! it is "hardware-reduced" (section 4.1): no PIC, no timer chip, no fixed events.
 
+mod plug;
+
 use acpi_tables::aml::{self, Path};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -35,10 +37,17 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     sink.0
 }
 
-/// Writes the tables of a machine with so many processors and bytes of memory. Gives the address of their root.
-pub(crate) fn write_tables(memory: &GuestMemoryMmap, processors: u32, ram_bytes: u64) -> Result<u64, Error> {
+/// How many processors a machine has from its start, and at most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Count {
+    pub(crate) boot: u8,
+    pub(crate) most: u8,
+}
+
+/// Writes the tables of a machine with these processors, whose 64-bit window of PCI devices begins there. Gives the address of their root.
+pub(crate) fn write_tables(memory: &GuestMemoryMmap, processors: Count, window_64: u64) -> Result<u64, Error> {
     let mut place = Place { memory, next: layout::ACPI + Rsdp::len() as u64 };
-    let dsdt = place.put(&dsdt(ram_bytes))?;
+    let dsdt = place.put(&dsdt(processors, window_64))?;
     let tables = [place.put(&fadt(dsdt))?, place.put(&madt(processors))?, place.put(&mcfg())?];
     let mut root = XSDT::new(OEM, TABLE, REVISION);
     for table in tables {
@@ -88,10 +97,12 @@ fn fadt(dsdt: u64) -> Vec<u8> {
     bytes(&table.finalize())
 }
 
-fn madt(processors: u32) -> Vec<u8> {
+fn madt(processors: Count) -> Vec<u8> {
     let mut table = MADT::new(OEM, TABLE, REVISION, LocalInterruptController::Address(layout::LOCAL_APIC));
-    for id in 0..u8::try_from(processors).unwrap_or(u8::MAX) {
-        table.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    for id in 0..processors.most {
+        let later = id >= processors.boot;
+        let status = if later { EnabledStatus::DisabledOnlineCapable } else { EnabledStatus::Enabled };
+        table.add_structure(ProcessorLocalApic::new(id, id, status));
     }
     table.add_structure(IoApic::new(0, layout::IO_APIC, 0));
     bytes(&table)
@@ -104,10 +115,11 @@ fn mcfg() -> Vec<u8> {
 }
 
 /// The namespace: the PCI root, the serial port, the panic port, the state "off".
-fn dsdt(ram_bytes: u64) -> Vec<u8> {
+fn dsdt(processors: Count, window_64: u64) -> Vec<u8> {
     let mut table = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, REVISION);
     let mut put = |part: &dyn Aml| table.append_slice(&bytes(part));
-    put_pci(&mut put, ram_bytes);
+    put_pci(&mut put, window_64);
+    plug::put(&mut put, processors.boot..processors.most);
     let ports = aml::IO::new(layout::SERIAL, layout::SERIAL, 1, 8);
     let interrupt = aml::Interrupt::new(true, true, false, false, layout::SERIAL_IRQ);
     let serial = aml::ResourceTemplate::new(vec![&ports, &interrupt]);
@@ -133,13 +145,13 @@ fn dsdt(ram_bytes: u64) -> Vec<u8> {
     table.as_slice().to_vec()
 }
 
-fn put_pci(put: &mut impl FnMut(&dyn Aml), ram_bytes: u64) {
+fn put_pci(put: &mut impl FnMut(&dyn Aml), window_64: u64) {
     let window = |start: u64, bytes: u64| (start, start + bytes - 1);
     let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
     let (start, end) = window(layout::PCI_WINDOW, layout::PCI_WINDOW_BYTES);
     let memory =
         aml::AddressSpace::new_memory(aml::AddressSpaceCacheable::NotCacheable, true, low(start), low(end), None);
-    let (start, end) = window(layout::pci_window_64(ram_bytes), layout::PCI_WINDOW_64_BYTES);
+    let (start, end) = window(window_64, layout::PCI_WINDOW_64_BYTES);
     let memory_64 = aml::AddressSpace::new_memory(aml::AddressSpaceCacheable::NotCacheable, true, start, end, None);
     let buses = aml::AddressSpace::new_bus_number(0_u16, 0);
     let resources = aml::ResourceTemplate::new(vec![&buses, &memory, &memory_64]);
@@ -174,7 +186,7 @@ mod tests {
     #[test]
     fn the_tables_are_found_from_their_root_and_sum_up_to_zero() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        let root = write_tables(&memory, 3, 256 << 20).unwrap();
+        let root = write_tables(&memory, Count { boot: 3, most: 254 }, 1 << 36).unwrap();
         let read = |at: u64, bytes: usize| {
             let mut buffer = vec![0; bytes];
             memory.read_slice(&mut buffer, GuestAddress(at)).unwrap();

@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::config::{ConfigSpace, Identity};
 use super::msix::Msix;
+use super::{BARS, Bar, Function, Outcome};
 use crate::Error;
 use crate::irq::{Interrupts, Wires};
 
@@ -48,20 +49,8 @@ const TYPE_ISR: u8 = 3;
 const TYPE_DEVICE: u8 = 4;
 const TYPE_PCI: u8 = 5;
 
-/// What whoever runs the device's loop must do.
-#[derive(Debug, PartialEq, Eq)]
-#[must_use]
-pub(crate) enum Outcome {
-    /// Nothing.
-    None,
-    /// Watch the device.
-    Watch,
-    /// Watch it no more.
-    Forget,
-}
-
 /// See the module.
-pub(crate) struct Function {
+pub(crate) struct Virtio {
     vm: Arc<dyn Wires>,
     config: ConfigSpace,
     msix: Msix,
@@ -73,7 +62,7 @@ pub(crate) struct Function {
     doorbells_at: u64,
 }
 
-impl Function {
+impl Virtio {
     /// A PCI device around `device`.
     pub(crate) fn new(
         vm: Arc<dyn Wires>,
@@ -96,75 +85,7 @@ impl Function {
         Ok(Self { vm, config, msix, transport, msix_at, window_at, doorbells_at: 0 })
     }
 
-    /// Its interrupts.
-    #[cfg(feature = "fuzzing")]
-    pub(crate) fn msix(&self) -> &Msix {
-        &self.msix
-    }
-
-    /// The registers of the device.
-    pub(crate) fn transport(&mut self) -> &mut Transport {
-        &mut self.transport
-    }
-
-    /// Puts the BAR at an address, as firmware does.
-    pub(super) fn place(&mut self, address: u64) {
-        self.config.place(address);
-    }
-
-    /// Where the BAR is answered, 0 where it is not.
-    pub(super) fn decoded(&self) -> u64 {
-        self.config.decoded()
-    }
-
-    pub(super) fn read_config(&mut self, at: u16, data: &mut [u8]) {
-        if let Some((offset, bytes)) = self.window(at, data.len()) {
-            let mut value = [0; 4];
-            if let Some(part) = value.get_mut(..bytes) {
-                self.read(offset, part);
-            }
-            self.config.put(usize::from(self.window_at) + 16, &value);
-        }
-        self.config.read(at, data);
-    }
-
-    pub(super) fn write_config(&mut self, at: u16, data: &[u8]) -> Outcome {
-        self.config.write(at, data);
-        // An access may begin before the control word, and be as wide as eight bytes.
-        let end = at.saturating_add(u16::try_from(data.len()).unwrap_or(u16::MAX));
-        if at < self.msix_at + 4 && end > self.msix_at + 2 {
-            let mut control = [0; 2];
-            self.config.read(self.msix_at + 2, &mut control);
-            self.msix.set_control(u16::from_le_bytes(control));
-        }
-        self.move_doorbells();
-        match self.window(at, data.len()) {
-            Some((offset, bytes)) => {
-                let value: Vec<u8> = data.iter().copied().take(bytes).collect();
-                self.write(offset, &value)
-            }
-            None => Outcome::None,
-        }
-    }
-
-    /// Where an access to the window of the configuration space leads (section 4.1.4.9): offset in the BAR, and bytes.
-    fn window(&self, at: u16, bytes: usize) -> Option<(u64, usize)> {
-        if at != self.window_at + 16 || bytes > 4 {
-            return None;
-        }
-        let mut fields = [0; 16];
-        self.config.read(self.window_at, &mut fields);
-        let word = |at: usize| {
-            let bytes = fields.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
-            u32::from_le_bytes(bytes)
-        };
-        let bar = fields.get(4).copied().unwrap_or(0xff);
-        let length = usize::try_from(word(12)).ok().filter(|length| matches!(length, 1 | 2 | 4))?;
-        let offset = u64::from(word(8));
-        (bar == 0 && length == bytes && offset.is_multiple_of(length as u64)).then_some((offset, length))
-    }
-
-    pub(super) fn read(&mut self, offset: u64, data: &mut [u8]) {
+    fn read_at(&mut self, offset: u64, data: &mut [u8]) {
         match offset {
             COMMON..ISR if offset < COMMON + COMMON_BYTES => self.transport.read_common(offset, data),
             // Interrupts are signalled by messages only: nothing waits here.
@@ -174,7 +95,7 @@ impl Function {
         }
     }
 
-    pub(super) fn write(&mut self, offset: u64, data: &[u8]) -> Outcome {
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> Outcome {
         match offset {
             COMMON..ISR if offset < COMMON + COMMON_BYTES => match self.transport.write_common(offset, data) {
                 Effect::None => Outcome::None,
@@ -201,9 +122,30 @@ impl Function {
         }
     }
 
+    /// Where an access to the window of the configuration space leads (section 4.1.4.9): offset in the BAR, and bytes.
+    fn window(&self, at: u16, bytes: usize) -> Option<(u64, usize)> {
+        if at != self.window_at + 16 || bytes > 4 {
+            return None;
+        }
+        let mut fields = [0; 16];
+        self.config.read(self.window_at, &mut fields);
+        let word = |at: usize| {
+            let bytes = fields.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
+            u32::from_le_bytes(bytes)
+        };
+        let bar = fields.get(4).copied().unwrap_or(0xff);
+        let length = usize::try_from(word(12)).ok().filter(|length| matches!(length, 1 | 2 | 4))?;
+        let offset = u64::from(word(8));
+        (bar == 0 && length == bytes && offset.is_multiple_of(length as u64)).then_some((offset, length))
+    }
+
     /// Tells KVM where the doorbells are, after the guest has moved, enabled or disabled the BAR.
     fn move_doorbells(&mut self) {
-        let wanted = self.config.decoded();
+        self.ring_at(self.config.decoded());
+    }
+
+    /// Puts the doorbells where the BAR is, or takes them down (0).
+    fn ring_at(&mut self, wanted: u64) {
         if wanted == self.doorbells_at {
             return;
         }
@@ -224,6 +166,74 @@ impl Function {
                 }
             }
         }
+    }
+}
+
+impl Function for Virtio {
+    fn transport(&mut self) -> Option<&mut Transport> {
+        Some(&mut self.transport)
+    }
+
+    #[cfg(feature = "fuzzing")]
+    fn msix(&self) -> Option<&Msix> {
+        Some(&self.msix)
+    }
+
+    fn place(&mut self, address: u64) {
+        self.config.place(address);
+    }
+
+    fn bars(&self) -> [Bar; BARS] {
+        let mut bars = [Bar::default(); BARS];
+        if let Some(first) = bars.first_mut() {
+            *first = Bar { start: self.config.decoded(), bytes: BAR_BYTES };
+        }
+        bars
+    }
+
+    fn read_config(&mut self, at: u16, data: &mut [u8]) {
+        if let Some((offset, bytes)) = self.window(at, data.len()) {
+            let mut value = [0; 4];
+            if let Some(part) = value.get_mut(..bytes) {
+                self.read_at(offset, part);
+            }
+            self.config.put(usize::from(self.window_at) + 16, &value);
+        }
+        self.config.read(at, data);
+    }
+
+    fn write_config(&mut self, at: u16, data: &[u8]) -> Outcome {
+        self.config.write(at, data);
+        // An access may begin before the control word, and be as wide as eight bytes.
+        let end = at.saturating_add(u16::try_from(data.len()).unwrap_or(u16::MAX));
+        if at < self.msix_at + 4 && end > self.msix_at + 2 {
+            let mut control = [0; 2];
+            self.config.read(self.msix_at + 2, &mut control);
+            self.msix.set_control(u16::from_le_bytes(control));
+        }
+        self.move_doorbells();
+        match self.window(at, data.len()) {
+            Some((offset, bytes)) => {
+                let value: Vec<u8> = data.iter().copied().take(bytes).collect();
+                self.write_at(offset, &value)
+            }
+            None => Outcome::None,
+        }
+    }
+
+    fn read(&mut self, _: usize, offset: u64, data: &mut [u8]) {
+        self.read_at(offset, data);
+    }
+
+    fn write(&mut self, _: usize, offset: u64, data: &[u8]) -> Outcome {
+        self.write_at(offset, data)
+    }
+}
+
+/// KVM rings no doorbell of a device that has gone.
+impl Drop for Virtio {
+    fn drop(&mut self) {
+        self.ring_at(0);
     }
 }
 

@@ -1,0 +1,113 @@
+//! Devices that a running machine gains and loses: the monitor tells its guest of them by ACPI.
+
+use std::time::Duration;
+
+use coracle_machine::{Device, Error, MachineSpec, Result};
+use coracle_monitor_api::{Answer, Request};
+
+use crate::control::{Client, Failure};
+use crate::describe::{Descriptors, plugged};
+
+/// How long the guest may take to let go of a device.
+const EJECT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The machine's devices, each with its number on the guest's bus; none where the guest has let go of it after nobody waited any more.
+#[derive(Debug)]
+pub(crate) struct Hotplug {
+    devices: Vec<(Device, Option<u8>)>,
+    cpus: u32,
+}
+
+/// Why it could not be.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The monitor says so, or is gone.
+    Monitor(Failure),
+    /// It can't be.
+    Error(Error),
+}
+
+pub(crate) type Outcome<T> = std::result::Result<T, Refused>;
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self::Monitor(failure)
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Whether both would have one name in the guest, or are the same thing of the host's.
+fn are_one(one: &Device, other: &Device) -> bool {
+    match (one, other) {
+        (Device::Block { serial: one, .. }, Device::Block { serial: other, .. }) if one == other => true,
+        _ => one.is_same(other),
+    }
+}
+
+impl Hotplug {
+    /// Of a machine as it is from its start.
+    pub(crate) fn of(spec: &MachineSpec) -> Self {
+        let devices = spec.devices.iter().cloned().zip((1..).map(Some)).collect();
+        Self { devices, cpus: spec.cpus.boot }
+    }
+
+    fn number(&self, device: &Device) -> Result<Option<u8>> {
+        let found = self.devices.iter().find(|(other, _)| are_one(other, device));
+        found.map(|(_, number)| *number).ok_or_else(|| {
+            let name = match device {
+                Device::Block { serial, .. } => format!("disk {serial}"),
+                Device::Net { mac, .. } => format!("network link {}", coracle_machine::mac_text(*mac)),
+                other => format!("device {:?}", other.kind()),
+            };
+            Error::Invalid(format!("the machine has no {name}"))
+        })
+    }
+
+    /// Adds a device, and gives its place. The guest sees it a moment later.
+    pub(crate) async fn attach(&mut self, control: &Client, device: &Device) -> Outcome<Option<String>> {
+        if let Ok(Some(_)) = self.number(device) {
+            return Err(Error::Invalid(format!("the machine has this {:?} already", device.kind())).into());
+        }
+        let mut descriptors = Descriptors::sent();
+        let described = plugged(device, self.cpus, &mut descriptors)?;
+        let request = Request::Attach { device: described, descriptors: descriptors.all.len() };
+        let Answer::Attached(number) = control.ask_with(&request, &descriptors.all).await? else {
+            return Err(Error::Monitor("the monitor has not answered what it was asked".into()).into());
+        };
+        self.devices.retain(|(other, _)| !are_one(other, device));
+        for (_, other) in &mut self.devices {
+            // Only what has gone leaves its number to another.
+            *other = other.filter(|other| *other != number);
+        }
+        self.devices.push((device.clone(), Some(number)));
+        Ok(Some(format!("{number:02x}")))
+    }
+
+    /// Takes a device out, once the guest has let go of it. One that it keeps can be asked for again.
+    pub(crate) async fn detach(&mut self, control: &Client, device: &Device) -> Outcome<()> {
+        if let Some(number) = self.number(device)?
+            && !control.has_ejected(number)
+        {
+            control.ask(&Request::Detach { number }).await?;
+            match tokio::time::timeout(EJECT_PATIENCE, control.ejected(number)).await {
+                Ok(ejected) => ejected?,
+                Err(_) => return Err(Error::Monitor(format!("the guest keeps the device {number:02x}")).into()),
+            }
+        }
+        self.devices.retain(|(other, _)| !are_one(other, device));
+        Ok(())
+    }
+
+    /// Gives a disk so many bytes.
+    pub(crate) async fn resize_disk(&self, control: &Client, device: &Device, bytes: u64) -> Outcome<()> {
+        let gone = || Error::Invalid("the guest has let go of this disk".into());
+        let number = self.number(device)?.ok_or_else(gone)?;
+        control.ask(&Request::ResizeDisk { number, bytes }).await?;
+        Ok(())
+    }
+}
