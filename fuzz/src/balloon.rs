@@ -1,5 +1,7 @@
 //! The balloon, which may take any page of the guest's.
 
+use std::sync::Arc;
+
 use coracle_virtio::balloon::Balloon;
 
 use crate::guest::{DATA, END};
@@ -39,7 +41,7 @@ fn header(input: &mut Input<'_>) -> Vec<u8> {
 /// # Panics
 /// Where the device does what it must not.
 pub fn one(data: &[u8]) {
-    let mut rig = Rig::new(Box::new(Balloon::new()), SPEC);
+    let mut rig = Rig::new(Box::new(Balloon::new(Arc::default())), SPEC);
     rig.guest.let_pages_go();
     rig.guest.let_chains_be_kept(2);
     rig.run(&mut Input::new(data), &mut |_| {});

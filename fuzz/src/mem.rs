@@ -1,10 +1,11 @@
 //! The memory device, over a part of the guest's memory in small blocks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coracle_virtio::device::Device;
-use coracle_virtio::mem::Mem;
+use coracle_virtio::mem::{Mem, Observer};
 
 use crate::guest::{DATA, END, SEAM};
 use crate::input::Input;
@@ -52,9 +53,8 @@ fn header(input: &mut Input<'_>) -> Vec<u8> {
 pub fn one(data: &[u8]) {
     const { assert!(START + BLOCKS * BLOCK <= END) };
     let told = Arc::new(AtomicU64::new(0));
-    let tell = Arc::clone(&told);
-    let changed = Box::new(move |bytes| tell.store(bytes, Ordering::Relaxed));
-    let mem = Mem::new(START, BLOCKS * BLOCK, BLOCK, changed).unwrap();
+    let observer = Told { uses: Arc::clone(&told), blocks: BTreeSet::new() };
+    let mem = Mem::new(START, BLOCKS * BLOCK, BLOCK, Box::new(observer)).unwrap();
     let mut rig = Rig::new(Box::new(mem), SPEC);
     rig.guest.let_pages_go();
     let mut input = Input::new(data);
@@ -79,4 +79,27 @@ pub fn one(data: &[u8]) {
 
 fn field(device: &dyn Device, at: usize) -> u64 {
     u64::from_le_bytes(*device.config()[at..].first_chunk().unwrap())
+}
+
+/// What the guest uses, as it is told.
+struct Told {
+    uses: Arc<AtomicU64>,
+    blocks: BTreeSet<u64>,
+}
+
+impl Observer for Told {
+    fn gains(&mut self, start: u64, bytes: u64) -> std::io::Result<()> {
+        assert!(bytes == BLOCK && self.blocks.insert(start), "a block is gained twice");
+        Ok(())
+    }
+
+    fn loses(&mut self, start: u64, _: u64) -> std::io::Result<()> {
+        assert!(self.blocks.remove(&start), "a block is lost that was not gained");
+        Ok(())
+    }
+
+    fn uses(&mut self, bytes: u64) {
+        assert_eq!(bytes, self.blocks.len() as u64 * BLOCK);
+        self.uses.store(bytes, Ordering::Relaxed);
+    }
 }

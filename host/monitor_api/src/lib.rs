@@ -158,6 +158,8 @@ pub struct Machine {
     pub shared: bool,
     /// Whether it is made of huge pages of the host, which must be reserved there.
     pub huge_pages: bool,
+    /// Nodes of the host (NUMA) that it comes from; none is any.
+    pub host_nodes: Vec<u32>,
     /// Whether the guest's first serial port goes to the monitor's standard output.
     pub console: bool,
     /// Devices.
@@ -224,10 +226,37 @@ pub enum Device {
         /// How many queues.
         queues: u16,
     },
+    /// A PCI device of the host's.
+    Vfio {
+        /// The device.
+        device_fd: i32,
+        /// Whether its memory accesses are led by IOMMUFD, and not by a container of groups.
+        by_iommufd: bool,
+        /// By which; none where it is that of an earlier device, which is there still.
+        iommu: Option<Iommu>,
+    },
     /// A console of virtio's, whose output goes to this descriptor.
     Console {
         /// Where its output goes.
         output_fd: i32,
+    },
+}
+
+/// By what the memory accesses of the host's devices are led.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Iommu {
+    /// A container of groups (`/dev/vfio/vfio`), whose kind was set.
+    Container {
+        /// Its descriptor.
+        fd: i32,
+    },
+    /// An address space of IOMMUFD (`/dev/iommu`).
+    Iommufd {
+        /// Its descriptor.
+        fd: i32,
+        /// The address space's number.
+        ioas: u32,
     },
 }
 

@@ -309,7 +309,7 @@ settings! {
     machine_host_cpus: Numbers = "machine.host_cpus", Numbers::default(),
         "Processors of the host on which a pod's machine runs: with QEMU each of its own processors is pinned to one of them, in turn, and its other threads run on all of them; all of the built-in monitor's run on all. \"\" is any; where containers have a `cpuset`, the machine runs on all of theirs.";
     machine_host_nodes: Numbers = "machine.host_nodes", Numbers::default(),
-        "Nodes of the host (NUMA) whose memory a pod's machine has, and no other. \"\" is any. QEMU only.";
+        "Nodes of the host (NUMA) whose memory a pod's machine has, and no other. \"\" is any.";
     machine_guest_swap: bool = "machine.guest_swap", false,
         "Whether a guest gets swap where a container's annotations ask for it (`io.katacontainers.container.resource.swappiness` above 0, and `swap_in_bytes`). On machines that gain disks while they run.";
     machine_swap_folder: PathBuf = "machine.swap_folder", "/var/lib/coracle/swap".into(),

@@ -1,6 +1,9 @@
 //! The memory balloon (virtio 1.3, section 5.5): the guest tells which of its memory it does not use, and the host takes it back. By itself
 //! it takes nothing: the host asks for no pages, and hears of free ones as the guest's kernel reports them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap, VolatileSlice};
 
 use crate::chain::{Slices, walk};
@@ -54,6 +57,8 @@ pub struct Figures {
 /// See the module.
 #[derive(Debug)]
 pub struct Balloon {
+    /// How many there are for whom all of the guest's memory must stay where it is.
+    held: Arc<AtomicUsize>,
     config: [u8; CONFIG_BYTES],
     /// The kind of each ring is that of its place among those that were agreed upon.
     rings: Vec<(Queue, Option<Ring>)>,
@@ -64,17 +69,12 @@ pub struct Balloon {
     counters: Counters,
 }
 
-impl Default for Balloon {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Balloon {
-    /// An empty one.
+    /// An empty one, which takes nothing while `held` is not 0: somebody needs all of the guest's memory where it is.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(held: Arc<AtomicUsize>) -> Self {
         Self {
+            held,
             config: [0; CONFIG_BYTES],
             rings: Vec::new(),
             memory: None,
@@ -209,6 +209,7 @@ impl Device for Balloon {
             return self.take_report(queue);
         }
         let (counters, memory) = (&mut self.counters, memory.memory());
+        let is_held = self.held.load(Ordering::Acquire) > 0;
         drain(ring, BUDGET, |chain| {
             counters.operations_out += 1;
             let Ok(mut buffers) = walk(chain, chain.memory()) else {
@@ -216,6 +217,8 @@ impl Device for Balloon {
                 return Ok(Served::default());
             };
             let pages = match kind {
+                // A guest that does not believe it loses nothing by that.
+                _ if is_held => 0,
                 Queue::Inflate => inflate(&memory, &mut buffers.readable),
                 Queue::Reporting => take_reported(buffers.writable.pieces(), &memory),
                 // What the guest takes back is there when it touches it.
@@ -272,7 +275,7 @@ mod tests {
         let memory = memory();
         let drivers: Vec<_> = (0..count).map(|index| Driver::new(&memory, index, 64)).collect();
         let rings = drivers.iter().map(|driver| Some(driver.ring(false))).collect();
-        let mut balloon = Balloon::new();
+        let mut balloon = Balloon::new(Arc::default());
         balloon.activate(activation(&memory, features, rings)).unwrap();
         (balloon, drivers, memory)
     }
@@ -310,6 +313,21 @@ mod tests {
         balloon.write_config(ACTUAL_AT, &[4, 0, 0, 0]);
         balloon.write_config(0, &[9, 9, 9, 9]);
         assert_eq!(balloon.config(), [0, 0, 0, 0, 4, 0, 0, 0]);
+    }
+
+    #[test]
+    fn nothing_goes_while_all_must_stay() {
+        let held = Arc::new(AtomicUsize::new(1));
+        let (mut balloon, mut drivers, memory) = running(ALL, 4);
+        balloon.held = Arc::clone(&held);
+        let first = fill(&memory);
+        for stays in [true, false] {
+            held.store(usize::from(stays), Ordering::Relaxed);
+            drivers[3].chain(&[(first * PAGE_BYTES, 4096, true)]);
+            assert_eq!(balloon.on_queue(3).unwrap(), Turn::Done);
+            assert_eq!(drivers[3].used().len(), 1);
+            assert_eq!(is_there(&memory, first), stays);
+        }
     }
 
     #[test]
@@ -353,7 +371,7 @@ mod tests {
 
     fn victim() -> Victim<'static> {
         Victim {
-            device: Box::new(Balloon::new()),
+            device: Box::new(Balloon::new(Arc::default())),
             features: ALL,
             shape: |queue| if queue == 3 { Shape::Device } else { Shape::Driver },
             lengths: &[4, 10, 100, 4096, 0x1_0000],

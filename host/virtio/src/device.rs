@@ -125,8 +125,9 @@ pub trait Device: Send {
         Vec::new()
     }
 
-    /// Whether another process hears the doorbells and serves the queues.
-    fn served_elsewhere(&self) -> bool {
+    /// Whether another process, or the kernel, hears a queue's doorbell and serves it.
+    fn served_elsewhere(&self, queue: u16) -> bool {
+        let _ = queue;
         false
     }
 

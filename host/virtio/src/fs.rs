@@ -143,7 +143,7 @@ impl Device for Fs {
         vec![Source { token: 0, fd: self.watched.as_fd(), edge: true }]
     }
 
-    fn served_elsewhere(&self) -> bool {
+    fn served_elsewhere(&self, _: u16) -> bool {
         true
     }
 

@@ -2,6 +2,7 @@
 //! lets it. What it gives back goes back to the host at once.
 
 use std::mem;
+use std::ops::Range;
 
 use vm_memory::GuestAddressSpace;
 
@@ -57,8 +58,23 @@ enum State {
     Mixed = 2,
 }
 
-/// Told of how many bytes the guest uses, each time that changes.
-pub type Changed = Box<dyn Fn(u64) + Send>;
+/// Who has to know which of its memory the guest uses.
+pub trait Observer: Send {
+    /// The guest is to use a block, by its address.
+    ///
+    /// # Errors
+    /// Where it can't: then it does not.
+    fn gains(&mut self, start: u64, bytes: u64) -> std::io::Result<()>;
+
+    /// The guest has given a block back, and nobody else may use it from now on.
+    ///
+    /// # Errors
+    /// Where somebody still does: then it stays the guest's.
+    fn loses(&mut self, start: u64, bytes: u64) -> std::io::Result<()>;
+
+    /// The guest uses so many bytes now.
+    fn uses(&mut self, bytes: u64);
+}
 
 /// See the module.
 pub struct Mem {
@@ -69,7 +85,7 @@ pub struct Mem {
     count: usize,
     requested: u64,
     config: [u8; CONFIG_BYTES],
-    changed: Changed,
+    observer: Box<dyn Observer>,
     running: Option<(Ring, Memory)>,
     counters: Counters,
 }
@@ -79,7 +95,7 @@ impl Mem {
     ///
     /// # Errors
     /// Where it does not start at a block's multiple, or has none, or a block is no power of two of a page at least.
-    pub fn new(start: u64, bytes: u64, block: u64, changed: Changed) -> Result<Self, Broken> {
+    pub fn new(start: u64, bytes: u64, block: u64, observer: Box<dyn Observer>) -> Result<Self, Broken> {
         let is_unit = block.is_power_of_two() && block >= PAGE_BYTES;
         let count = bytes.checked_div(block).and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
         if !is_unit || count == 0 || !start.is_multiple_of(block) || start.checked_add(bytes).is_none() {
@@ -94,57 +110,39 @@ impl Mem {
             set(&mut config, at, value);
         }
         let (plugged, counters) = (vec![false; count], Counters::default());
-        Ok(Self { start, block, plugged, count: 0, requested: 0, config, changed, running: None, counters })
+        Ok(Self { start, block, plugged, count: 0, requested: 0, config, observer, running: None, counters })
     }
 
     /// The blocks that a request means; none where they are not all the device's.
-    fn blocks(&mut self, request: &[u8; REQUEST_BYTES]) -> Option<&mut [bool]> {
+    fn blocks(&self, request: &[u8; REQUEST_BYTES]) -> Option<Range<usize>> {
         let [_, _, _, _, _, _, _, _, address @ .., _, _, _, _, _, _, _, _] = request;
         let [a, b, c, d, e, f, g, h] = *address;
         let (offset, block) = (u64::from_le_bytes([a, b, c, d, e, f, g, h]).checked_sub(self.start)?, self.block);
         let [.., low, high, _, _, _, _, _, _] = *request;
         let count = usize::from(u16::from_le_bytes([low, high]));
         let first = usize::try_from(offset / block).ok().filter(|_| offset.is_multiple_of(block))?;
-        self.plugged.get_mut(first..first.checked_add(count)?).filter(|blocks| !blocks.is_empty())
+        let range = first..first.checked_add(count)?;
+        self.plugged.get(range.clone()).filter(|blocks| !blocks.is_empty()).map(|_| range)
     }
 
     /// Does what the guest asks for: the answer, the state where that was asked for, and how many bytes of memory were emptied.
     fn answer(&mut self, memory: &Memory, request: &[u8; REQUEST_BYTES]) -> (Answer, Option<State>, u64) {
         let [low, high, ..] = *request;
         let kind = u16::from_le_bytes([low, high]);
-        let (before, requested, start, block) = (self.count, self.requested, self.start, self.block);
+        let (before, requested, block) = (self.count, self.requested, self.block);
         let refused = (Answer::Error, None, 0);
         if kind == kind::UNPLUG_ALL {
-            let all = before as u64 * block;
-            let answer = self.empty(memory, start, self.plugged.len());
-            if answer == Answer::Ack {
-                self.plugged.fill(false);
-                self.count(0);
-            }
-            return (answer, None, all);
+            return (self.unplug(memory, 0..self.plugged.len()), None, before as u64 * block);
         }
-        let Some(blocks) = self.blocks(request) else { return refused };
+        let Some(range) = self.blocks(request) else { return refused };
+        let blocks = self.plugged.get(range.clone()).unwrap_or_default();
         let (length, set) = (blocks.len(), blocks.iter().filter(|block| **block).count());
         match kind {
             kind::PLUG if set > 0 => refused,
             kind::PLUG if (before + length) as u64 * block > requested => (Answer::Nack, None, 0),
-            kind::PLUG => {
-                blocks.fill(true);
-                self.count(before + length);
-                (Answer::Ack, None, 0)
-            }
+            kind::PLUG => (self.plug(range), None, 0),
             kind::UNPLUG if set < length => refused,
-            kind::UNPLUG => {
-                let [_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h, ..] = *request;
-                let answer = self.empty(memory, u64::from_le_bytes([a, b, c, d, e, f, g, h]), length);
-                if answer == Answer::Ack {
-                    if let Some(blocks) = self.blocks(request) {
-                        blocks.fill(false);
-                    }
-                    self.count(before - length);
-                }
-                (answer, None, length as u64 * block)
-            }
+            kind::UNPLUG => (self.unplug(memory, range), None, length as u64 * block),
             kind::STATE => {
                 let state = match set {
                     0 => State::Unplugged,
@@ -157,22 +155,51 @@ impl Mem {
         }
     }
 
-    /// Gives blocks back to the host.
-    fn empty(&self, memory: &Memory, start: u64, blocks: usize) -> Answer {
-        match reclaim::discard(&memory.memory(), start, blocks as u64 * self.block) {
-            Ok(()) => Answer::Ack,
-            Err(error) => {
-                log::warn!("mem: memory can't be given back: {error}");
-                Answer::Busy
+    /// The guest gets blocks, of which it has none: all of them, or none.
+    fn plug(&mut self, range: Range<usize>) -> Answer {
+        for index in range.clone() {
+            let start = self.start + index as u64 * self.block;
+            if let Err(error) = self.observer.gains(start, self.block) {
+                log::warn!("mem: the guest can't have memory: {error}");
+                for index in range.start..index {
+                    let _ = self.observer.loses(self.start + index as u64 * self.block, self.block);
+                }
+                return Answer::Busy;
             }
         }
+        self.set(range, true);
+        Answer::Ack
+    }
+
+    /// Gives back to the host what of these blocks the guest has.
+    fn unplug(&mut self, memory: &Memory, range: Range<usize>) -> Answer {
+        for index in range {
+            if !self.plugged.get(index).is_some_and(|plugged| *plugged) {
+                continue;
+            }
+            let start = self.start + index as u64 * self.block;
+            let given = self.observer.loses(start, self.block);
+            if let Err(error) = given.and_then(|()| reclaim::discard(&memory.memory(), start, self.block)) {
+                log::warn!("mem: memory can't be given back: {error}");
+                return Answer::Busy;
+            }
+            self.set(index..index + 1, false);
+        }
+        Answer::Ack
+    }
+
+    fn set(&mut self, range: Range<usize>, plugged: bool) {
+        if let Some(blocks) = self.plugged.get_mut(range) {
+            blocks.fill(plugged);
+        }
+        self.count(self.plugged.iter().filter(|plugged| **plugged).count());
     }
 
     fn count(&mut self, count: usize) {
         if mem::replace(&mut self.count, count) != count {
             let bytes = count as u64 * self.block;
             set(&mut self.config, PLUGGED_AT, bytes);
-            (self.changed)(bytes);
+            self.observer.uses(bytes);
         }
     }
 }
@@ -267,7 +294,6 @@ impl Device for Mem {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::{Arc, Mutex};
 
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -290,12 +316,35 @@ mod tests {
         let regions = [(GuestAddress(0), 2 << 20), (GuestAddress(START), (BLOCKS * BLOCK_BYTES) as usize)];
         let memory = Memory::new(GuestMemoryMmap::from_ranges(&regions).unwrap());
         let told = Arc::new(Mutex::new(Vec::new()));
-        let tell = Arc::clone(&told);
-        let changed = Box::new(move |bytes: u64| tell.lock().unwrap().push(bytes / BLOCK_BYTES));
-        let mut mem = Mem::new(START, BLOCKS * BLOCK_BYTES + 5, BLOCK_BYTES, changed).unwrap();
+        let observer = Told { uses: Arc::clone(&told), refuses: None };
+        let mut mem = Mem::new(START, BLOCKS * BLOCK_BYTES + 5, BLOCK_BYTES, Box::new(observer)).unwrap();
         let driver = Driver::new(&memory, 0, 64);
         mem.activate(activation(&memory, 0, vec![Some(driver.ring(false))])).unwrap();
         Bench { mem, driver, memory, told }
+    }
+
+    /// What is told, in blocks; one block is refused.
+    struct Told {
+        uses: Arc<Mutex<Vec<u64>>>,
+        refuses: Option<u64>,
+    }
+
+    impl Observer for Told {
+        fn gains(&mut self, start: u64, _: u64) -> std::io::Result<()> {
+            if self.refuses == Some(start) { Err(std::io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+        }
+
+        fn loses(&mut self, start: u64, _: u64) -> std::io::Result<()> {
+            self.gains(start, 0)
+        }
+
+        fn uses(&mut self, bytes: u64) {
+            self.uses.lock().unwrap().push(bytes / BLOCK_BYTES);
+        }
+    }
+
+    fn nobody() -> Box<dyn Observer> {
+        Box::new(Told { uses: Arc::default(), refuses: None })
     }
 
     fn request(kind: u16, address: u64, count: u16) -> Vec<u8> {
@@ -326,6 +375,7 @@ mod tests {
 
     const ACK: (u16, u16) = (0, 0);
     const NACK: (u16, u16) = (1, 0);
+    const BUSY: (u16, u16) = (2, 0);
     const ERROR: (u16, u16) = (3, 0);
 
     #[test]
@@ -364,7 +414,7 @@ mod tests {
         assert_eq!(bench.ask(kind::UNPLUG_ALL, 0, 0), ACK);
         assert_eq!([1, 4].map(read), [0, 0]);
         assert_eq!(bench.ask(kind::UNPLUG_ALL, 0, 0), ACK, "nothing to do is done");
-        assert_eq!(*bench.told.lock().unwrap(), [4, 2, 0]);
+        assert_eq!(*bench.told.lock().unwrap(), [4, 3, 2, 1, 0]);
     }
 
     #[test]
@@ -399,12 +449,12 @@ mod tests {
         }
         assert_eq!(bench.ask(4, 0, 1), ERROR, "no kind");
         assert!(bench.mem.resize(BLOCK_BYTES / 2).is_err() && bench.mem.resize(BLOCK_BYTES * 9).is_err());
-        assert!(Mem::new(START + 1, BLOCK_BYTES, BLOCK_BYTES, Box::new(|_| {})).is_err());
+        assert!(Mem::new(START + 1, BLOCK_BYTES, BLOCK_BYTES, nobody()).is_err());
         for block in [0, 1, 2048, 3 << 20] {
-            assert!(Mem::new(0, 6 << 20, block, Box::new(|_| {})).is_err(), "{block}");
+            assert!(Mem::new(0, 6 << 20, block, nobody()).is_err(), "{block}");
         }
-        assert!(Mem::new(START, BLOCK_BYTES - 1, BLOCK_BYTES, Box::new(|_| {})).is_err());
-        assert!(Mem::new(!(BLOCK_BYTES - 1), BLOCK_BYTES * 2, BLOCK_BYTES, Box::new(|_| {})).is_err());
+        assert!(Mem::new(START, BLOCK_BYTES - 1, BLOCK_BYTES, nobody()).is_err());
+        assert!(Mem::new(!(BLOCK_BYTES - 1), BLOCK_BYTES * 2, BLOCK_BYTES, nobody()).is_err());
     }
 
     #[test]
@@ -419,10 +469,25 @@ mod tests {
         assert_eq!((bench.field(PLUGGED_AT), bench.mem.counters().errors), (0, 2));
     }
 
-    fn victim(told: &'static AtomicU64) -> Victim<'static> {
+    #[test]
+    fn what_an_observer_refuses_is_not_done() {
+        let mut bench = bench();
+        bench.mem.resize(8 * BLOCK_BYTES).unwrap();
+        let refuses = |block: u64| Some(START + block * BLOCK_BYTES);
+        let told = Arc::clone(&bench.told);
+        bench.mem.observer = Box::new(Told { uses: Arc::clone(&told), refuses: refuses(2) });
+        assert_eq!(bench.ask(kind::PLUG, 0, 4), BUSY);
+        assert_eq!(bench.ask(kind::STATE, 0, 4), (0, 1));
+        assert_eq!(bench.ask(kind::PLUG, 3, 4), ACK);
+        bench.mem.observer = Box::new(Told { uses: told, refuses: refuses(5) });
+        assert_eq!(bench.ask(kind::UNPLUG, 3, 4), BUSY);
+        assert_eq!(bench.ask(kind::STATE, 3, 2), (0, 1), "what was given before stays given");
+        assert_eq!(bench.field(PLUGGED_AT), 2 * BLOCK_BYTES);
+    }
+
+    fn victim() -> Victim<'static> {
         // All of the memory that the tormentor has is the device's.
-        let mut mem =
-            Mem::new(0, BLOCK_BYTES, BLOCK_BYTES, Box::new(|bytes| told.store(bytes, Ordering::Relaxed))).unwrap();
+        let mut mem = Mem::new(0, BLOCK_BYTES, BLOCK_BYTES, nobody()).unwrap();
         mem.resize(BLOCK_BYTES).unwrap();
         Victim {
             device: Box::new(mem),
@@ -436,16 +501,13 @@ mod tests {
         }
     }
 
-    static TOLD: AtomicU64 = AtomicU64::new(0);
-
     #[test]
     fn a_hostile_driver_gets_nowhere() {
-        victim(&TOLD).torment(4, 20_000);
-        assert!(TOLD.load(Ordering::Relaxed) <= BLOCK_BYTES);
+        victim().torment(4, 20_000);
     }
 
     #[test]
     fn a_driver_that_changes_its_rings_gets_nowhere() {
-        victim(&TOLD).torment_while_it_changes(4, 5_000);
+        victim().torment_while_it_changes(4, 5_000);
     }
 }

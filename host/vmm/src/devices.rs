@@ -16,6 +16,7 @@ use coracle_virtio::vsock::Vsock;
 use coracle_virtio::vsock::muxer::Muxer;
 
 use crate::Error;
+use crate::machine::Maker;
 
 /// The descriptors that a description names; each is taken once.
 pub(crate) enum Descriptors {
@@ -66,12 +67,12 @@ pub(crate) struct Made {
     pub(crate) waits: bool,
 }
 
-/// Makes a device.
-pub(crate) fn make(device: &api::Device, descriptors: &mut Descriptors, shared: bool) -> Result<Made, Error> {
+/// Makes a virtio device.
+pub(crate) fn make(device: &api::Device, descriptors: &mut Descriptors, maker: &Maker) -> Result<Made, Error> {
     let quick = |device: Box<dyn Device>| Made { device, waits: false };
     Ok(match device {
         api::Device::Rng => quick(Box::new(Rng::new())),
-        api::Device::Balloon => quick(Box::new(Balloon::new())),
+        api::Device::Balloon => quick(Box::new(Balloon::new(maker.reach.held()))),
         api::Device::Console { output_fd } => {
             let console = Console::new(descriptors.take(*output_fd)?).map_err(failed("console"))?;
             quick(Box::new(console))
@@ -82,7 +83,7 @@ pub(crate) fn make(device: &api::Device, descriptors: &mut Descriptors, shared: 
             quick(Box::new(Vsock::new(muxer)))
         }
         api::Device::Fs { tag, server_fd, queue_size } => {
-            if !shared {
+            if !maker.is_shared {
                 return Err(Error::Invalid("a shared file system needs memory that its server may map".into()));
             }
             let server = descriptors.take(*server_fd)?.into();
@@ -94,6 +95,7 @@ pub(crate) fn make(device: &api::Device, descriptors: &mut Descriptors, shared: 
             let (taps, vhosts): (Result<Vec<_>, _>, Result<Vec<_>, _>) = (take(tap_fds), take(vhost_fds));
             quick(net(taps?, vhosts?, *mac).map_err(failed("net"))?)
         }
+        api::Device::Vfio { .. } => return Err(Error::Invalid("a device of the host's is no virtio device".into())),
         api::Device::Block { file_fd, read_only, direct, serial, queues } => {
             let config = BlockConfig {
                 file: descriptors.take(*file_fd)?,
@@ -107,18 +109,11 @@ pub(crate) fn make(device: &api::Device, descriptors: &mut Descriptors, shared: 
     })
 }
 
-/// A network device: served by the kernel where it was opened for that, by this process where it was not.
-fn net(mut taps: Vec<OwnedFd>, mut vhosts: Vec<OwnedFd>, mac: [u8; 6]) -> io::Result<Box<dyn Device>> {
-    // Several pairs of queues have one more, for control, which is nothing to the kernel: all of them are served here.
-    if let ([_], [_]) = (taps.as_slice(), vhosts.as_slice())
-        && let Some(vhost) = vhosts.pop()
-    {
-        match Vhost::new(vhost) {
-            Ok(vhost) => {
-                if let Some(tap) = taps.pop() {
-                    return Ok(Box::new(VhostNet::new(vhost, tap, mac)?));
-                }
-            }
+/// A network device: served by the kernel where it was opened for each of its pairs of queues, by this process where it was not.
+fn net(taps: Vec<OwnedFd>, vhosts: Vec<OwnedFd>, mac: [u8; 6]) -> io::Result<Box<dyn Device>> {
+    if !taps.is_empty() && taps.len() == vhosts.len() {
+        match vhosts.into_iter().map(Vhost::new).collect::<io::Result<Vec<_>>>() {
+            Ok(vhosts) => return Ok(Box::new(VhostNet::new(vhosts.into_iter().zip(taps).collect(), mac)?)),
             Err(error) => log::warn!("net: the kernel does not serve it: {error}"),
         }
     }
@@ -145,7 +140,7 @@ mod tests {
     fn a_network_device_does_without_the_kernel() {
         for (taps, vhosts) in [(1, 0), (1, 1), (1, 2), (2, 1), (2, 2)] {
             let device = net(sockets(taps), sockets(vhosts), [2, 0, 0, 0, 0, 1]).unwrap();
-            assert!(!device.served_elsewhere(), "{taps} taps, {vhosts} for the kernel");
+            assert!(!device.served_elsewhere(0), "{taps} taps, {vhosts} for the kernel");
         }
         assert!(net(sockets(0), sockets(0), [0; 6]).is_err());
         assert!(net(sockets(0), sockets(1), [0; 6]).is_err());

@@ -57,6 +57,11 @@ impl Watch {
         Ok(Self(Arc::new(epoll)))
     }
 
+    /// Whether both are the same loop.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Watches a descriptor of the owner's.
     pub(crate) fn add_own(&self, number: u16, fd: impl AsFd) -> Result<(), Error> {
         epoll::add(&*self.0, fd, Key::Own(number).encode(), EventFlags::IN).map_err(Error::system("watch a descriptor"))
@@ -81,8 +86,8 @@ impl Watch {
     }
 
     fn add(&self, slot: u16, transport: &Transport) -> std::io::Result<()> {
-        let elsewhere = transport.device_ref().served_elsewhere();
-        for (doorbell, queue) in transport.doorbells().iter().zip(0..).filter(|_| !elsewhere) {
+        let is_own = |queue: &u16| !transport.device_ref().served_elsewhere(*queue);
+        for (doorbell, queue) in transport.doorbells().iter().zip(0..).filter(|(_, queue)| is_own(queue)) {
             let key = Key::Doorbell(slot, queue).encode();
             epoll::add(&*self.0, borrowed(doorbell), key, EventFlags::IN | EventFlags::ET)?;
             // What the driver made available before it was ready it need not ring for again.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -33,6 +34,9 @@ pub(crate) trait Wires: Send + Sync {
     fn forget(&self, event: &EventFd, number: u32) -> io::Result<()>;
     /// `KVM_IRQ_LINE`: the I/O APIC's pin is so, until it is told otherwise.
     fn level(&self, pin: u32, high: bool) -> io::Result<()>;
+    /// `KVM_SET_USER_MEMORY_REGION`: at the guest's `address` are `bytes` of this process's memory from `place` on, under this number; none are
+    /// there no more. What is there must be this process's until then.
+    fn map(&self, number: u32, address: u64, bytes: u64, place: u64) -> io::Result<()>;
     /// `KVM_IOEVENTFD`: a write of the guest's to `address`, of any value and width, signals the eventfd.
     fn ring(&self, doorbell: &EventFd, address: u64) -> io::Result<()>;
     /// It does so no more.
@@ -59,6 +63,19 @@ impl Wires for VmFd {
 
     fn level(&self, pin: u32, high: bool) -> io::Result<()> {
         self.set_irq_line(pin, high).map_err(errno)
+    }
+
+    fn map(&self, number: u32, address: u64, bytes: u64, place: u64) -> io::Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot: number,
+            flags: 0,
+            guest_phys_addr: address,
+            memory_size: bytes,
+            userspace_addr: place,
+        };
+        // SAFETY: whoever asks has the memory mapped there until it has asked for no bytes of it.
+        #[expect(unsafe_code, reason = "KVM lets the guest write to this process's memory")]
+        unsafe { self.set_user_memory_region(region) }.map_err(errno)
     }
 
     fn ring(&self, doorbell: &EventFd, address: u64) -> io::Result<()> {

@@ -28,6 +28,7 @@ mod pci;
 mod plug;
 mod ports;
 mod vcpu;
+mod vfio;
 
 pub use control::run;
 pub use error::Error;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use coracle_monitor_api as api;
 use coracle_virtio::device::Device;
-use coracle_virtio::mem::{BLOCK_BYTES, Mem};
+use coracle_virtio::mem::{BLOCK_BYTES, Mem, Observer};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -19,16 +19,20 @@ use crate::devices::{self, Descriptors};
 use crate::events::Watch;
 use crate::irq::{Interrupts, Wires};
 use crate::jail::{self, Kind};
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::nursery::{self, Nursery};
 use crate::pci::{Bus, Place, Virtio};
 use crate::plug::Plug;
 use crate::ports::Ports;
 use crate::vcpu::{self, Processor, Shared};
+use crate::vfio::{self, Iommu, Numbers, Passed, Reach};
 use crate::{Error, News};
 
 /// More than any host has; it keeps sums of addresses in their range.
 const MEMORY_MIB_MAX: u64 = 16 << 20;
+
+/// The first number in KVM's list of memory that is not the guest's own memory.
+const FIRST_NUMBER: u32 = 16;
 
 /// A machine whose processors run.
 pub(crate) struct Machine {
@@ -67,7 +71,8 @@ impl Machine {
         }
         let (ram_bytes, growth_bytes) = (spec.memory_mib << 20, spec.growth_mib << 20);
         let growth = Some((layout::growth(ram_bytes), growth_bytes)).filter(|_| growth_bytes > 0);
-        let memory = Memory::new(&layout::ram(ram_bytes), growth, spec.shared, spec.huge_pages)?;
+        let kind = memory::Kind { shared: spec.shared, huge_pages: spec.huge_pages, nodes: &spec.host_nodes };
+        let memory = Memory::new(&layout::ram(ram_bytes), growth, kind)?;
         give_memory(&vm, &memory.map)?;
         arch::create_interrupt_controller(&vm)?;
         let count = count_of(spec)?;
@@ -82,10 +87,13 @@ impl Machine {
         let wires: Arc<dyn Wires> = Arc::clone(&vm) as _;
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&wires)));
         let console = if spec.console { Some((console()?, interrupts.pin(layout::SERIAL_IRQ)?)) } else { None };
-        let mut maker = Maker {
+        let maker = Maker {
             wires: Arc::clone(&wires),
             interrupts,
             memory: GuestMemoryAtomic::new(memory.map.clone()),
+            reach: Arc::new(Reach::new(memory.map.clone(), &memory.ram)),
+            // Behind the guest's own memory.
+            numbers: Arc::new(Numbers::from(FIRST_NUMBER)),
             is_shared: spec.shared,
             main: host.main.clone(),
             later: Watch::new()?,
@@ -138,9 +146,7 @@ impl Machine {
 
     /// Adds a device, and has the guest look for it. Gives the number by which the guest finds it on its bus.
     pub(crate) fn attach(&self, device: &api::Device, descriptors: &mut Descriptors) -> Result<u8, Error> {
-        let made = devices::make(device, descriptors, self.maker.is_shared)?;
-        let watch = if made.waits { &self.maker.later } else { &self.maker.main };
-        let number = self.shared.bus.insert(self.maker.place(made.device, watch.clone())?)?;
+        let number = self.shared.bus.insert(self.maker.make(device, descriptors, &self.maker.later)?)?;
         self.shared.plug.come(number);
         Ok(number)
     }
@@ -279,24 +285,47 @@ struct Growth {
 impl Growth {
     fn add(bus: &Bus, maker: &Maker, (start, bytes): (u64, u64), changed: &EventFd) -> Result<Self, Error> {
         let gained = Arc::new(AtomicU64::new(0));
-        let (count, bell) = (Arc::clone(&gained), changed.try_clone().map_err(Error::system("make an eventfd"))?);
-        let tell = Box::new(move |bytes| {
-            count.store(bytes, Ordering::Release);
-            let _ = bell.write(1);
-        });
-        let mem =
-            Mem::new(start, bytes, BLOCK_BYTES, tell).map_err(|source| Error::Device { device: "mem", source })?;
+        let bell = changed.try_clone().map_err(Error::system("make an eventfd"))?;
+        let observer = Gains { count: Arc::clone(&gained), bell, reach: Arc::clone(&maker.reach) };
+        let mem = Mem::new(start, bytes, BLOCK_BYTES, Box::new(observer));
+        let mem = mem.map_err(|source| Error::Device { device: "mem", source })?;
         let number = bus.insert(maker.place(Box::new(mem), maker.main.clone())?)?;
         Ok(Self { number, gained })
     }
 }
 
+/// What is told of that memory.
+struct Gains {
+    count: Arc<AtomicU64>,
+    bell: EventFd,
+    reach: Arc<Reach>,
+}
+
+impl Observer for Gains {
+    fn gains(&mut self, start: u64, bytes: u64) -> std::io::Result<()> {
+        self.reach.gain(start, bytes)
+    }
+
+    fn loses(&mut self, start: u64, bytes: u64) -> std::io::Result<()> {
+        self.reach.lose(start, bytes)
+    }
+
+    fn uses(&mut self, bytes: u64) {
+        self.count.store(bytes, Ordering::Release);
+        let _ = self.bell.write(1);
+    }
+}
+
 /// What devices are made with.
-struct Maker {
+pub(crate) struct Maker {
     wires: Arc<dyn Wires>,
     interrupts: Arc<Interrupts>,
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
-    is_shared: bool,
+    /// What devices of the host's reach.
+    pub(crate) reach: Arc<Reach>,
+    numbers: Arc<Numbers>,
+    /// Whether other processes may map the memory.
+    pub(crate) is_shared: bool,
     main: Watch,
     /// The loop of all disks that come later: a thread can't be made any more then.
     later: Watch,
@@ -308,14 +337,51 @@ impl Maker {
         Ok(Place { function: Box::new(function), watch })
     }
 
-    /// Makes all devices, each with its loop. The loops beside the main one, too.
-    fn make_all(&mut self, devices: &[api::Device], from: &mut Descriptors) -> Result<(Vec<Place>, Vec<Watch>), Error> {
+    /// Makes a device; one that may wait is served by `own`.
+    fn make(&self, device: &api::Device, from: &mut Descriptors, own: &Watch) -> Result<Place, Error> {
+        if let api::Device::Vfio { device_fd, by_iommufd, iommu } = device {
+            return self.pass(*device_fd, *by_iommufd, iommu.as_ref(), from);
+        }
+        let made = devices::make(device, from, self)?;
+        self.place(made.device, if made.waits { own.clone() } else { self.main.clone() })
+    }
+
+    /// A device of the host's.
+    fn pass(
+        &self,
+        device_fd: i32,
+        by_iommufd: bool,
+        iommu: Option<&api::Iommu>,
+        from: &mut Descriptors,
+    ) -> Result<Place, Error> {
+        let device = vfio::Device::new(from.take(device_fd)?).map_err(Error::system("take a device of the host"))?;
+        let mut passed = Passed::new(Box::new(device), Arc::clone(&self.wires), &self.interrupts, &self.numbers)?;
+        let iommu = match iommu {
+            Some(api::Iommu::Container { fd }) => Some(Iommu::Container(from.take(*fd)?)),
+            Some(api::Iommu::Iommufd { fd, ioas }) => Some(Iommu::Iommufd(from.take(*fd)?, *ioas)),
+            None => None,
+        };
+        let space = match iommu {
+            Some(iommu) => self.reach.add(iommu).map_err(Error::system("let a device of the host reach the guest"))?,
+            None => self.reach.space(by_iommufd).ok_or_else(|| {
+                Error::Invalid(
+                    "no device of the host's has come before whose way to the guest's memory this one has".into(),
+                )
+            })?,
+        };
+        passed.reach(space);
+        Ok(Place { function: Box::new(passed), watch: self.main.clone() })
+    }
+
+    /// Makes all devices. The loops beside the main one, too.
+    fn make_all(&self, devices: &[api::Device], from: &mut Descriptors) -> Result<(Vec<Place>, Vec<Watch>), Error> {
         let (mut places, mut loops) = (Vec::new(), vec![self.later.clone()]);
         for device in devices {
-            let made = devices::make(device, from, self.is_shared)?;
-            let watch = if made.waits { Watch::new()? } else { self.main.clone() };
-            loops.extend(made.waits.then(|| watch.clone()));
-            places.push(self.place(made.device, watch)?);
+            let own = Watch::new()?;
+            places.push(self.make(device, from, &own)?);
+            if places.last().is_some_and(|place| place.watch.is(&own)) {
+                loops.push(own);
+            }
         }
         Ok((places, loops))
     }

@@ -33,15 +33,21 @@ pub(crate) struct Memory {
     pub(crate) bytes: u64,
 }
 
+/// What memory is made of.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Kind<'a> {
+    /// Whether another process has to map it.
+    pub(crate) shared: bool,
+    /// Whether it is made of the host's huge pages.
+    pub(crate) huge_pages: bool,
+    /// Nodes of the host (NUMA) that it comes from; none is any.
+    pub(crate) nodes: &'a [u32],
+}
+
 impl Memory {
-    /// Makes memory at the ranges of `ram`, and at that of what is gained later, each with its first address and its bytes; `shared` where
-    /// another process has to map it.
-    pub(crate) fn new(
-        ram: &[(u64, u64)],
-        growth: Option<(u64, u64)>,
-        shared: bool,
-        huge_pages: bool,
-    ) -> Result<Self, Error> {
+    /// Makes memory at the ranges of `ram`, and at that of what is gained later, each with its first address and its bytes.
+    pub(crate) fn new(ram: &[(u64, u64)], growth: Option<(u64, u64)>, kind: Kind<'_>) -> Result<Self, Error> {
+        let Kind { shared, huge_pages, nodes } = kind;
         let ranges = || ram.iter().copied().chain(growth);
         let bytes = ranges().map(|(_, bytes)| bytes).sum();
         let step = if huge_pages { "make the guest's memory of huge pages" } else { "make the guest's memory" };
@@ -59,6 +65,9 @@ impl Memory {
                 }
                 None => own_region(size).map_err(Error::system(step))?,
             };
+            if !nodes.is_empty() {
+                bind(&region, nodes)?;
+            }
             if !huge_pages {
                 ask_for_large_pages(&region);
             }
@@ -116,6 +125,32 @@ fn own_region(size: usize) -> io::Result<MmapRegion> {
     builder.build().map_err(io::Error::other)
 }
 
+/// Has the host give pages of these nodes only (mbind(2)).
+fn bind(region: &MmapRegion, nodes: &[u32]) -> Result<(), Error> {
+    /// `MPOL_BIND`, and the nodes that a mask of ours has room for.
+    const BIND: libc::c_long = 2;
+    const NODES: usize = 1024;
+    let wrong = || {
+        Error::Invalid(format!("the host has no such nodes for the guest's memory (`machine.host_nodes`): {nodes:?}"))
+    };
+    let mut mask = [0_u64; NODES / 64];
+    for node in nodes {
+        let word = usize::try_from(node / 64).ok().and_then(|index| mask.get_mut(index)).ok_or_else(wrong)?;
+        *word |= 1 << (node % 64);
+    }
+    // SAFETY: the region is mapped, and the policy changes no contents; the mask has as many bits as are said, and one more is not read
+    // (the kernel takes one off).
+    #[expect(unsafe_code, reason = "there is no safe wrapper of mbind")]
+    let bound = unsafe {
+        libc::syscall(libc::SYS_mbind, region.as_ptr(), region.size(), BIND, mask.as_ptr(), NODES as libc::c_ulong, 0)
+    };
+    match io::Error::last_os_error() {
+        _ if bound == 0 => Ok(()),
+        error if error.raw_os_error() == Some(libc::EINVAL) => Err(wrong()),
+        error => Err(Error::system("bind the guest's memory to nodes of the host (`machine.host_nodes`)")(error)),
+    }
+}
+
 /// A wish: where the host has no large pages to give, the memory works all the same.
 fn ask_for_large_pages(region: &MmapRegion) {
     // SAFETY: the region is mapped, and nobody uses it yet; the advice changes no contents.
@@ -156,7 +191,8 @@ mod tests {
     #[test]
     fn pages_are_taken_when_they_are_touched() {
         for shared in [true, false] {
-            let memory = Memory::new(&[(0, 64 << 20)], Some((1 << 32, 64 << 20)), shared, false).unwrap();
+            let memory =
+                Memory::new(&[(0, 64 << 20)], Some((1 << 32, 64 << 20)), Kind { shared, ..Kind::default() }).unwrap();
             assert_eq!((memory.bytes, memory.resident_bytes()), (64 << 20, 0));
             memory.map.write_obj(7_u64, GuestAddress(1 << 32)).unwrap();
             assert_eq!(memory.map.read_obj::<u64>(GuestAddress(1 << 32)).unwrap(), 7);
@@ -168,9 +204,23 @@ mod tests {
 
     #[test]
     fn own_memory_starts_where_a_large_page_may() {
-        let memory = Memory::new(&[(0, 3 << 20), (1 << 32, 5 << 20)], None, false, false).unwrap();
+        let memory = Memory::new(&[(0, 3 << 20), (1 << 32, 5 << 20)], None, Kind::default()).unwrap();
         for region in memory.map.iter() {
             assert_eq!(region.as_ptr() as usize % LARGE_PAGE_BYTES, 0);
+        }
+    }
+
+    #[test]
+    fn memory_comes_from_nodes_that_the_host_has() {
+        let of = |nodes: &[u32]| Memory::new(&[(0, 1 << 20)], None, Kind { nodes, ..Kind::default() });
+        for nodes in [&[1000][..], &[5000], &[0, 1 << 31]] {
+            let refused = of(nodes).unwrap_err();
+            assert!(refused.is_invalid() && refused.to_string().contains("host_nodes"), "{nodes:?}: {refused}");
+        }
+        match of(&[0]) {
+            Ok(memory) => memory.map.write_obj(7_u64, GuestAddress(0)).unwrap(),
+            // A kernel without NUMA.
+            Err(error) => assert!(error.to_string().contains("not implemented"), "{error}"),
         }
     }
 }

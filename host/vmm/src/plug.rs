@@ -238,6 +238,9 @@ mod tests {
             assert_ne!(self.0.swap(high, Ordering::Relaxed), high, "told twice");
             Ok(())
         }
+        fn map(&self, _: u32, _: u64, _: u64, _: u64) -> io::Result<()> {
+            unreachable!()
+        }
         fn ring(&self, _: &EventFd, _: u64) -> io::Result<()> {
             unreachable!()
         }

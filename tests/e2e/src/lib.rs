@@ -87,16 +87,6 @@ pub fn open_only(what: &str) -> bool {
     sealed()
 }
 
-/// Whether machines of this monitor gain disks while they run; where not, that is said.
-#[must_use]
-pub fn gains_disks() -> bool {
-    if monitor() == "qemu-system" {
-        return true;
-    }
-    println!("left out: this monitor's machines gain no disks while they run");
-    false
-}
-
 impl Host {
     /// A host whose settings allow emulation and name the guest image under test.
     ///

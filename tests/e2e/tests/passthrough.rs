@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_e2e::{Containerd, Host, Netns, Outcome, Running, ip, run_in};
@@ -46,9 +47,22 @@ fn container(containerd: &Containerd, options: &[&str], id: &str, script: &str) 
 }
 
 #[test]
-fn a_device_of_the_host_is_the_machines_and_comes_back() {
+fn a_device_of_the_host_is_the_machines_and_comes_back_on_qemu() {
+    goes_and_comes_back("qemu");
+}
+
+#[test]
+fn a_device_of_the_host_is_the_machines_and_comes_back_on_the_builtin_monitor() {
+    goes_and_comes_back("builtin");
+}
+
+/// There is one device.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn goes_and_comes_back(monitor: &str) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(device) = passable() else { return };
-    let host = Host::new().set("machine.monitor", "\"qemu\"");
+    let host = Host::new().set("machine.monitor", &format!("\"{monitor}\""));
     let containerd = Containerd::start(&host);
     let (pod, far) = (Netns::new(&host, "pod"), Netns::new(&host, "far"));
     let (own, other) = (link(PASSED).unwrap(), link(FAR).unwrap());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use coracle_e2e::bundles::{busybox_folder, end, ext4, script_config};
 use coracle_e2e::cri::{CriError, msg};
-use coracle_e2e::{Containerd, Cri, Host, Pod, Shim, gains_disks, monitor};
+use coracle_e2e::{Containerd, Cri, Host, Pod, Shim, monitor};
 use protobuf::MessageField;
 
 /// How long the guest may take to give memory back: its kernel reports every two seconds, and emulation is slow.
@@ -14,15 +14,6 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A container's command that only waits.
 const IDLE: [&str; 2] = ["sleep", "1000"];
-
-/// Whether the monitor under test can change a machine's size.
-fn can_grow() -> bool {
-    let can = monitor() == "qemu-system";
-    if !can {
-        println!("left out: the built-in monitor's machines have one size yet");
-    }
-    can
-}
 
 fn limits(memory_mib: i64, cpu_quota: i64) -> msg::LinuxContainerResources {
     msg::LinuxContainerResources {
@@ -87,9 +78,6 @@ fn given(host: &Host) -> u64 {
 
 /// Runs a test with a pod of its own, and sees that nothing stays of it.
 fn with_pod(test: impl FnOnce(&Host, &Cri, &Pod<'_>)) {
-    if !can_grow() {
-        return;
-    }
     let host = Host::with_own_network();
     let containerd = Containerd::with_cri(&host);
     let cri = Cri::connect(&containerd);
@@ -177,9 +165,6 @@ fn a_machine_has_the_processors_for_its_first_container() {
 
 #[test]
 fn a_guest_has_the_swap_that_its_containers_ask_for() {
-    if !gains_disks() {
-        return;
-    }
     let host = Host::with_own_network();
     let folder = host.folder.join("swap-files");
     let host = host.set("machine.swap_folder", &format!("{:?}", folder.display().to_string()));
@@ -248,10 +233,8 @@ fn a_machine_runs_where_its_containers_may() {
 
 #[test]
 fn a_machine_runs_where_the_settings_say() {
-    if !can_grow() {
-        return;
-    }
     let host = Host::new().set("machine.host_cpus", "\"0\"").set("machine.host_nodes", "\"0\"");
+    let is_qemu = monitor() == "qemu-system";
     host.detached("placed", "exec sleep 1000");
     let [monitor] = host.processes(monitor()).try_into().expect("one monitor");
     let threads = std::fs::read_dir(format!("/proc/{monitor}/task")).unwrap().flatten();
@@ -270,6 +253,7 @@ fn a_machine_runs_where_the_settings_say() {
     assert!(refused.code == 125 && refused.stderr.contains("machine.host_cpus"), "{refused:?}");
     let host = host.set("machine.host_cpus", "\"\"").set("machine.host_nodes", "\"100\"");
     let refused = host.run(&[], &["true"]);
-    assert!(refused.code == 125 && refused.stderr.contains("QEMU did not start"), "{refused:?}");
+    let words = if is_qemu { "QEMU did not start" } else { "machine.host_nodes" };
+    assert!(refused.code == 125 && refused.stderr.contains(words), "{refused:?}");
     host.audit();
 }

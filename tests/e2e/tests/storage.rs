@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::ttrpc::Code;
 use coracle_e2e::bundles::{busybox_folder, end, ext4, let_go, open_files, pod, script_config, tool};
-use coracle_e2e::{Host, LayerEntry, Outcome, RootMount, Shim, copy_layout_with_layers, gains_disks, path};
+use coracle_e2e::{Host, LayerEntry, Outcome, RootMount, Shim, copy_layout_with_layers, path};
 use tar::EntryType::{Directory, Link, Regular, Symlink};
 
 /// The test image with more layers, as `coracle run` names it.
@@ -245,9 +245,6 @@ fn one_file_system_is_a_root_and_a_missing_one_is_named() {
 
 #[test]
 fn roots_of_disks_come_and_go_with_the_containers_of_a_pod() {
-    if !gains_disks() {
-        return;
-    }
     let host = Host::with_own_network();
     let base = host.folder.join("base");
     busybox_folder(&base);

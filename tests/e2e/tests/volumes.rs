@@ -6,7 +6,7 @@ use std::path::Path;
 
 use containerd_shim_protos::ttrpc::Code;
 use coracle_e2e::bundles::{HostMount, busybox_folder, config_with, end, ext4, let_go, pod, tool};
-use coracle_e2e::{Host, Shim, gains_disks, monitor};
+use coracle_e2e::{Host, Shim, monitor};
 
 #[test]
 fn a_direct_volume_is_mounted_by_the_guest_and_is_its_groups() {
@@ -46,31 +46,25 @@ fn a_direct_volume_is_mounted_by_the_guest_and_is_its_groups() {
     assert!(code == Code::UNIMPLEMENTED && text.contains("xfs"), "{code:?} {text}");
     shim.finish();
     describe(info("ext4"));
-    if gains_disks() {
-        let (netns, pod) = pod(&host, "volumes");
-        for round in 0..2 {
-            // Two at once, which see one another's files.
-            let first = format!("first-{round}");
-            let script =
-                "until test -e /data/answer; do busybox sleep 0.1; done; busybox rm /data/answer; busybox sync; exit 5";
-            pod.run_with_root(&first, with_volume(script), &[("ext4", &whole, &[])]).unwrap();
-            let second = format!("second-{round}");
-            let other = ext4(&host.folder.join("other.ext4"), Some(&base));
-            pod.run_with_root(
-                &second,
-                with_volume("echo x >/data/answer; echo more >>/data/f"),
-                &[("ext4", &other, &[])],
-            )
+    let (netns, pod) = pod(&host, "volumes");
+    for round in 0..2 {
+        // Two at once, which see one another's files.
+        let first = format!("first-{round}");
+        let script =
+            "until test -e /data/answer; do busybox sleep 0.1; done; busybox rm /data/answer; busybox sync; exit 5";
+        pod.run_with_root(&first, with_volume(script), &[("ext4", &whole, &[])]).unwrap();
+        let second = format!("second-{round}");
+        let other = ext4(&host.folder.join("other.ext4"), Some(&base));
+        pod.run_with_root(&second, with_volume("echo x >/data/answer; echo more >>/data/f"), &[("ext4", &other, &[])])
             .unwrap();
-            assert_eq!(pod.end_of(&second, true).unwrap(), 0);
-            assert_eq!(pod.end_of(&first, true).unwrap(), 5);
-            let_go(&host, |file| file.ends_with("volume.ext4"));
-        }
-        assert_eq!(tool("debugfs", &["-R", "cat /f", &disk]), "one\nmore\nmore\n");
-        pod.stop().unwrap();
-        pod.shutdown().unwrap();
-        drop(netns);
+        assert_eq!(pod.end_of(&second, true).unwrap(), 0);
+        assert_eq!(pod.end_of(&first, true).unwrap(), 5);
+        let_go(&host, |file| file.ends_with("volume.ext4"));
     }
+    assert_eq!(tool("debugfs", &["-R", "cat /f", &disk]), "one\nmore\nmore\n");
+    pod.stop().unwrap();
+    pod.shutdown().unwrap();
+    drop(netns);
     host.audit();
 }
 
@@ -100,17 +94,12 @@ fn is_told_and_grows(
     assert!(first[1]["unit"] == "inodes" && first[1]["used"].as_u64().unwrap() > 0, "{first}");
     let people = host.coracle_outcome(&["volume", "stats", &path]).stdout;
     assert!(people.contains("available") && people.contains(&bytes(&first).to_string()), "{people}");
-    if gains_disks() {
-        let resized = host.coracle_outcome(&["volume", "resize", &path, "160M"]);
-        assert_eq!(resized.code, 0, "{resized:?}");
-        assert_eq!(std::fs::metadata(disk).unwrap().len(), 160 << 20);
-        assert!(bytes(&stats()) > 140 << 20, "{}", stats());
-        let smaller = host.coracle_outcome(&["volume", "resize", &path, "8M"]);
-        assert!(smaller.code == 125 && smaller.stderr.contains("would lose"), "{smaller:?}");
-    } else {
-        let resized = host.coracle_outcome(&["volume", "resize", &path, "160M"]);
-        assert!(resized.code == 125 && resized.stderr.contains("resizing a disk"), "{resized:?}");
-    }
+    let resized = host.coracle_outcome(&["volume", "resize", &path, "160M"]);
+    assert_eq!(resized.code, 0, "{resized:?}");
+    assert_eq!(std::fs::metadata(disk).unwrap().len(), 160 << 20);
+    assert!(bytes(&stats()) > 140 << 20, "{}", stats());
+    let smaller = host.coracle_outcome(&["volume", "resize", &path, "8M"]);
+    assert!(smaller.code == 125 && smaller.stderr.contains("would lose"), "{smaller:?}");
     let process = serde_json::json!({ "args": ["/bin/busybox", "touch", "/data/end"], "cwd": "/", "user": { "uid": 0, "gid": 0 },
         "env": ["PATH=/bin"] });
     shim.exec("end", &process).unwrap();
@@ -256,20 +245,18 @@ fn an_empty_dir_on_a_disk_is_the_pods_and_what_is_freed_is_the_hosts_again() {
     let script = "test \"$(busybox stat -c %a /data)\" = 700 || exit 31; echo inner >/data/g; test ! -e /data/f";
     assert_eq!(run(&host, "part", &config_with(script, &[("/data", &part)]), &whole), 0);
     drop(bound);
-    if gains_disks() {
-        // Two containers of one pod at once.
-        let (netns, pod) = pod(&host, "dirs");
-        let other = ext4(&host.folder.join("other.ext4"), Some(&base));
-        let script = "until test -e /data/answer; do busybox sleep 0.1; done; busybox cat /data/part/g";
-        pod.run_with_root("one", config_with(script, &data), &[("ext4", &whole, &[])]).unwrap();
-        pod.run_with_root("two", config_with("echo x >/data/answer", &data), &[("ext4", &other, &[])]).unwrap();
-        assert_eq!(pod.end_of("two", true).unwrap(), 0);
-        assert_eq!(pod.end_of("one", true).unwrap(), 0);
-        let_go(&host, |file| file.ends_with("coracle.ext4"));
-        pod.stop().unwrap();
-        pod.shutdown().unwrap();
-        drop(netns);
-    }
+    // Two containers of one pod at once.
+    let (netns, pod) = pod(&host, "dirs");
+    let other = ext4(&host.folder.join("other.ext4"), Some(&base));
+    let script = "until test -e /data/answer; do busybox sleep 0.1; done; busybox cat /data/part/g";
+    pod.run_with_root("one", config_with(script, &data), &[("ext4", &whole, &[])]).unwrap();
+    pod.run_with_root("two", config_with("echo x >/data/answer", &data), &[("ext4", &other, &[])]).unwrap();
+    assert_eq!(pod.end_of("two", true).unwrap(), 0);
+    assert_eq!(pod.end_of("one", true).unwrap(), 0);
+    let_go(&host, |file| file.ends_with("coracle.ext4"));
+    pod.stop().unwrap();
+    pod.shutdown().unwrap();
+    drop(netns);
     let files: Vec<_> = std::fs::read_dir(&volume).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(files.len(), 2, "the disk and the folder that was there, in {files:?}");
     host.audit();

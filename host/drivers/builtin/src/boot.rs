@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use coracle_machine::{AgentAddress, Error, GuestListener, MachineSpec, Result};
+use coracle_machine::{AgentAddress, DeviceKind, Error, GuestListener, MachineSpec, Result};
 use coracle_monitor_api as api;
 use coracle_process::{Output, Ring, Spawn};
 use tokio::net::UnixStream;
@@ -13,7 +13,9 @@ use tokio::net::UnixStream;
 use crate::Config;
 use crate::control::{Client, Failure};
 use crate::describe::{GUEST_CID, PROGRAMS_SOCKET, describe};
+use crate::hotplug::most_bytes;
 use crate::machine::{BuiltinMachine, Parts};
+use crate::vfio::{self, Passed};
 
 /// How much of the console and of the monitor's messages is kept, in bytes.
 const CONSOLE_BYTES: usize = 64 * 1024;
@@ -33,7 +35,8 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<BuiltinMa
     let programs = UnixListener::bind(root.path.join(PROGRAMS_SOCKET)).map_err(Error::system("listen for programs"))?;
     let hello = listen(&address, root.user)?;
     let jail = api::Jail { enabled: config.jail, root: root.path.display().to_string(), user: root.user };
-    let (description, descriptors) = describe(&spec, programs, jail)?;
+    let mut passed = Passed::default();
+    let (description, descriptors) = describe(&spec, programs, jail, &mut passed)?;
     let (ours, theirs) =
         std::os::unix::net::UnixStream::pair().map_err(Error::system("make the monitor's control channel"))?;
     ours.set_nonblocking(true).map_err(Error::system("make the monitor's control channel"))?;
@@ -51,6 +54,10 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<BuiltinMa
     spawn.stderr = Output::Ring(messages.clone());
     let monitor = spawn.start().map_err(|error| Error::Missing(format!("the built-in monitor: {error}")))?;
     let mut parts = Parts { monitor, root };
+    let pid = i32::try_from(parts.monitor.pid()).unwrap_or_default();
+    if spec.devices.iter().any(|device| device.kind() == DeviceKind::Vfio) {
+        vfio::allow_to_keep(pid, most_bytes(&spec))?;
+    }
     let stream = UnixStream::from_std(ours).map_err(Error::system("watch the monitor's control channel"))?;
     let (control, ended) = Client::new(stream);
     match control.ask(&api::Request::Boot(Box::new(description))).await {
@@ -65,9 +72,9 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<BuiltinMa
         }
     }
     if !spec.host_cpus.is_empty() {
-        crate::machine::run_on(i32::try_from(parts.monitor.pid()).unwrap_or_default(), &spec.host_cpus)?;
+        crate::machine::run_on(pid, &spec.host_cpus)?;
     }
-    Ok(BuiltinMachine::start(&spec, parts, control, ended, address, hello, console, messages))
+    Ok(BuiltinMachine::start(&spec, parts, control, ended, address, hello, console, messages, passed))
 }
 
 /// Listens for the guest's greeting, at a socket that the monitor's user may connect to.

@@ -8,6 +8,8 @@ use std::path::Path;
 use coracle_machine::{Device, Error, KernelForm, MachineSpec, MemoryKind, Result};
 use coracle_monitor_api as api;
 
+use crate::vfio::Passed;
+
 /// The guest's context identifier: there is one guest behind each monitor's sockets.
 pub(crate) const GUEST_CID: u32 = 3;
 /// The socket on which host programs reach the guest, in the jail's root.
@@ -32,7 +34,7 @@ impl Descriptors {
         Self { all: Vec::new(), first: 0 }
     }
 
-    fn add(&mut self, fd: impl Into<OwnedFd>) -> i32 {
+    pub(crate) fn add(&mut self, fd: impl Into<OwnedFd>) -> i32 {
         self.all.push(fd.into());
         self.first + i32::try_from(self.all.len()).unwrap_or(i32::MAX) - 1
     }
@@ -43,15 +45,13 @@ pub(crate) fn describe(
     spec: &MachineSpec,
     programs: UnixListener,
     jail: api::Jail,
+    passed: &mut Passed,
 ) -> Result<(api::Machine, Descriptors)> {
     if spec.firmware.is_some() {
         return Err(Error::Unsupported("firmware".into()));
     }
     if spec.access_platform {
         return Err(Error::Unsupported("devices that reach only what the guest lends them (`machine.sealed`)".into()));
-    }
-    if !spec.host_nodes.is_empty() {
-        return Err(Error::Unsupported("memory of chosen nodes of the host (`machine.host_nodes`)".into()));
     }
     let mut fds = Descriptors::inherited();
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
@@ -85,7 +85,7 @@ pub(crate) fn describe(
                 })?;
                 api::Device::Fs { tag: tag.clone(), server_fd: fds.add(server), queue_size: *queue_size }
             }
-            other => plugged(other, spec.cpus.boot, &mut fds)?,
+            other => plugged(other, spec.cpus.boot, &mut fds, passed)?,
         });
     }
     let machine = api::Machine {
@@ -100,6 +100,7 @@ pub(crate) fn describe(
         growth_mib: spec.memory.max_mib.saturating_sub(spec.memory.size_mib),
         shared: spec.memory.kind == MemoryKind::Shared,
         huge_pages: spec.memory.huge_pages,
+        host_nodes: spec.host_nodes.clone(),
         console: spec.console,
         devices,
         jail,
@@ -108,8 +109,9 @@ pub(crate) fn describe(
 }
 
 /// Describes a device that a machine of so many processors can have from its start or gain later.
-pub(crate) fn plugged(device: &Device, cpus: u32, fds: &mut Descriptors) -> Result<api::Device> {
+pub(crate) fn plugged(device: &Device, cpus: u32, fds: &mut Descriptors, passed: &mut Passed) -> Result<api::Device> {
     match device {
+        Device::Vfio { address, by_iommufd } => passed.take(*address, *by_iommufd, fds),
         Device::Block { path, read_only, direct, serial } => {
             let file_fd = fds.add(open_disk(path, *read_only, *direct)?);
             let queues = u16::try_from(cpus).unwrap_or(1);
@@ -121,9 +123,9 @@ pub(crate) fn plugged(device: &Device, cpus: u32, fds: &mut Descriptors) -> Resu
             for tap in taps {
                 tap_fds.push(fds.add(tap.try_clone().map_err(Error::system("hand a tap to the monitor"))?));
             }
-            // Several pairs of queues the monitor serves itself.
-            let vhost = if taps.len() == 1 { open_vhost() } else { None };
-            let vhost_fds = vhost.into_iter().map(|vhost| fds.add(vhost)).collect();
+            // For all of them, or the monitor serves them itself.
+            let vhosts: Option<Vec<_>> = taps.iter().map(|_| open_vhost()).collect();
+            let vhost_fds = vhosts.into_iter().flatten().map(|vhost| fds.add(vhost)).collect();
             Ok(api::Device::Net { mac: *mac, tap_fds, vhost_fds })
         }
         other => Err(Error::Unsupported(format!("the device {:?}", other.kind()))),

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use coracle_machine::{Device, Error, MachineSpec, Result};
+use coracle_machine::{Device, DeviceKind, Error, MachineSpec, Result};
 use coracle_monitor_api::{Answer, Request};
 
 use crate::control::{Client, Failure};
 use crate::describe::{Descriptors, plugged};
+use crate::vfio::{self, Passed};
 
 /// How long the guest may take to let go of a device.
 const EJECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -16,6 +17,11 @@ const EJECT_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Hotplug {
     devices: Vec<(Device, Option<u8>)>,
     cpus: u32,
+    /// Those of the host's.
+    passed: Passed,
+    /// The monitor's process, and the most memory that its guest has, in bytes.
+    monitor: i32,
+    memory_bytes: u64,
 }
 
 /// Why it could not be.
@@ -49,11 +55,16 @@ fn are_one(one: &Device, other: &Device) -> bool {
     }
 }
 
+/// The most memory that a machine of this specification has, in bytes.
+pub(crate) fn most_bytes(spec: &MachineSpec) -> u64 {
+    spec.memory.max_mib.max(spec.memory.size_mib) << 20
+}
+
 impl Hotplug {
     /// Of a machine as it is from its start.
-    pub(crate) fn of(spec: &MachineSpec) -> Self {
+    pub(crate) fn of(spec: &MachineSpec, passed: Passed, monitor: i32) -> Self {
         let devices = spec.devices.iter().cloned().zip((1..).map(Some)).collect();
-        Self { devices, cpus: spec.cpus.boot }
+        Self { devices, cpus: spec.cpus.boot, passed, monitor, memory_bytes: most_bytes(spec) }
     }
 
     fn number(&self, device: &Device) -> Result<Option<u8>> {
@@ -61,6 +72,7 @@ impl Hotplug {
         found.map(|(_, number)| *number).ok_or_else(|| {
             let name = match device {
                 Device::Block { serial, .. } => format!("disk {serial}"),
+                Device::Vfio { address, .. } => format!("PCI device {address}"),
                 Device::Net { mac, .. } => format!("network link {}", coracle_machine::mac_text(*mac)),
                 other => format!("device {:?}", other.kind()),
             };
@@ -73,11 +85,19 @@ impl Hotplug {
         if let Ok(Some(_)) = self.number(device) {
             return Err(Error::Invalid(format!("the machine has this {:?} already", device.kind())).into());
         }
+        if device.kind() == DeviceKind::Vfio {
+            vfio::allow_to_keep(self.monitor, self.memory_bytes)?;
+        }
         let mut descriptors = Descriptors::sent();
-        let described = plugged(device, self.cpus, &mut descriptors)?;
+        let described = plugged(device, self.cpus, &mut descriptors, &mut self.passed)?;
         let request = Request::Attach { device: described, descriptors: descriptors.all.len() };
-        let Answer::Attached(number) = control.ask_with(&request, &descriptors.all).await? else {
-            return Err(Error::Monitor("the monitor has not answered what it was asked".into()).into());
+        let number = match control.ask_with(&request, &descriptors.all).await {
+            Ok(Answer::Attached(number)) => number,
+            other => {
+                self.give_back(device);
+                other?;
+                return Err(Error::Monitor("the monitor has not answered what it was asked".into()).into());
+            }
         };
         self.devices.retain(|(other, _)| !are_one(other, device));
         for (_, other) in &mut self.devices {
@@ -100,7 +120,15 @@ impl Hotplug {
             }
         }
         self.devices.retain(|(other, _)| !are_one(other, device));
+        self.give_back(device);
         Ok(())
+    }
+
+    /// A device of the host's is nobody's any more.
+    fn give_back(&mut self, device: &Device) {
+        if let Device::Vfio { address, .. } = device {
+            self.passed.give_back(*address);
+        }
     }
 
     /// Gives a disk so many bytes.

@@ -11,6 +11,7 @@ mod describe;
 mod hotplug;
 mod machine;
 mod resize;
+mod vfio;
 
 use std::ffi::OsString;
 
@@ -41,7 +42,7 @@ impl Builtin {
 }
 
 /// What a machine can gain and lose.
-const HOTPLUGGED: [DeviceKind; 2] = [DeviceKind::Block, DeviceKind::Net];
+const HOTPLUGGED: [DeviceKind; 3] = [DeviceKind::Block, DeviceKind::Net, DeviceKind::Vfio];
 
 impl Driver for Builtin {
     fn capabilities(&self, spec: &MachineSpec) -> Capabilities {
@@ -53,6 +54,7 @@ impl Driver for Builtin {
                 DeviceKind::SharedFs,
                 DeviceKind::Block,
                 DeviceKind::Net,
+                DeviceKind::Vfio,
             ],
             hotplug: HOTPLUGGED.to_vec(),
             resize: spec.cpus.max > spec.cpus.boot || spec.memory.max_mib > spec.memory.size_mib,

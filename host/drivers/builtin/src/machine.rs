@@ -17,6 +17,7 @@ use crate::boot::Root;
 use crate::control::{Client, Failure};
 use crate::hotplug::{Hotplug, Outcome, Refused};
 use crate::resize::Size;
+use crate::vfio::Passed;
 
 /// The process and the files of a machine; all of them go when this is dropped.
 #[derive(Debug)]
@@ -69,6 +70,7 @@ impl BuiltinMachine {
         hello: GuestListener,
         console: Ring,
         messages: Ring,
+        passed: Passed,
     ) -> Self {
         let pid = i32::try_from(parts.monitor.pid()).unwrap_or_default();
         let (sender, end) = watch::channel(None);
@@ -80,7 +82,7 @@ impl BuiltinMachine {
             sender.send_replace(Some(End { reason }));
         });
         let is_placed = !spec.host_cpus.is_empty();
-        let (hotplug, size) = (Mutex::new(Hotplug::of(spec)), Mutex::new(Size::of(spec)));
+        let (hotplug, size) = (Mutex::new(Hotplug::of(spec, passed, pid)), Mutex::new(Size::of(spec)));
         Self { address, hello, control, console, end: Ends::new(end), stop, hotplug, size, pid, is_placed }
     }
 

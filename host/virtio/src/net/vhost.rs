@@ -1,5 +1,5 @@
 //! The network device whose queues the host's kernel serves (`/dev/vhost-net`, linux/vhost.h): the monitor tells it where
-//! they are, and has no part in what passes through them. Of one pair: the kernel knows no control queue.
+//! they are, and has no part in what passes through them. The control queue, which the kernel does not know, is served here.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -11,12 +11,13 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemory
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
+use super::control;
 use super::tap::{Tap, ask_kernel};
-use super::virtio::{MRG_RXBUF, OFFERED, QUEUE_SIZE, configuration, prepare};
-use crate::device::{Activation, Broken, Device, EVENT_IDX, INDIRECT_DESC, Memory, Source, Turn, VERSION_1};
+use super::virtio::{CTRL_VQ, MQ, MRG_RXBUF, OFFERED, Queues, prepare, shape};
+use crate::device::{Activation, Broken, Counters, Device, EVENT_IDX, INDIRECT_DESC, Memory, Source, Turn, VERSION_1};
 use crate::ring::{Ring, borrowed};
 
-/// Receive and transmit, by their index.
+/// Receive and transmit of a pair, by their index.
 const QUEUES: usize = 2;
 
 /// What the kernel and this device can both do of the device's features. All but one are a matter between the guest and the
@@ -146,25 +147,106 @@ fn refused<E: std::fmt::Display>(step: &'static str) -> impl FnOnce(E) -> Broken
     move |error| Broken(format!("vhost-net does not {step}: {error}"))
 }
 
-/// See the module.
-///
-/// Its counters stay 0: what passes is counted by nobody but the tap's interface, which the monitor's jail has no way to.
+/// A pair of queues: the kernel's side of it, and the tap.
 #[derive(Debug)]
-pub struct VhostNet {
+struct Pair {
     vhost: Vhost,
     tap: Tap,
+    /// Whether the driver has set it up, and whether the kernel may have its queues.
+    is_set_up: bool,
+    is_served: bool,
+    /// The doorbells of both queues, while it is set up.
+    doorbells: Vec<EventFd>,
+}
+
+/// See the module.
+///
+/// Its counters are those of its control queue: what passes is counted by nobody but the tap's interface, which the monitor's jail has no
+/// way to.
+#[derive(Debug)]
+pub struct VhostNet {
+    pairs: Vec<Pair>,
+    /// Where the control queue is, which depends on what the driver has taken.
+    control: Option<(u16, Ring)>,
+    sizes: Vec<u16>,
     config: [u8; 10],
-    /// Whether the kernel may have a queue.
-    running: bool,
+    counters: Counters,
 }
 
 impl VhostNet {
-    /// A device over a tap with `IFF_VNET_HDR`, which is made nonblocking. The guest gets `mac` as its address.
+    /// A device over taps with `IFF_VNET_HDR`, which are made nonblocking, each with the kernel's side of its pair of queues; with
+    /// `IFF_MULTI_QUEUE`, of one link, where there are several. The guest gets `mac` as its address.
     ///
     /// # Errors
-    /// A tap whose flags can't be changed.
-    pub fn new(vhost: Vhost, tap: OwnedFd, mac: [u8; 6]) -> io::Result<Self> {
-        Ok(Self { vhost, tap: Tap::new(tap, ask_kernel)?, config: configuration(mac, 1), running: false })
+    /// No tap, more than [`PAIRS_MAX`], or one whose flags can't be changed.
+    pub fn new(pairs: Vec<(Vhost, OwnedFd)>, mac: [u8; 6]) -> io::Result<Self> {
+        let (sizes, config) = shape(pairs.len(), mac)?;
+        let pair = |(vhost, tap)| {
+            let tap = Tap::new(tap, ask_kernel)?;
+            Ok(Pair { vhost, tap, is_set_up: false, is_served: false, doorbells: Vec::new() })
+        };
+        let pairs = pairs.into_iter().map(pair).collect::<io::Result<_>>()?;
+        Ok(Self { pairs, control: None, sizes, config, counters: Counters::default() })
+    }
+
+    /// Lets the driver use so many pairs, of those that it has set up. False, and none is changed, where it can't.
+    fn set_pairs(pairs: &mut [Pair], wanted: usize) -> bool {
+        let usable = pairs.iter().take_while(|pair| pair.is_set_up).count();
+        if !(1..=usable).contains(&wanted) {
+            return false;
+        }
+        for (index, pair) in pairs.iter_mut().enumerate() {
+            // A queue of the link that nobody reads would hold the frames that the host's kernel puts into it.
+            let changed = pair.tap.attach(index < wanted).map_err(|error| Broken(error.to_string()));
+            if let Err(error) = changed.and_then(|()| pair.serve(index < wanted)) {
+                log::warn!("net: a tap does not change its queues: {error}");
+                return false;
+            }
+        }
+        true
+    }
+}
+
+impl Pair {
+    /// What both sides agree on, and where the queues are.
+    fn set_up(&mut self, features: u64, memory: &Memory, rings: &[Ring]) -> Result<(), Broken> {
+        prepare(&self.tap, features)?;
+        self.vhost.share_memory(memory)?;
+        let features = agreed(features, self.vhost.features);
+        self.vhost.set_features(features).map_err(refused("agree on features"))?;
+        for (index, ring) in rings.iter().enumerate() {
+            self.vhost.place(index, ring)?;
+            self.doorbells.push(ring.doorbell().try_clone().map_err(refused("hear a doorbell"))?);
+        }
+        self.is_set_up = true;
+        Ok(())
+    }
+
+    /// Gives the queues to the kernel, or takes them back.
+    fn serve(&mut self, wanted: bool) -> Result<(), Broken> {
+        if std::mem::replace(&mut self.is_served, wanted) == wanted {
+            return Ok(());
+        }
+        for index in 0..QUEUES {
+            let tap = wanted.then(|| self.tap.fd());
+            self.vhost.serve(index, tap).map_err(refused("serve a queue"))?;
+        }
+        for doorbell in self.doorbells.iter().filter(|_| wanted) {
+            // What the driver made available before it was ready it need not ring for again.
+            doorbell.write(1).map_err(refused("hear a doorbell"))?;
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if std::mem::take(&mut self.is_set_up) {
+            if let Err(error) = self.serve(false) {
+                log::warn!("net: vhost-net does not let go of its queues: {error}");
+            }
+            // What it has found wrong before is of no more interest.
+            let _ = self.vhost.errors.read();
+        }
+        self.doorbells.clear();
     }
 }
 
@@ -178,15 +260,16 @@ impl Device for VhostNet {
     }
 
     fn features(&self) -> u64 {
-        offered(self.vhost.features)
+        let kernel = self.pairs.iter().fold(u64::MAX, |all, pair| all & pair.vhost.features);
+        offered(kernel) | if self.pairs.len() > 1 { CTRL_VQ | MQ } else { 0 }
     }
 
     fn ring_features(&self) -> u64 {
-        self.vhost.features
+        self.pairs.iter().fold(u64::MAX, |all, pair| all & pair.vhost.features)
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE; QUEUES]
+        &self.sizes
     }
 
     fn config(&self) -> &[u8] {
@@ -195,56 +278,51 @@ impl Device for VhostNet {
 
     fn activate(&mut self, activation: Activation) -> Result<(), Broken> {
         self.reset();
-        let rings: Vec<_> = activation.rings.iter().flatten().collect();
-        if rings.len() != QUEUES {
-            return Err(Broken::new("the driver runs without a receive or transmit queue"));
+        let Activation { features, memory, rings } = activation;
+        let Queues { control, pairs } = Queues::of(rings, features, self.pairs.len())?;
+        self.control = control;
+        for (pair, rings) in self.pairs.iter_mut().zip(pairs) {
+            if let Some(rings) = rings {
+                pair.set_up(features, &memory, &rings)?;
+            }
         }
-        prepare(&self.tap, activation.features)?;
-        self.vhost.share_memory(&activation.memory)?;
-        let features = agreed(activation.features, self.vhost.features);
-        self.vhost.set_features(features).map_err(refused("agree on features"))?;
-        for (index, ring) in rings.iter().enumerate() {
-            self.vhost.place(index, ring)?;
-        }
-        self.running = true;
-        for (index, ring) in rings.iter().enumerate() {
-            self.vhost.serve(index, Some(self.tap.fd())).map_err(refused("serve a queue"))?;
-            // What the driver made available before it was ready it need not ring for again.
-            ring.doorbell().write(1).map_err(refused("hear a doorbell"))?;
-        }
-        Ok(())
+        // A driver starts with one pair (section 5.1.5).
+        if Self::set_pairs(&mut self.pairs, 1) { Ok(()) } else { Err(Broken::new("vhost-net serves no queue")) }
     }
 
     fn sources(&self) -> Vec<Source<'_>> {
-        vec![Source { token: 0, fd: borrowed(&self.vhost.errors), edge: true }]
+        let errors = self.pairs.iter().map(|pair| borrowed(&pair.vhost.errors));
+        (0..).zip(errors).map(|(token, fd)| Source { token, fd, edge: true }).collect()
     }
 
-    fn served_elsewhere(&self) -> bool {
-        true
+    fn served_elsewhere(&self, queue: u16) -> bool {
+        self.control.as_ref().is_none_or(|(control, _)| *control != queue)
     }
 
-    fn on_queue(&mut self, _: u16) -> Result<Turn, Broken> {
-        Ok(Turn::Done)
+    fn on_queue(&mut self, queue: u16) -> Result<Turn, Broken> {
+        let Some((_, ring)) = self.control.as_mut().filter(|(control, _)| *control == queue) else {
+            return Ok(Turn::Done);
+        };
+        let pairs = &mut self.pairs;
+        control::pump(ring, &mut self.counters, |wanted| Self::set_pairs(pairs, usize::from(wanted)))
     }
 
-    fn on_source(&mut self, _: u16) -> Result<Turn, Broken> {
-        match self.vhost.errors.read() {
-            Ok(_) => Err(Broken::new("the guest's queues make no sense to vhost-net")),
+    fn on_source(&mut self, token: u16) -> Result<Turn, Broken> {
+        match self.pairs.get(usize::from(token)).map(|pair| pair.vhost.errors.read()) {
+            Some(Ok(_)) => Err(Broken::new("the guest's queues make no sense to vhost-net")),
             // Of a queue that was reset meanwhile.
-            Err(_) => Ok(Turn::Done),
+            _ => Ok(Turn::Done),
         }
     }
 
     fn reset(&mut self) {
-        if !std::mem::take(&mut self.running) {
-            return;
+        self.control = None;
+        for pair in &mut self.pairs {
+            pair.reset();
         }
-        for index in 0..QUEUES {
-            if let Err(error) = self.vhost.serve(index, None) {
-                log::warn!("net: vhost-net does not let go of queue {index}: {error}");
-            }
-        }
-        // What it has found wrong before is of no more interest.
-        let _ = self.vhost.errors.read();
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
     }
 }

@@ -66,7 +66,7 @@ struct Bench {
 impl Bench {
     fn new(features: u64, with_header: bool) -> Option<Self> {
         let vhost = Vhost::new(open()?).unwrap();
-        let net = VhostNet::new(vhost, taps(1).remove(0), [2, 0, 0, 0, 0, 1]).unwrap();
+        let net = VhostNet::new(vec![(vhost, taps(1).remove(0))], [2, 0, 0, 0, 0, 1]).unwrap();
         let memory = memory();
         let queues = [Driver::new(&memory, 0, 64), Driver::new(&memory, 1, 64)];
         let mut bench = Self { net, memory, queues, bells: Vec::new(), host: host(with_header) };

@@ -13,7 +13,7 @@ use crate::ring::Ring;
 pub const PAIRS_MAX: usize = 64;
 
 /// Entries of a receive or transmit queue.
-pub(super) const QUEUE_SIZE: u16 = 256;
+const QUEUE_SIZE: u16 = 256;
 /// Entries of the control queue.
 const CONTROL_SIZE: u16 = 64;
 
@@ -28,11 +28,11 @@ mod feature {
     pub(super) const HOST_TSO6: u64 = 1 << 12;
     pub(in crate::net) const MRG_RXBUF: u64 = 1 << 15;
     pub(super) const STATUS: u64 = 1 << 16;
-    pub(super) const CTRL_VQ: u64 = 1 << 17;
-    pub(super) const MQ: u64 = 1 << 22;
+    pub(in crate::net) const CTRL_VQ: u64 = 1 << 17;
+    pub(in crate::net) const MQ: u64 = 1 << 22;
 }
-pub(super) use feature::MRG_RXBUF;
-use feature::{CSUM, CTRL_VQ, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6, MAC, MQ, STATUS};
+use feature::{CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6, MAC, STATUS};
+pub(super) use feature::{CTRL_VQ, MQ, MRG_RXBUF};
 
 /// What a device of one pair offers: all of it passes between the guest and the tap, but for the buffers that may be merged.
 pub(super) const OFFERED: u64 =
@@ -79,20 +79,11 @@ impl Net {
     }
 
     pub(super) fn with(taps: Vec<OwnedFd>, mac: [u8; 6], ask: Ask) -> io::Result<Self> {
-        let count = taps.len();
-        if !(1..=PAIRS_MAX).contains(&count) {
-            let text = format!("a network device has 1 to {PAIRS_MAX} taps, not {count}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
+        let (sizes, config) = shape(taps.len(), mac)?;
         let pairs = taps
             .into_iter()
             .map(|fd| Ok(Pair { tap: Tap::new(fd, ask)?, rx: Receiver::new(), tx: None }))
             .collect::<io::Result<Vec<_>>>()?;
-        let mut sizes = vec![QUEUE_SIZE; 2 * count];
-        if count > 1 {
-            sizes.push(CONTROL_SIZE);
-        }
-        let config = configuration(mac, u16::try_from(count).unwrap_or(1));
         Ok(Self { pairs, active: 0, control: None, sizes, config, counters: Counters::default() })
     }
 
@@ -132,8 +123,58 @@ impl Net {
     }
 }
 
+/// The sizes of the queues of a device with so many pairs, and its configuration space.
+pub(super) fn shape(pairs: usize, mac: [u8; 6]) -> io::Result<(Vec<u16>, [u8; 10])> {
+    if !(1..=PAIRS_MAX).contains(&pairs) {
+        let text = format!("a network device has 1 to {PAIRS_MAX} taps, not {pairs}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let mut sizes = vec![QUEUE_SIZE; 2 * pairs];
+    if pairs > 1 {
+        sizes.push(CONTROL_SIZE);
+    }
+    Ok((sizes, configuration(mac, u16::try_from(pairs).unwrap_or(1))))
+}
+
+/// What a driver has set up of a device's queues.
+pub(super) struct Queues {
+    /// The control queue, and its index.
+    pub(super) control: Option<(u16, Ring)>,
+    /// Receive and transmit of each pair; none of one that the driver does not use.
+    pub(super) pairs: Vec<Option<[Ring; 2]>>,
+}
+
+impl Queues {
+    /// The queues of a device with so many pairs, for a driver with these features.
+    pub(super) fn of(mut rings: Vec<Option<Ring>>, features: u64, pairs: usize) -> Result<Self, Broken> {
+        let multiple = features & MQ != 0;
+        if multiple && features & CTRL_VQ == 0 {
+            return Err(Broken::new("the driver wants several queues without the one that says how many"));
+        }
+        // It comes behind the queues of all pairs, or of the only one (section 5.1.2).
+        let at = if multiple { 2 * pairs } else { 2 };
+        let mut ring = |index: usize| rings.get_mut(index).and_then(Option::take);
+        let mut control = None;
+        if features & CTRL_VQ != 0 {
+            let ring = ring(at).ok_or_else(|| Broken::new("the driver runs without its control queue"))?;
+            control = Some((u16::try_from(at).unwrap_or(u16::MAX), ring));
+        }
+        let used = if multiple { pairs } else { 1 };
+        let mut pairs = Vec::with_capacity(used);
+        for index in 0..used {
+            pairs.push(match (ring(2 * index), ring(2 * index + 1)) {
+                (Some(rx), Some(tx)) => Some([rx, tx]),
+                // A driver need not set up pairs that it does not use.
+                (None, None) if index > 0 => None,
+                _ => return Err(Broken::new("the driver runs without a receive or transmit queue")),
+            });
+        }
+        Ok(Self { control, pairs })
+    }
+}
+
 /// The configuration space: the address, the status (`VIRTIO_NET_S_LINK_UP`), and the number of pairs (section 5.1.4).
-pub(super) fn configuration(mac: [u8; 6], pairs: u16) -> [u8; 10] {
+fn configuration(mac: [u8; 6], pairs: u16) -> [u8; 10] {
     let [a, b, c, d, e, f] = mac;
     let [low, high] = pairs.to_le_bytes();
     [a, b, c, d, e, f, 1, 0, low, high]
@@ -180,28 +221,13 @@ impl Device for Net {
 
     fn activate(&mut self, activation: Activation) -> Result<(), Broken> {
         self.reset();
-        let Activation { features, mut rings, .. } = activation;
-        let multiple = features & MQ != 0;
-        if multiple && features & CTRL_VQ == 0 {
-            return Err(Broken::new("the driver wants several queues without the one that says how many"));
-        }
-        // It comes behind the queues of all pairs, or of the only one (section 5.1.2).
-        let control = if multiple { 2 * self.pairs.len() } else { 2 };
-        let mut ring = |index: usize| rings.get_mut(index).and_then(Option::take);
-        if features & CTRL_VQ != 0 {
-            let ring = ring(control).ok_or_else(|| Broken::new("the driver runs without its control queue"))?;
-            self.control = Some((u16::try_from(control).unwrap_or(u16::MAX), ring));
-        }
-        let used = if multiple { self.pairs.len() } else { 1 };
-        for (index, pair) in self.pairs.iter_mut().enumerate().take(used) {
-            match (ring(2 * index), ring(2 * index + 1)) {
-                (Some(rx), Some(tx)) => {
-                    pair.rx.start(rx, features & MRG_RXBUF != 0);
-                    pair.tx = Some(tx);
-                }
-                // A driver need not set up pairs that it does not use.
-                (None, None) if index > 0 => {}
-                _ => return Err(Broken::new("the driver runs without a receive or transmit queue")),
+        let Activation { features, rings, .. } = activation;
+        let Queues { control, pairs } = Queues::of(rings, features, self.pairs.len())?;
+        self.control = control;
+        for (pair, rings) in self.pairs.iter_mut().zip(pairs) {
+            if let Some([rx, tx]) = rings {
+                pair.rx.start(rx, features & MRG_RXBUF != 0);
+                pair.tx = Some(tx);
             }
         }
         // A driver starts with one pair (section 5.1.5).

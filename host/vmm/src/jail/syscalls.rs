@@ -62,6 +62,8 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
             libc::SYS_lseek,
             libc::SYS_mincore,
             libc::SYS_newfstatat,
+            libc::SYS_pread64,
+            libc::SYS_pwrite64,
             libc::SYS_poll,
             libc::SYS_ppoll,
             libc::SYS_readv,
@@ -92,6 +94,8 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
             libc::SYS_clone3,
             libc::SYS_poll,
             libc::SYS_ppoll,
+            libc::SYS_pread64,
+            libc::SYS_pwrite64,
             libc::SYS_recvfrom,
             libc::SYS_recvmsg,
             libc::SYS_rseq,
@@ -101,10 +105,12 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
             libc::SYS_sendto,
             libc::SYS_set_robust_list,
         ],
-        // A driver that sets a device up, or resets it: the file server is spoken to by messages.
+        // A driver that sets a device up, or resets it: the file server is spoken to by messages. A device of the host's is a file.
         Kind::Processor => &[
             libc::SYS_poll,
             libc::SYS_ppoll,
+            libc::SYS_pread64,
+            libc::SYS_pwrite64,
             libc::SYS_recvfrom,
             libc::SYS_recvmsg,
             libc::SYS_sendmsg,
@@ -124,6 +130,17 @@ fn requests(kind: Kind) -> Vec<u32> {
     const KVM_IRQFD: u32 = 0x4020_ae76;
     const KVM_IOEVENTFD: u32 = 0x4040_ae79;
     const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+    /// linux/vfio.h, linux/iommufd.h. A device is made, and reaches what the guest gains, by the main thread; processors put it where the
+    /// guest wants it, and let go of it.
+    const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
+    const VFIO_DEVICE_GET_INFO: u32 = 0x3b6b;
+    const VFIO_DEVICE_GET_REGION_INFO: u32 = 0x3b6c;
+    const VFIO_DEVICE_SET_IRQS: u32 = 0x3b6e;
+    const VFIO_DEVICE_RESET: u32 = 0x3b6f;
+    const VFIO_IOMMU_MAP_DMA: u32 = 0x3b71;
+    const VFIO_IOMMU_UNMAP_DMA: u32 = 0x3b72;
+    const IOMMU_IOAS_MAP: u32 = 0x3b85;
+    const IOMMU_IOAS_UNMAP: u32 = 0x3b86;
     /// linux/if_tun.h.
     const TUNSETOFFLOAD: u32 = 0x4004_54d0;
     const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
@@ -151,8 +168,15 @@ fn requests(kind: Kind) -> Vec<u32> {
             BLKPBSZGET,
             BLKSSZGET,
             FIONBIO,
+            IOMMU_IOAS_MAP,
+            IOMMU_IOAS_UNMAP,
             KVM_IRQ_LINE,
             TUNSETQUEUE,
+            VFIO_DEVICE_GET_INFO,
+            VFIO_DEVICE_GET_REGION_INFO,
+            VFIO_DEVICE_RESET,
+            VFIO_IOMMU_MAP_DMA,
+            VFIO_IOMMU_UNMAP_DMA,
             VHOST_GET_FEATURES,
             VHOST_NET_SET_BACKEND,
             VHOST_SET_OWNER,
@@ -166,6 +190,8 @@ fn requests(kind: Kind) -> Vec<u32> {
             KVM_IRQFD,
             KVM_IOEVENTFD,
             KVM_SET_GSI_ROUTING,
+            KVM_SET_USER_MEMORY_REGION,
+            VFIO_DEVICE_SET_IRQS,
             TUNSETOFFLOAD,
             TUNSETVNETHDRSZ,
             TUNSETQUEUE,

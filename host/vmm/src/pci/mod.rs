@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_virtio::transport::Transport;
 
-pub(crate) use msix::Msix;
+pub(crate) use msix::{ENTRY_BYTES, Msix};
 pub(crate) use virtio::{BAR_BYTES, Virtio};
 #[cfg(feature = "fuzzing")]
 pub(crate) use virtio::{NOTIFY, NOTIFY_BYTES};

@@ -5,7 +5,6 @@ use std::process::Command;
 
 use coracle_e2e::bundles::HostMount;
 use coracle_e2e::cri::msg;
-use coracle_e2e::gains_disks;
 
 use crate::{Bench, Check, holds, same, security};
 
@@ -200,9 +199,6 @@ pub(crate) const CHECKS: &[Check] = &[
         )
     }),
     ("a_block_device_is_the_containers_to_read_and_write", |b| {
-        if !gains_disks() {
-            return Ok(());
-        }
         for round in 0..2 {
             let disk = Loop::new(b, "raw-disk")?;
             let script = "stat -c %F /dev/xvda; dd if=/dev/xvda bs=16 count=1 2>/dev/null | tr . x; echo; \
@@ -216,9 +212,6 @@ pub(crate) const CHECKS: &[Check] = &[
         Ok(())
     }),
     ("a_block_device_that_may_be_read_is_not_written_to", |b| {
-        if !gains_disks() {
-            return Ok(());
-        }
         let disk = Loop::new(b, "read-disk")?;
         let script = "dd if=/dev/xvda bs=4 count=1 2>/dev/null; echo; (printf x | dd of=/dev/xvda bs=1 conv=notrunc,fsync) 2>&1; true";
         let output = b.printed("block-ro", script, |config| config.devices.push(disk.device("r")))?;
@@ -226,9 +219,6 @@ pub(crate) const CHECKS: &[Check] = &[
         holds(&output, "not permitted")
     }),
     ("three_block_devices_come_and_go_three_times", |b| {
-        if !gains_disks() {
-            return Ok(());
-        }
         let disks: Vec<Loop> =
             (0..3).map(|number| Loop::new(b, &format!("disk-{number}"))).collect::<Result<_, _>>()?;
         let devices = disks
@@ -252,9 +242,6 @@ pub(crate) const CHECKS: &[Check] = &[
         holds(&output, "character special file 1:b\n /kmsg /data ")
     }),
     ("a_block_device_by_a_mount_has_a_file_system_made_on_it", |b| {
-        if !gains_disks() {
-            return Ok(());
-        }
         let disk = Loop::new(b, "mounted-disk")?;
         let mount = msg::Mount { container_path: "/data".into(), host_path: disk.0.clone(), ..Default::default() };
         let script = "stat -c %F /data; (ln -s /data /disk && busybox mke2fs -F /disk >/dev/null && mkdir /m && mount -t ext4 /disk /m && echo kept >/m/f && \
@@ -266,9 +253,6 @@ pub(crate) const CHECKS: &[Check] = &[
         same(output, "block special file\nkept\n".into())
     }),
     ("a_block_device_is_its_containers_alone", |b| {
-        if !gains_disks() {
-            return Ok(());
-        }
         let (own, other) = (Loop::new(b, "own-disk")?, Loop::new(b, "other-disk")?);
         let id = b.pod.start("other-block", &["sleep", "1000"], |config| config.devices.push(other.device("rwm")));
         let id = id.map_err(|e| e.1)?;

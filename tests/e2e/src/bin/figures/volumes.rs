@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use coracle_e2e::bundles::{HostMount, ext4, tool};
-use coracle_e2e::{Containerd, Host, Running, gains_disks};
+use coracle_e2e::{Containerd, Host, Running};
 use serde_json::{Value, json};
 
 use crate::taken::{REFERENCE, Series};
@@ -48,9 +48,6 @@ pub(crate) fn measure(rounds: usize) -> Value {
     let mut series = Series::default();
     for round in 0..rounds {
         for (name, kind) in KINDS {
-            if kind == Kind::Raw && !gains_disks() {
-                continue;
-            }
             let word = if kind == Kind::EmptyDirDisk { "\"disk\"" } else { "\"folder\"" };
             host = host.set("storage.empty_dir", word);
             for runtime in ["coracle", "runc"] {
