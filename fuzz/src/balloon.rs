@@ -42,7 +42,7 @@ fn header(input: &mut Input<'_>) -> Vec<u8> {
 /// Where the device does what it must not.
 pub fn one(data: &[u8]) {
     let mut rig = Rig::new(Box::new(Balloon::new(Arc::default())), SPEC);
-    rig.guest.let_pages_go();
+    rig.guest.let_pages_go(0..END);
     rig.guest.let_chains_be_kept(2);
     rig.run(&mut Input::new(data), &mut |_| {});
     rig.recover();

@@ -70,8 +70,8 @@ pub struct Guest {
     pub queues: Vec<Option<Queue>>,
     /// The device was allowed to overwrite what it goes by, so nothing can be told of its writes until it is reset.
     lost: bool,
-    /// The device may take whole pages: they hold zeroes then.
-    empties: bool,
+    /// Where the device may take whole pages: they hold zeroes then.
+    empties: Range<u64>,
     /// The queue whose chains the device keeps over turns: the guest may have changed its ring by the time they come back.
     keeps: Option<usize>,
     turns: usize,
@@ -136,16 +136,16 @@ impl Guest {
             scratch,
             queues: Vec::new(),
             lost: false,
-            empties: false,
+            empties: 0..0,
             keeps: None,
             turns: 0,
             effort: Cell::new(0),
         }
     }
 
-    /// The device may take any page of the memory.
-    pub fn let_pages_go(&mut self) {
-        self.empties = true;
+    /// The device may take any page of this part of the memory.
+    pub fn let_pages_go(&mut self, part: Range<u64>) {
+        self.empties = part;
     }
 
     /// The device may keep chains of this queue for as long as it likes.
@@ -155,7 +155,7 @@ impl Guest {
 
     /// Takes over which pages have gone. A device that has taken its own rings may do anything afterwards.
     fn see_what_has_gone(&mut self) {
-        if !self.empties {
+        if self.empties.is_empty() {
             return;
         }
         self.memory.memory().read_slice(&mut self.scratch, GuestAddress(0)).unwrap();
@@ -171,7 +171,7 @@ impl Guest {
                 let own = used.start.clamp(span.start, span.end) - start..used.end.clamp(span.start, span.end) - start;
                 rest[own.start as usize..own.end as usize].fill(0);
             }
-            if rest.iter().all(|byte| *byte == 0) {
+            if rest.iter().all(|byte| *byte == 0) && overlap(&self.empties, &span) {
                 before.copy_from_slice(now);
                 self.lost |= has_rings;
             }

@@ -21,7 +21,8 @@ const SPEC: Spec = Spec {
     lengths: &[24, 24, 10, 16, 64],
     header,
     held_max: 256 << 10,
-    moved_max: 64 << 10,
+    // A turn's budget is more than all of it, again and again.
+    moved_max: 64 * BLOCKS * BLOCK,
     operations_max: 128,
 };
 
@@ -56,7 +57,7 @@ pub fn one(data: &[u8]) {
     let observer = Told { uses: Arc::clone(&told), blocks: BTreeSet::new() };
     let mem = Mem::new(START, BLOCKS * BLOCK, BLOCK, Box::new(observer)).unwrap();
     let mut rig = Rig::new(Box::new(mem), SPEC);
-    rig.guest.let_pages_go();
+    rig.guest.let_pages_go(START..START + BLOCKS * BLOCK);
     let mut input = Input::new(data);
     let offered = u64::from(input.byte() % 17) * BLOCK;
     rig.transport.device().resize(offered).unwrap();

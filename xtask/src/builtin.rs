@@ -11,7 +11,7 @@ use crate::lab;
 use crate::steps::{command, output, run, step, succeeded};
 
 /// The tests that run each time: their program, and the beginnings of their names. What is not here runs by `--all`.
-const EACH_TIME: [(&str, &[&str]); 9] = [
+const EACH_TIME: [(&str, &[&str]); 11] = [
     ("contract", &["the_builtin_monitor_keeps_the_contract"]),
     (
         "machine",
@@ -42,7 +42,12 @@ const EACH_TIME: [(&str, &[&str]); 9] = [
     ("network", &["links_of_every_kind"]),
     ("storage", &["layers_show_what_they_say", "a_changed_block_is_never_read"]),
     ("pods", &["a_pod_has_the_network_that_cni_has_made", "a_pod_whose_monitor_is_killed"]),
+    ("sizes", &["a_machine_follows_the_limits", "memory_that_was_freed"]),
+    ("volumes", &["a_direct_volume_is_mounted"]),
 ];
+
+/// Those of them that run once more on sealed machines: their program, and the beginnings of their names.
+const SEALED: [(&str, &[&str]); 1] = [("run", &["prints_and_exits_with_zero", "execs_have_codes_users_and_streams"])];
 
 /// What is tested in a clone of its own, on QEMU: devices of the host that are passed on.
 const PASSTHROUGH: &str = "passthrough";
@@ -71,7 +76,13 @@ impl Lane<'_> {
         let programs = step("building the tests of the built-in monitor", programs)?;
         let package = lab::newest_kernel()?;
         let programs: Vec<_> = programs.into_iter().filter(|(name, _)| name != PASSTHROUGH).collect();
-        let words = if all { every(&programs) } else { each_time(&programs, filter) };
+        let mut words = if all { every(&programs) } else { chosen(&programs, &EACH_TIME, filter) };
+        let sealed = chosen(&programs, &SEALED, if all { &[] } else { filter });
+        words.extend(sealed.into_iter().map(|ran| Ran {
+            tests: if all { Vec::new() } else { ran.tests },
+            is_sealed: true,
+            ..ran
+        }));
         if words.is_empty() {
             println!("no test of the built-in monitor holds {}", filter.join(", "));
             return Ok(());
@@ -98,7 +109,8 @@ impl Lane<'_> {
         let programs = step("building the tests of devices", programs)?;
         let passthrough = programs.into_iter().find(|(name, _)| name == PASSTHROUGH);
         let (_, program) = passthrough.context("there is no test program for passing devices on")?;
-        let script = script(&[(program, filter.iter().map(|word| (*word).to_owned()).collect())], &[], true);
+        let tests = filter.iter().map(|word| (*word).to_owned()).collect();
+        let script = script(&[Ran { program, tests, is_sealed: false }], &[], true);
         let mut tests = lab::clone_for(&["sh", "-c", &script], LIMIT, true)?;
         self.give(&mut tests, &lab::newest_kernel()?);
         step("lane passthrough (the lab)", || {
@@ -195,19 +207,31 @@ fn executables(build: Command, wanted: &str) -> Result<Vec<(String, PathBuf)>> {
     Ok(programs)
 }
 
-/// The programs of [`EACH_TIME`] with those of their tests that hold one of `filter`.
-fn each_time(programs: &[(String, PathBuf)], filter: &[&str]) -> Vec<(PathBuf, Vec<String>)> {
+/// A program of tests that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Ran {
+    program: PathBuf,
+    /// The beginnings of the names of its tests; all of them where there are none.
+    tests: Vec<String>,
+    /// Whether its machines are sealed.
+    is_sealed: bool,
+}
+
+/// The programs of a set with those of their tests that hold one of `filter`.
+fn chosen(programs: &[(String, PathBuf)], set: &[(&str, &[&str])], filter: &[&str]) -> Vec<Ran> {
     let wanted = |test: &&&str| filter.is_empty() || filter.iter().any(|word| test.contains(word));
     let of = |name: &str| programs.iter().find(|(program, _)| program == name).map(|(_, path)| path.clone());
-    let chosen = EACH_TIME.iter().filter_map(|(name, tests)| {
+    let chosen = set.iter().filter_map(|(name, tests)| {
         let tests: Vec<String> = tests.iter().filter(wanted).map(|test| (*test).to_owned()).collect();
-        of(name).filter(|_| !tests.is_empty()).map(|path| (path, tests))
+        let program = of(name).filter(|_| !tests.is_empty())?;
+        Some(Ran { program, tests, is_sealed: false })
     });
     chosen.collect()
 }
 
-fn every(programs: &[(String, PathBuf)]) -> Vec<(PathBuf, Vec<String>)> {
-    programs.iter().map(|(_, path)| (path.clone(), Vec::new())).collect()
+fn every(programs: &[(String, PathBuf)]) -> Vec<Ran> {
+    let all = |(_, path): &(String, PathBuf)| Ran { program: path.clone(), tests: Vec::new(), is_sealed: false };
+    programs.iter().map(all).collect()
 }
 
 /// What runs a program of tests. In the lab what has failed runs once more, alone: the emulated processor makes guests crash and hang now
@@ -223,12 +247,17 @@ lane() {
 }
 "#;
 
-/// A script that runs the programs one after another, and fails where one of them has.
-fn script(programs: &[(PathBuf, Vec<String>)], filter: &[&str], in_lab: bool) -> String {
+/// A script that runs the programs one after another, those with sealed machines last, and fails where one of them has.
+fn script(programs: &[Ran], filter: &[&str], in_lab: bool) -> String {
     let mut script = String::from(if in_lab { RUN_AGAIN } else { RUN_ONCE });
-    for (path, tests) in programs {
-        let words: Vec<String> = tests.iter().cloned().chain(filter.iter().map(|word| (*word).to_owned())).collect();
-        script.push_str(&format!("lane '{}' {}\n", path.display(), words.join(" ")));
+    let mut is_sealed = false;
+    for ran in programs {
+        if ran.is_sealed && !std::mem::replace(&mut is_sealed, true) {
+            script.push_str("export CORACLE_TEST_SEALED=1\n");
+        }
+        let words: Vec<String> =
+            ran.tests.iter().cloned().chain(filter.iter().map(|word| (*word).to_owned())).collect();
+        script.push_str(&format!("lane '{}' {}\n", ran.program.display(), words.join(" ")));
     }
     if in_lab {
         script.push_str("[ -z \"$again\" ] || echo \"failed in the lab, and passed when they ran again:\" $again\n");
@@ -245,16 +274,16 @@ mod tests {
     fn the_set_is_small_and_a_filter_makes_it_smaller() {
         let programs: Vec<(String, PathBuf)> =
             EACH_TIME.iter().map(|(name, _)| ((*name).to_owned(), format!("/t/{name}-1").into())).collect();
-        let all = each_time(&programs, &[]);
-        let count: usize = all.iter().map(|(_, tests)| tests.len()).sum();
-        assert!((15..=30).contains(&count), "{count}");
-        let some = each_time(&programs, &["kernel"]);
-        assert_eq!(
-            some.iter().map(|(path, _)| path.to_str().unwrap()).collect::<Vec<_>>(),
-            ["/t/machine-1", "/t/failures-1"]
-        );
+        let all = chosen(&programs, &EACH_TIME, &[]);
+        let count: usize = all.iter().map(|ran| ran.tests.len()).sum();
+        assert!((15..=35).contains(&count), "{count}");
+        let mut some = chosen(&programs, &EACH_TIME, &["kernel"]);
+        let names: Vec<_> = some.iter().map(|ran| ran.program.to_str().unwrap()).collect();
+        assert_eq!(names, ["/t/machine-1", "/t/failures-1"]);
+        some.push(Ran { is_sealed: true, ..some[1].clone() });
         let script = script(&some, &[], false);
-        assert!(script.contains("lane '/t/failures-1' the_guests_kernel_panicking\n"), "{script}");
+        let plain = "lane '/t/failures-1' the_guests_kernel_panicking\n";
+        assert!(script.contains(&format!("{plain}export CORACLE_TEST_SEALED=1\n{plain}")), "{script}");
     }
 
     /// Runs a script of one program, which fails as often as its file of tries says, and gives what it prints and whether it passed.
@@ -268,7 +297,7 @@ mod tests {
         );
         std::fs::write(&program, text).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let script = script(&[(program, vec!["one".into()])], &[], in_lab);
+        let script = script(&[Ran { program, tests: vec!["one".into()], is_sealed: false }], &[], in_lab);
         let script = script.replace("/tmp/lane.out", &folder.path().join("out").display().to_string());
         let ran = Command::new("sh").args(["-c", &script]).output().unwrap();
         (String::from_utf8_lossy(&ran.stdout).into_owned(), ran.status.success())

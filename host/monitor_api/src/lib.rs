@@ -160,6 +160,8 @@ pub struct Machine {
     pub huge_pages: bool,
     /// Nodes of the host (NUMA) that it comes from; none is any.
     pub host_nodes: Vec<u32>,
+    /// Whether devices reach only what the guest lends them (virtio 1.3, section 6.1, `VIRTIO_F_ACCESS_PLATFORM`).
+    pub access_platform: bool,
     /// Whether the guest's first serial port goes to the monitor's standard output.
     pub console: bool,
     /// Devices.
@@ -278,14 +280,16 @@ pub struct Stats {
     pub exits: std::collections::BTreeMap<String, u64>,
     /// Processor time of each processor's thread, in nanoseconds.
     pub cpu_nanoseconds: Vec<u64>,
+    /// What devices' drivers in the guest say, by name: the guest's own words.
+    pub guest: std::collections::BTreeMap<String, u64>,
     /// Devices in the machine's order.
     pub devices: Vec<DeviceStats>,
     /// Memory that the guest has, in bytes.
     pub memory_bytes: u64,
-    /// Processors that the guest has.
-    pub cpus: u32,
     /// Of it, what the host has given so far.
     pub memory_resident_bytes: u64,
+    /// Processors that the guest has.
+    pub cpus: u32,
     /// From the monitor's start to the first entry into the guest, in microseconds.
     pub start_microseconds: u64,
 }

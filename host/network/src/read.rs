@@ -194,7 +194,8 @@ fn kind_of(message: &LinkMessage) -> Option<&InfoKind> {
 /// link's own hardware address.
 fn other_kind(message: &LinkMessage) -> Option<String> {
     match kind_of(message) {
-        Some(InfoKind::Veth | InfoKind::MacVlan | InfoKind::Vlan) => None,
+        // A tap: of those that the kernel calls so only these have frames.
+        Some(InfoKind::Veth | InfoKind::MacVlan | InfoKind::Vlan | InfoKind::Tun) => None,
         Some(InfoKind::IpVlan) => match ipvlan_mode(infos(message)) {
             Some(IpVlanMode::L2) => None,
             // The others have no neighbours, and a guest would look for them in vain.
@@ -389,10 +390,11 @@ mod tests {
             vec![LinkInfo::Kind(InfoKind::Veth)],
             vec![LinkInfo::Kind(InfoKind::MacVlan)],
             vec![LinkInfo::Kind(InfoKind::Vlan)],
+            vec![LinkInfo::Kind(InfoKind::Tun)],
             vec![LinkInfo::Kind(InfoKind::IpVlan), l2],
         ];
         let links = read(kinds.into_iter().zip(1..).map(|(kind, index)| given(index, kind)).collect()).unwrap();
-        assert_eq!(links.iter().map(|link| link.addresses.len()).collect::<Vec<_>>(), [1; 4]);
+        assert_eq!(links.iter().map(|link| link.addresses.len()).collect::<Vec<_>>(), [1; 5]);
     }
 
     #[test]

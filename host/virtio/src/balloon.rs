@@ -43,15 +43,15 @@ const ACTUAL_AT: usize = 4;
 
 /// What the guest says of its memory (section 5.5.6.3.1), each as it says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Figures {
+struct Figures {
     /// Bytes that nothing uses (`VIRTIO_BALLOON_S_MEMFREE`).
-    pub free: u64,
+    free: u64,
     /// Bytes of all memory that it has (`VIRTIO_BALLOON_S_MEMTOT`).
-    pub total: u64,
+    total: u64,
     /// Bytes that programs could have without swapping (`VIRTIO_BALLOON_S_AVAIL`).
-    pub available: u64,
+    available: u64,
     /// Bytes of files' contents (`VIRTIO_BALLOON_S_CACHES`).
-    pub caches: u64,
+    caches: u64,
 }
 
 /// See the module.
@@ -85,10 +85,7 @@ impl Balloon {
     }
 
     /// What the guest has last said of its memory, which may be anything; none where it has said nothing. It is asked to say it again.
-    ///
-    /// # Errors
-    /// [`Broken`] where its queue makes no sense.
-    pub fn figures(&mut self) -> Result<Option<Figures>, Broken> {
+    fn ask_for_figures(&mut self) -> Result<Option<Figures>, Broken> {
         let ring = self.rings.iter_mut().find(|(queue, _)| *queue == Queue::Stats).and_then(|(_, ring)| ring.as_mut());
         if let (Some(ring), Some(report)) = (ring, self.report.take()) {
             ring.push(report.head_index(), 0)?;
@@ -239,6 +236,18 @@ impl Device for Balloon {
     fn counters(&self) -> Counters {
         self.counters
     }
+
+    fn figures(&mut self) -> Result<Vec<(&'static str, u64)>, Broken> {
+        let figures = self.ask_for_figures()?;
+        Ok(figures.map_or_else(Vec::new, |Figures { free, total, available, caches }| {
+            vec![
+                ("guest_memory_free_bytes", free),
+                ("guest_memory_total_bytes", total),
+                ("guest_memory_available_bytes", available),
+                ("guest_memory_caches_bytes", caches),
+            ]
+        }))
+    }
 }
 
 impl Balloon {
@@ -246,7 +255,13 @@ impl Balloon {
     fn take_report(&mut self, queue: u16) -> Result<Turn, Broken> {
         let Some((_, Some(ring))) = self.rings.get_mut(usize::from(queue)) else { return Ok(Turn::Done) };
         for _ in 0..BUDGET.chains {
-            let Some(chain) = ring.pop()? else { return Ok(Turn::Done) };
+            let Some(chain) = ring.pop()? else {
+                // For what the guest has added before it sees this it does not ring.
+                if ring.listen()? {
+                    continue;
+                }
+                return Ok(Turn::Done);
+            };
             self.counters.operations_out += 1;
             match walk(&chain, chain.memory()) {
                 Ok(mut buffers) => read_figures(&mut buffers.readable, self.figures.get_or_insert_default()),
@@ -346,9 +361,23 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_rings_only_when_it_is_asked_to_is_heard() {
+        let memory = memory();
+        let mut drivers: Vec<_> = (0..4).map(|index| Driver::new(&memory, index, 64)).collect();
+        let rings = drivers.iter().map(|driver| Some(driver.ring(true))).collect();
+        let mut balloon = Balloon::new(Arc::default());
+        balloon.activate(activation(&memory, ALL, rings)).unwrap();
+        for report in 1..4 {
+            drivers[2].chain(&[(DATA, 10, false)]);
+            assert_eq!(balloon.on_queue(2).unwrap(), Turn::Done);
+            assert_eq!(drivers[2].wants_doorbell_after(), report);
+        }
+    }
+
+    #[test]
     fn figures_are_kept_and_asked_for_again() {
         let (mut balloon, mut drivers, memory) = running(ALL, 4);
-        assert_eq!(balloon.figures().unwrap(), None);
+        assert_eq!(balloon.ask_for_figures().unwrap(), None);
         let figure = |kind: u16, value: u64| [kind.to_le_bytes().to_vec(), value.to_le_bytes().to_vec()].concat();
         let report = [figure(4, 1000), figure(5, 9000), figure(99, 1), figure(6, 2000), figure(7, 500)].concat();
         poke(&memory, DATA, &report);
@@ -356,7 +385,7 @@ mod tests {
         assert_eq!(balloon.on_queue(2).unwrap(), Turn::Done);
         assert_eq!(drivers[2].used(), [], "it is kept");
         let expected = Figures { free: 1000, total: 9000, available: 2000, caches: 500 };
-        assert_eq!(balloon.figures().unwrap(), Some(expected));
+        assert_eq!(balloon.ask_for_figures().unwrap(), Some(expected));
         assert_eq!(drivers[2].used(), [(0, 0)]);
         assert!(drivers[2].interrupted());
         // Two at a time: the first one is given back.
@@ -365,7 +394,7 @@ mod tests {
         assert_eq!(balloon.on_queue(2).unwrap(), Turn::Done);
         assert_eq!(drivers[2].used(), [(1, 0)]);
         balloon.reset();
-        assert_eq!(balloon.figures().unwrap(), None);
+        assert_eq!(balloon.ask_for_figures().unwrap(), None);
         assert_eq!(peek(&memory, DATA, 2), [4, 0]);
     }
 

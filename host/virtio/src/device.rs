@@ -14,6 +14,8 @@ pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// `VIRTIO_F_VERSION_1`.
 pub const VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_F_ACCESS_PLATFORM`: the device reaches no more of the guest's memory than what the guest lends it.
+pub const ACCESS_PLATFORM: u64 = 1 << 33;
 /// `VIRTIO_RING_F_EVENT_IDX`.
 pub const EVENT_IDX: u64 = 1 << 29;
 /// `VIRTIO_RING_F_INDIRECT_DESC`.
@@ -163,6 +165,14 @@ pub trait Device: Send {
     fn resize(&mut self, bytes: u64) -> std::io::Result<()> {
         let _ = bytes;
         Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    /// What the guest's driver says of itself, by name. It may be anything.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    fn figures(&mut self) -> Result<Vec<(&'static str, u64)>, Broken> {
+        Ok(Vec::new())
     }
 
     /// What has passed.

@@ -125,14 +125,14 @@ impl Mem {
         self.plugged.get(range.clone()).filter(|blocks| !blocks.is_empty()).map(|_| range)
     }
 
-    /// Does what the guest asks for: the answer, the state where that was asked for, and how many bytes of memory were emptied.
+    /// Does what the guest asks for: the answer, the state where that was asked for, and how many bytes of memory came or went.
     fn answer(&mut self, memory: &Memory, request: &[u8; REQUEST_BYTES]) -> (Answer, Option<State>, u64) {
         let [low, high, ..] = *request;
         let kind = u16::from_le_bytes([low, high]);
         let (before, requested, block) = (self.count, self.requested, self.block);
         let refused = (Answer::Error, None, 0);
         if kind == kind::UNPLUG_ALL {
-            return (self.unplug(memory, 0..self.plugged.len()), None, before as u64 * block);
+            return (self.unplug_all(memory), None, before as u64 * block);
         }
         let Some(range) = self.blocks(request) else { return refused };
         let blocks = self.plugged.get(range.clone()).unwrap_or_default();
@@ -140,7 +140,7 @@ impl Mem {
         match kind {
             kind::PLUG if set > 0 => refused,
             kind::PLUG if (before + length) as u64 * block > requested => (Answer::Nack, None, 0),
-            kind::PLUG => (self.plug(range), None, 0),
+            kind::PLUG => (self.plug(memory, range), None, length as u64 * block),
             kind::UNPLUG if set < length => refused,
             kind::UNPLUG => (self.unplug(memory, range), None, length as u64 * block),
             kind::STATE => {
@@ -155,14 +155,20 @@ impl Mem {
         }
     }
 
+    /// The address of a block.
+    fn address(&self, index: usize) -> u64 {
+        self.start + index as u64 * self.block
+    }
+
     /// The guest gets blocks, of which it has none: all of them, or none.
-    fn plug(&mut self, range: Range<usize>) -> Answer {
+    fn plug(&mut self, memory: &Memory, range: Range<usize>) -> Answer {
         for index in range.clone() {
-            let start = self.start + index as u64 * self.block;
-            if let Err(error) = self.observer.gains(start, self.block) {
+            if let Err(error) = self.observer.gains(self.address(index), self.block) {
                 log::warn!("mem: the guest can't have memory: {error}");
                 for index in range.start..index {
-                    let _ = self.observer.loses(self.start + index as u64 * self.block, self.block);
+                    let (start, bytes) = (self.address(index), self.block);
+                    // Whoever was to use it may have taken it already.
+                    let _ = self.observer.loses(start, bytes).and_then(|()| self.empty(memory, index));
                 }
                 return Answer::Busy;
             }
@@ -171,28 +177,50 @@ impl Mem {
         Answer::Ack
     }
 
-    /// Gives back to the host what of these blocks the guest has.
+    /// Gives blocks back to the host, all of which the guest has: all of them, or none.
     fn unplug(&mut self, memory: &Memory, range: Range<usize>) -> Answer {
-        for index in range {
-            if !self.plugged.get(index).is_some_and(|plugged| *plugged) {
-                continue;
-            }
-            let start = self.start + index as u64 * self.block;
-            let given = self.observer.loses(start, self.block);
-            if let Err(error) = given.and_then(|()| reclaim::discard(&memory.memory(), start, self.block)) {
+        for index in range.clone() {
+            let lost = self.observer.loses(self.address(index), self.block);
+            if let Err(error) = lost.and_then(|()| self.empty(memory, index)) {
                 log::warn!("mem: memory can't be given back: {error}");
+                for index in range.start..=index {
+                    // What could not be lost is had still: gaining it again is refused, and that is right.
+                    let _ = self.observer.gains(self.address(index), self.block);
+                }
                 return Answer::Busy;
             }
-            self.set(index..index + 1, false);
         }
+        self.set(range, false);
         Answer::Ack
     }
 
+    /// Gives back whatever the guest has, and whatever else of the region it has touched.
+    fn unplug_all(&mut self, memory: &Memory) -> Answer {
+        for index in 0..self.plugged.len() {
+            let has = self.plugged.get(index).is_some_and(|plugged| *plugged);
+            if has && self.unplug(memory, index..index + 1) != Answer::Ack {
+                return Answer::Busy;
+            }
+        }
+        let all = self.plugged.len() as u64 * self.block;
+        // What it has not been given it had no claim to.
+        match reclaim::discard(&memory.memory(), self.start, all) {
+            Ok(()) => Answer::Ack,
+            Err(_) => Answer::Busy,
+        }
+    }
+
+    fn empty(&self, memory: &Memory, index: usize) -> std::io::Result<()> {
+        reclaim::discard(&memory.memory(), self.address(index), self.block)
+    }
+
     fn set(&mut self, range: Range<usize>, plugged: bool) {
+        let changed = range.len();
         if let Some(blocks) = self.plugged.get_mut(range) {
             blocks.fill(plugged);
         }
-        self.count(self.plugged.iter().filter(|plugged| **plugged).count());
+        let count = if plugged { self.count + changed } else { self.count.saturating_sub(changed) };
+        self.count(count);
     }
 
     fn count(&mut self, count: usize) {
@@ -256,14 +284,15 @@ impl Device for Mem {
                 self.counters.errors += 1;
                 return Ok(Served::default());
             };
-            let (answer, state, emptied) = self.answer(&memory, &request);
+            let (answer, state, moved) = self.answer(&memory, &request);
+            self.counters.bytes_out += moved;
             self.counters.errors += u64::from(answer == Answer::Error);
             let mut bytes = [0; ANSWER_BYTES];
             let [low, high, _, _, _, _, _, _, state_low, state_high] = &mut bytes;
             [*low, *high] = (answer as u16).to_le_bytes();
             [*state_low, *state_high] = state.map_or(0, |state| state as u16).to_le_bytes();
             room.put(&bytes);
-            let moved = usize::try_from(emptied).unwrap_or(usize::MAX);
+            let moved = usize::try_from(moved).unwrap_or(usize::MAX);
             Ok(Served { written: u32::try_from(ANSWER_BYTES).unwrap_or(0), moved })
         });
         self.running = Some((ring, memory));
@@ -413,8 +442,10 @@ mod tests {
         assert_eq!(bench.ask(kind::UNPLUG, 2, 1), ERROR, "it has it no more");
         assert_eq!(bench.ask(kind::UNPLUG_ALL, 0, 0), ACK);
         assert_eq!([1, 4].map(read), [0, 0]);
+        map.write_obj(0x5a_u8, at(7)).unwrap();
         assert_eq!(bench.ask(kind::UNPLUG_ALL, 0, 0), ACK, "nothing to do is done");
-        assert_eq!(*bench.told.lock().unwrap(), [4, 3, 2, 1, 0]);
+        assert_eq!(read(7), 0, "what it had no claim to goes, too");
+        assert_eq!(*bench.told.lock().unwrap(), [4, 2, 1, 0]);
     }
 
     #[test]
@@ -480,9 +511,11 @@ mod tests {
         assert_eq!(bench.ask(kind::STATE, 0, 4), (0, 1));
         assert_eq!(bench.ask(kind::PLUG, 3, 4), ACK);
         bench.mem.observer = Box::new(Told { uses: told, refuses: refuses(5) });
+        bench.memory.memory().write_obj(7_u8, GuestAddress(START + 6 * BLOCK_BYTES)).unwrap();
         assert_eq!(bench.ask(kind::UNPLUG, 3, 4), BUSY);
-        assert_eq!(bench.ask(kind::STATE, 3, 2), (0, 1), "what was given before stays given");
-        assert_eq!(bench.field(PLUGGED_AT), 2 * BLOCK_BYTES);
+        assert_eq!(bench.ask(kind::STATE, 3, 4), (0, 0), "all of it is the guest's");
+        assert_eq!(bench.field(PLUGGED_AT), 4 * BLOCK_BYTES);
+        assert_eq!(bench.memory.memory().read_obj::<u8>(GuestAddress(START + 6 * BLOCK_BYTES)).unwrap(), 7);
     }
 
     fn victim() -> Victim<'static> {
@@ -494,7 +527,9 @@ mod tests {
             features: 0,
             shape: |_| Shape::Driver,
             lengths: &[10, 24, 64],
-            header: &|random| request(random.of(&[0, 1, 3, 7]), random.of(&[0, 1, BLOCK_BYTES]), random.of(&[0, 1, 2])),
+            header: &|random| {
+                request(random.of(&[0, 1, 2, 3, 7]), random.of(&[0, 1, BLOCK_BYTES]), random.of(&[0, 1, 2]))
+            },
             host: Box::leak(Box::new(|_| {})),
             memory_max: 64 << 10,
             moved_max: (BUDGET.bytes as u64) + BLOCK_BYTES,

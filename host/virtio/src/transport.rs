@@ -9,7 +9,7 @@ use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::device::{Activation, Broken, Device, EVENT_IDX, INDIRECT_DESC, Memory, VERSION_1};
+use crate::device::{ACCESS_PLATFORM, Activation, Broken, Device, EVENT_IDX, INDIRECT_DESC, Memory, VERSION_1};
 use crate::ring::{Interrupts, NO_VECTOR, Ring};
 
 /// Bytes of the common configuration.
@@ -68,6 +68,7 @@ pub struct Transport {
     queue_select: u16,
     generation: u8,
     active: bool,
+    access_platform: bool,
 }
 
 impl std::fmt::Debug for Transport {
@@ -94,7 +95,15 @@ impl Transport {
             queue_select: 0,
             generation: 0,
             active: false,
+            access_platform: false,
         }
+    }
+
+    /// The same for a driver that lends the device what it may reach, and for no other (virtio 1.3, section 6.1, `VIRTIO_F_ACCESS_PLATFORM`).
+    /// An address that it lends is one of the guest's memory.
+    #[must_use]
+    pub fn with_access_platform(self) -> Self {
+        Self { access_platform: true, ..self }
     }
 
     /// The device.
@@ -123,7 +132,8 @@ impl Transport {
     /// The features that the driver is offered.
     #[must_use]
     pub fn offered(&self) -> u64 {
-        self.device.features() | VERSION_1 | self.device.ring_features() & (EVENT_IDX | INDIRECT_DESC)
+        let own = self.device.features() | VERSION_1 | self.device.ring_features() & (EVENT_IDX | INDIRECT_DESC);
+        own | if self.access_platform { ACCESS_PLATFORM } else { 0 }
     }
 
     /// Reads the common configuration.
@@ -252,7 +262,8 @@ impl Transport {
         }
         // A driver takes no bit back but by a reset, and can't set the device's own.
         let mut added = new & !self.status & !status::NEEDS_RESET;
-        let known = self.driver_features & !self.offered() == 0 && self.driver_features & VERSION_1 != 0;
+        let needed = VERSION_1 | if self.access_platform { ACCESS_PLATFORM } else { 0 };
+        let known = self.driver_features & !self.offered() == 0 && self.driver_features & needed == needed;
         if added & status::FEATURES_OK != 0 && !known {
             added &= !status::FEATURES_OK;
         }
@@ -352,5 +363,40 @@ impl QueueRegisters {
         queue.try_set_avail_ring_address(address(self.driver))?;
         queue.try_set_used_ring_address(address(self.device))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::memory;
+    use crate::rng::Rng;
+
+    /// The status that a driver with these features comes to.
+    fn status_with(access_platform: bool, features: u64) -> u8 {
+        let interrupts = Arc::new(Interrupts::new(Vec::new(), 1));
+        let transport = Transport::new(Box::new(Rng::new()), memory(), interrupts, Vec::new());
+        let mut transport = if access_platform { transport.with_access_platform() } else { transport };
+        let wanted = status::ACKNOWLEDGE | status::DRIVER;
+        let _ = transport.write_common(20, &[wanted]);
+        for half in [0_u32, 1] {
+            let _ = transport.write_common(8, &half.to_le_bytes());
+            let _ = transport.write_common(12, &((features >> (32 * half) & 0xffff_ffff) as u32).to_le_bytes());
+        }
+        let _ = transport.write_common(20, &[wanted | status::FEATURES_OK]);
+        let mut found = [0];
+        transport.read_common(20, &mut found);
+        found[0]
+    }
+
+    #[test]
+    fn a_device_that_reaches_only_what_it_is_lent_has_no_other_driver() {
+        let refused = status::ACKNOWLEDGE | status::DRIVER;
+        let agreed = refused | status::FEATURES_OK;
+        assert_eq!(status_with(false, VERSION_1), agreed);
+        assert_eq!(status_with(false, VERSION_1 | ACCESS_PLATFORM), refused, "it was not offered");
+        assert_eq!(status_with(true, VERSION_1), refused);
+        assert_eq!(status_with(true, ACCESS_PLATFORM), refused);
+        assert_eq!(status_with(true, VERSION_1 | ACCESS_PLATFORM), agreed);
     }
 }

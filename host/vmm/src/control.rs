@@ -29,6 +29,7 @@ const MEMORY: u16 = 2;
 /// Where the machine can't be made; the driver was told, too.
 pub fn run(control: UnixStream) -> Result<(), Error> {
     let started = Instant::now();
+    allow_descriptors();
     let mut channel = Channel { stream: control, unread: Vec::new(), descriptors: VecDeque::new(), known: None };
     let spec = match channel.next() {
         Ok(Some(Request::Boot(spec))) => *spec,
@@ -78,8 +79,15 @@ pub fn run(control: UnixStream) -> Result<(), Error> {
             let _ = told.read();
             // A driver that is gone needs no news, and the first end is the one that counts.
             news.try_iter().all(|news| match news {
-                News::Ejected(number) => channel.send(&Message::Ejected(number)).is_ok(),
-                News::Processors(count) => channel.send(&Message::Processors(count)).is_ok(),
+                News::Ejected(number) => {
+                    let told = channel.send(&Message::Ejected(number)).is_ok();
+                    bus.release(number);
+                    told
+                }
+                News::Processors { gone, left } => {
+                    machine.park(gone);
+                    channel.send(&Message::Processors(left)).is_ok()
+                }
                 News::Ended(ended) => {
                     let _ = channel.send(&Message::Ended(ended));
                     false
@@ -90,6 +98,15 @@ pub fn run(control: UnixStream) -> Result<(), Error> {
     // Its processors and disks may still be at work on its memory, which goes with the process.
     std::mem::forget(machine);
     failed.map_or(Ok(()), Err)
+}
+
+/// As many as the host lets this process have: connections, queues and interrupts take one each.
+fn allow_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        log::warn!("the limit of descriptors stays {:?}: {error}", limit.current);
+    }
 }
 
 fn boot(spec: &Spec, host: Host) -> Result<Machine, Error> {
@@ -139,13 +156,15 @@ impl Channel {
         let flags = RecvFlags::CMSG_CLOEXEC;
         let heard = rustix::io::retry_on_intr(|| recvmsg(&self.stream, &mut parts, &mut ancillary, flags));
         let heard = heard.map_err(Error::system("hear the driver"))?;
-        if heard.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(Error::Invalid("more descriptors came than a message has".into()));
-        }
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
                 self.descriptors.extend(descriptors);
             }
+        }
+        if heard.flags.contains(ReturnFlags::CTRUNC) {
+            // This process can't have more of them: whatever they were for is refused.
+            log::warn!("descriptors were lost: the monitor has as many as it may");
+            self.descriptors.clear();
         }
         self.unread.extend(chunk.iter().take(heard.bytes));
         Ok(heard.bytes)

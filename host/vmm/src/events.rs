@@ -145,8 +145,9 @@ impl Watch {
     ) {
         let Some(slot) = bus.slots().get(usize::from(slot)) else { return };
         let mut place = slot.place();
-        // One that has gone meanwhile, or another in its place, which has nothing to do yet.
-        let Some(transport) = place.as_mut().and_then(|Place { function, .. }| function.transport()) else { return };
+        // One that has gone meanwhile; or another in its place, which may be another loop's to serve.
+        let own = place.as_mut().filter(|place| place.watch.is(self));
+        let Some(transport) = own.and_then(|Place { function, .. }| function.transport()) else { return };
         if !transport.is_active() {
             return;
         }

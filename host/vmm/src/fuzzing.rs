@@ -159,7 +159,7 @@ impl Bench {
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&wires) as _));
         let watch = Watch::new()?;
         let place = |device| {
-            let function = Virtio::new(Arc::clone(&wires) as _, device, memory.clone(), &interrupts)?;
+            let function = Virtio::new(Arc::clone(&wires) as _, device, memory.clone(), &interrupts, false)?;
             Ok(pci::Place { function: Box::new(function), watch: watch.clone() })
         };
         let places: Result<Vec<_>, Error> = devices.into_iter().map(place).collect();

@@ -40,5 +40,5 @@ enum News {
     /// The guest has let go of the device of this number, which is gone.
     Ejected(u8),
     /// It has let go of a processor, and has so many left.
-    Processors(u32),
+    Processors { gone: u8, left: u32 },
 }

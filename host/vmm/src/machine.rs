@@ -95,6 +95,7 @@ impl Machine {
             // Behind the guest's own memory.
             numbers: Arc::new(Numbers::from(FIRST_NUMBER)),
             is_shared: spec.shared,
+            access_platform: spec.access_platform,
             main: host.main.clone(),
             later: Watch::new()?,
         };
@@ -112,14 +113,16 @@ impl Machine {
         serve_disks(&shared, loops, spec.jail.enabled)?;
         let start_microseconds = u64::try_from(host.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let fds: Result<Vec<_>, _> = (0..count.boot).map(|number| maker_of_processors.create(number)).collect();
-        // None runs before all are made.
-        let started = fds?.into_iter().zip(0..).map(|(fd, number)| maker_of_processors.start(number, fd));
-        let processors: Result<Vec<_>, _> = started.collect();
+        let fds = fds?;
+        // Confined before the guest runs, as all other threads; and no processor runs before all are made.
+        let nursery = Arc::new(maker_of_processors);
         let has_room = count.most > count.boot;
-        let nursery = has_room.then(|| Nursery::start(maker_of_processors)).transpose()?;
+        let later = has_room.then(|| Nursery::start(Arc::clone(&nursery))).transpose()?;
+        let started = fds.into_iter().zip(0..).map(|(fd, number)| nursery.start(number, fd));
+        let processors: Result<Vec<_>, _> = started.collect();
         Ok(Self {
             processors: processors?,
-            nursery,
+            nursery: later,
             shared,
             memory,
             maker,
@@ -153,8 +156,9 @@ impl Machine {
 
     /// Asks the guest to let go of the device of this number. It has when that is told ([`News::Ejected`]).
     pub(crate) fn detach(&self, number: u8) -> Result<(), Error> {
-        let is_there = self.shared.bus.slot(number).is_some_and(|slot| slot.place().is_some());
-        if !is_there {
+        let place = self.shared.bus.slot(number).map(|slot| slot.place());
+        // Held while the guest is told, so that it does not go meanwhile.
+        if place.as_ref().is_none_or(|place| place.is_none()) {
             return Err(Error::Invalid(format!("there is no device {number}")));
         }
         self.shared.plug.go(number);
@@ -187,6 +191,7 @@ impl Machine {
     pub(crate) fn add_processor(&mut self) -> Result<(), Error> {
         let full = || Error::Invalid("the machine has all the processors that it can have".into());
         let number = self.shared.plug.next_processor().ok_or_else(full)?;
+        vcpu::unpark(number.into(), &self.shared);
         if usize::from(number) >= self.processors.len() {
             let nursery = self.nursery.as_ref().ok_or_else(full)?;
             self.processors.push(nursery.make(number)?);
@@ -198,6 +203,13 @@ impl Machine {
     /// Asks the guest to let go of its last processor. It has when that is told ([`News::Processors`]).
     pub(crate) fn take_processor(&self) {
         self.shared.plug.last_processor_goes();
+    }
+
+    /// The guest has let go of the processor of this number: it enters the guest no more until it is wanted again.
+    pub(crate) fn park(&self, number: u8) {
+        if let Some(processor) = self.processors.get(usize::from(number)) {
+            vcpu::park(processor);
+        }
     }
 
     /// The bytes of memory that the guest uses.
@@ -221,6 +233,10 @@ impl Machine {
         for slot in self.shared.bus.slots() {
             let mut place = slot.place();
             let Some(transport) = place.as_mut().and_then(|place| place.function.transport()) else { continue };
+            match transport.device().figures() {
+                Ok(figures) => stats.guest.extend(figures.into_iter().map(|(name, figure)| (name.to_owned(), figure))),
+                Err(broken) => log::debug!("{}: {broken}", transport.device_ref().name()),
+            }
             let device = transport.device_ref();
             let counters = device.counters();
             stats.devices.push(api::DeviceStats {
@@ -326,6 +342,8 @@ pub(crate) struct Maker {
     numbers: Arc<Numbers>,
     /// Whether other processes may map the memory.
     pub(crate) is_shared: bool,
+    /// Whether devices reach only what the guest lends them.
+    access_platform: bool,
     main: Watch,
     /// The loop of all disks that come later: a thread can't be made any more then.
     later: Watch,
@@ -333,7 +351,8 @@ pub(crate) struct Maker {
 
 impl Maker {
     fn place(&self, device: Box<dyn Device>, watch: Watch) -> Result<Place, Error> {
-        let function = Virtio::new(Arc::clone(&self.wires), device, self.memory.clone(), &self.interrupts)?;
+        let (wires, memory) = (Arc::clone(&self.wires), self.memory.clone());
+        let function = Virtio::new(wires, device, memory, &self.interrupts, self.access_platform)?;
         Ok(Place { function: Box::new(function), watch })
     }
 
@@ -362,7 +381,10 @@ impl Maker {
             None => None,
         };
         let space = match iommu {
-            Some(iommu) => self.reach.add(iommu).map_err(Error::system("let a device of the host reach the guest"))?,
+            Some(iommu) => self
+                .reach
+                .add(Box::new(iommu), by_iommufd)
+                .map_err(Error::system("let a device of the host reach the guest"))?,
             None => self.reach.space(by_iommufd).ok_or_else(|| {
                 Error::Invalid(
                     "no device of the host's has come before whose way to the guest's memory this one has".into(),

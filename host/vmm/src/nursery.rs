@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 
-use coracle_monitor_api::Ended;
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::Error;
@@ -47,15 +46,21 @@ impl Maker {
     }
 }
 
+fn gone() -> Error {
+    Error::Invalid("the thread that makes processors is gone".into())
+}
+
 impl Nursery {
-    /// Starts the thread.
-    pub(crate) fn start(maker: Maker) -> Result<Self, Error> {
+    /// Starts the thread. It is confined when this returns.
+    pub(crate) fn start(maker: Arc<Maker>) -> Result<Self, Error> {
         let (asks, wanted) = mpsc::channel::<Wanted>();
+        let (ready, is_ready) = mpsc::sync_channel(1);
         let run = move || {
-            if maker.confined
-                && let Err(error) = jail::confine(Kind::Nursery)
-            {
-                return maker.shared.ended(Ended::Failed(error.to_string()));
+            let confined = if maker.confined { jail::confine(Kind::Nursery) } else { Ok(()) };
+            let is_confined = confined.is_ok();
+            let _ = ready.send(confined);
+            if !is_confined {
+                return;
             }
             for Wanted { number, answer } in wanted {
                 // Whoever has asked waits for it.
@@ -64,13 +69,13 @@ impl Nursery {
         };
         let thread = std::thread::Builder::new().name("nursery".into()).stack_size(256 << 10);
         thread.spawn(run).map_err(Error::system("start a thread"))?;
+        is_ready.recv().map_err(|_| gone())??;
         Ok(Self { asks })
     }
 
     /// Has a processor made.
     pub(crate) fn make(&self, number: u8) -> Result<Processor, Error> {
         let (answer, made) = mpsc::sync_channel(1);
-        let gone = || Error::Invalid("the thread that makes processors is gone".into());
         self.asks.send(Wanted { number, answer }).map_err(|_| gone())?;
         made.recv().map_err(|_| gone())?
     }

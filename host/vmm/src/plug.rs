@@ -61,7 +61,7 @@ struct Processor {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Gone {
     Device(u8),
-    Processor,
+    Processor(u8),
 }
 
 impl State {
@@ -113,7 +113,12 @@ impl Plug {
 
     /// The guest is to look at the device of this number, which has come.
     pub(crate) fn come(&self, number: u8) {
-        self.change(|state| state.come |= bit(number));
+        self.change(|state| {
+            state.come |= bit(number);
+            // What was asked of the one before does not hold for it.
+            state.go &= !bit(number);
+            state.asked &= !bit(number);
+        });
     }
 
     /// The guest is to let go of the device of this number.
@@ -202,7 +207,7 @@ impl State {
     fn processor_goes(&mut self, number: u32) -> Option<Gone> {
         let processor = self.processor(number).filter(|processor| processor.is_asked)?;
         *processor = Processor::default();
-        Some(Gone::Processor)
+        u8::try_from(number).ok().map(Gone::Processor)
     }
 }
 
@@ -258,7 +263,7 @@ mod tests {
     fn gone(plug: &Plug, mask: u32) -> Vec<u8> {
         let number = |gone| match gone {
             Gone::Device(number) => number,
-            Gone::Processor => unreachable!(),
+            Gone::Processor(_) => unreachable!(),
         };
         plug.write(PLUG + GONE, &mask.to_le_bytes()).map(number).collect()
     }
@@ -280,6 +285,9 @@ mod tests {
         assert_eq!(gone(&plug, u32::MAX), [0; 0], "once");
         plug.go(5);
         assert_eq!((gone(&plug, 1 << 5), is_on()), (vec![5], false), "before it was asked");
+        plug.go(6);
+        plug.come(6);
+        assert_eq!((read(&plug, GO), gone(&plug, 1 << 6)), (0, vec![]), "it was asked of another");
     }
 
     #[test]
@@ -319,7 +327,7 @@ mod tests {
         plug.last_processor_goes();
         assert_eq!([read(&plug, NEWS), read(&plug, NEWS)], [3 << 16 | 3, 0]);
         assert_eq!((write(PROCESSOR_GONE, 2), write(PROCESSOR_GONE, 99)), (vec![], vec![]));
-        assert_eq!((write(PROCESSOR_GONE, 3), write(PROCESSOR_GONE, 3)), (vec![Gone::Processor], vec![]));
+        assert_eq!((write(PROCESSOR_GONE, 3), write(PROCESSOR_GONE, 3)), (vec![Gone::Processor(3)], vec![]));
         assert_eq!((plug.processors(), plug.next_processor()), (3, Some(3)));
         // The first one never goes.
         let plug = Plug::new(Arc::new(Line::default()), 1, 2);

@@ -1,6 +1,6 @@
 //! Processors: a thread each, which enters the guest and answers what KVM leaves to the monitor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -47,7 +47,10 @@ impl Shared {
                     self.bus.remove(number);
                     News::Ejected(number)
                 }
-                Gone::Processor => News::Processors(self.plug.processors()),
+                Gone::Processor(number) => {
+                    self.gate.state().parked.insert(number.into());
+                    News::Processors { gone: number, left: self.plug.processors() }
+                }
             };
             (self.tell)(news);
         }
@@ -66,6 +69,8 @@ struct Gate {
 struct State {
     paused: bool,
     stopped: usize,
+    /// Processors that the guest has let go of.
+    parked: BTreeSet<usize>,
 }
 
 impl Gate {
@@ -73,15 +78,16 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// On a processor's thread: waits while the machine is paused.
-    fn pass(&self) {
+    /// On a processor's thread: waits while the machine is paused, or does not have this processor.
+    fn pass(&self, number: usize) {
         let mut state = self.state();
-        if !state.paused {
+        let waits = |state: &State| state.paused || state.parked.contains(&number);
+        if !waits(&state) {
             return;
         }
         state.stopped += 1;
         self.changed.notify_all();
-        while state.paused {
+        while waits(&state) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.stopped -= 1;
@@ -144,10 +150,10 @@ pub(crate) fn start(
         .name(format!("vcpu{number}"))
         .stack_size(256 << 10)
         .spawn(move || {
-            if let Err(error) = confine() {
-                return shared.ended(Ended::Failed(error.to_string()));
-            }
-            let ended = run_guest(&mut processor, &shared, &counted);
+            let ended = match confine() {
+                Ok(()) => run_guest(number, &mut processor, &shared, &counted),
+                Err(error) => Ended::Failed(error.to_string()),
+            };
             // The processor's page is gone after this: nobody may write to it.
             flag.store(std::ptr::null_mut(), Ordering::Release);
             std::mem::forget(processor);
@@ -158,9 +164,9 @@ pub(crate) fn start(
     Ok(Processor { thread, exits, immediate_exit })
 }
 
-fn run_guest(processor: &mut VcpuFd, shared: &Shared, exits: &Exits) -> Ended {
+fn run_guest(number: usize, processor: &mut VcpuFd, shared: &Shared, exits: &Exits) -> Ended {
     loop {
-        shared.gate.pass();
+        shared.gate.pass(number);
         let exit = processor.run();
         let reason = match &exit {
             Ok(VcpuExit::IoIn(..)) => 0,
@@ -250,6 +256,17 @@ pub(crate) fn pause(processors: &[Processor], shared: &Shared) {
     while state.stopped < processors.len() {
         state = shared.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
+}
+
+/// Makes a processor that the guest has let go of stop, whatever it still does.
+pub(crate) fn park(processor: &Processor) {
+    processor.kick();
+}
+
+/// Lets a processor go on that was parked.
+pub(crate) fn unpark(number: usize, shared: &Shared) {
+    shared.gate.state().parked.remove(&number);
+    shared.gate.changed.notify_all();
 }
 
 /// Lets all processors go on.

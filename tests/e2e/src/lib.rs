@@ -13,6 +13,7 @@ mod pod_shim;
 mod run;
 mod shim;
 mod streaming;
+mod tap_wire;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ pub use pod_shim::{POD_CONFIG, PodShim, read_metrics};
 pub use run::{Outcome, Running};
 pub use shim::{Refused, RootMount, Shim};
 pub use streaming::{Forwarded, Streams};
+pub use tap_wire::TapWire;
 pub use wire::{Wire, run_in};
 
 /// One test's host.

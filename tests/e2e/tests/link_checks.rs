@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use coracle_e2e::{Containerd, Host, Netns, Outcome, ip, monitor, try_ip};
+use coracle_e2e::{Containerd, Host, Netns, Outcome, TapWire, ip, monitor, try_ip};
 
 /// For which models a check is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +60,13 @@ const CHECKS: [(&str, For, &str, &str); 27] = [
 ];
 
 /// Each kind of link: its name, `ip`'s words for it, the network that it is on, and the model.
-const KINDS: [(&str, &str, u8, &str); 9] = [
+const KINDS: [(&str, &str, u8, &str); 11] = [
     ("veth", "", 1, "tcfilter"),
     ("macvlan", "macvlan mode bridge", 1, "tcfilter"),
     ("ipvlan", "ipvlan mode l2", 1, "tcfilter"),
     ("vlan", "vlan id 7", 2, "tcfilter"),
+    ("tap", TAP, 1, "tcfilter"),
+    ("tap, routed", TAP, 1, "routed"),
     ("veth, macvtap", "", 1, "macvtap"),
     ("vlan, macvtap", "vlan id 7", 2, "macvtap"),
     ("veth, routed", "", 1, "routed"),
@@ -72,14 +74,25 @@ const KINDS: [(&str, &str, u8, &str); 9] = [
     ("vlan, routed", "vlan id 7", 2, "routed"),
 ];
 
+/// A link whose other end is a program.
+const TAP: &str = "tap";
+
 /// The other end of a wire, in a namespace of its own: it answers on the wire itself and on a VLAN of it.
-fn far_end(host: &Host, number: usize, pod: &Netns, is_veth: bool) -> Netns {
+fn far_end(host: &Host, number: usize, pod: &Netns, words: &str) -> (Netns, Option<TapWire>) {
     let far = Netns::new(host, &format!("f{number}"));
-    // A veth is the wire itself; all others stand on one, whose end is in the test's own namespace.
-    let near = if is_veth { format!("name eth0 netns {}", pod.name()) } else { format!("name wire{number}") };
-    ip(&format!("link add {near} mtu 9000 type veth peer name end mtu 9000 netns {}", far.name()));
-    if !is_veth {
-        ip(&format!("link set wire{number} up"));
+    let mut wire = None;
+    if words == TAP {
+        wire = Some(TapWire::between((pod, "eth0"), (&far, "end")));
+        pod.ip("link set eth0 mtu 9000");
+        far.ip("link set end mtu 9000");
+    } else {
+        // A veth is the wire itself; all others stand on one, whose end is in the test's own namespace.
+        let is_veth = words.is_empty();
+        let near = if is_veth { format!("name eth0 netns {}", pod.name()) } else { format!("name wire{number}") };
+        ip(&format!("link add {near} mtu 9000 type veth peer name end mtu 9000 netns {}", far.name()));
+        if !is_veth {
+            ip(&format!("link set wire{number} up"));
+        }
     }
     for (link, subnet) in [("end", 1), ("end.7", 2)] {
         // A kernel without VLANs has only the first.
@@ -94,7 +107,7 @@ fn far_end(host: &Host, number: usize, pod: &Netns, is_veth: bool) -> Netns {
         }
     }
     far.ip("link set lo up");
-    far
+    (far, wire)
 }
 
 /// Sets the pod's link up, with routes and neighbours of every kind.
@@ -184,8 +197,9 @@ fn the_checks_of_links_pass() {
     for (number, (kind, words, subnet, model)) in KINDS.into_iter().enumerate() {
         host = host.set("network.model", &format!("{model:?}"));
         let pod = Netns::new(&host, &format!("p{number}"));
-        let far = far_end(&host, number, &pod, words.is_empty());
-        if !words.is_empty() {
+        let (far, wire) = far_end(&host, number, &pod, words);
+        let stands_on_one = !words.is_empty() && words != TAP;
+        if stands_on_one {
             let made = try_ip(&format!("link add link wire{number} name eth0 netns {} type {words}", pod.name()));
             if made.code != 0 {
                 // The lab's kernel has them all.
@@ -200,10 +214,10 @@ fn the_checks_of_links_pass() {
         let (checked, wrong) = checks_of(kind, model, subnet, &pod, &containerd, &format!("k{number}"));
         count += checked;
         failed.extend(wrong);
-        if !words.is_empty() {
+        if stands_on_one {
             ip(&format!("link delete wire{number}"));
         }
-        drop((pod, far));
+        drop((wire, pod, far));
     }
     drop(containerd);
     host.audit();

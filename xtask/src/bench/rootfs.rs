@@ -65,12 +65,13 @@ pub(super) fn measure(bench: &Bench, guest: &Path, run_folder: &Path) -> Result<
     image::make(&image, &[("guest-probe", bench.built.guest_probe()), ("data", data)])?;
     let reference = format!("oci:{}", image.display());
     let mut series: BTreeMap<&str, BTreeMap<&str, Vec<Taken>>> = BTreeMap::new();
-    let mut idle = BTreeMap::new();
+    let (mut idle, mut shared) = (BTreeMap::new(), BTreeMap::new());
     for round in 0..ROUNDS {
         for (kind, settings) in KINDS {
             bench.write_settings(guest, run_folder, settings)?;
             if round == 0 {
                 idle.insert(kind, idle_cost(bench, &reference)?);
+                shared.insert(kind, page_cache(bench, &reference)?);
             }
             let container = bench.coracle(&["run", "--rm", "--network", "none", &reference, "sh", "-c", &script()]);
             take(container, series.entry(kind).or_default())?;
@@ -80,7 +81,9 @@ pub(super) fn measure(bench: &Bench, guest: &Path, run_folder: &Path) -> Result<
     bench.write_settings(guest, run_folder, "")?;
     let bundle = bench.root.join("runc-rootfs");
     let _ = run(command("umount", &[&bundle.join("rootfs").display().to_string()]));
-    Ok(report(&series, &idle))
+    let mut report = report(&series, &idle);
+    report["page_cache"] = json!(shared);
+    Ok(report)
 }
 
 /// Memory of a container that does nothing, when it has started.
@@ -92,6 +95,51 @@ fn idle_cost(bench: &Bench, image: &str) -> Result<Value> {
     let (anonymous, guest) = cost_kib();
     bench.remove("idle")?;
     Ok(json!({ "anonymous_kib": anonymous, "guest_memory_kib": guest }))
+}
+
+/// What it takes that two pods of one image read the same file of it, one after the other, from a host that has none of it in memory: in
+/// the pods (their processes' anonymous memory, and guest memory in use) and in the host's cache of files.
+fn page_cache(bench: &Bench, image: &str) -> Result<Value> {
+    let names = ["first", "second"];
+    for name in names {
+        let mut start =
+            bench.coracle(&["run", "--detach", "--network", "none", "--name", name, image, "sleep", "100000"]);
+        start.stdout(Stdio::null());
+        run(start)?;
+    }
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "1").context("empty the host's cache of files")?;
+    let taken = || -> Result<(u64, u64)> {
+        let (anonymous, guest) = cost_kib();
+        Ok((anonymous + guest, file_cache_kib()?))
+    };
+    let mut before = taken()?;
+    let mut steps = serde_json::Map::new();
+    for name in names {
+        let bytes = BYTES.to_string();
+        let mut read = bench.coracle(&["exec", name, "guest-probe", "read", "/bin/data", &bytes]);
+        read.stdout(Stdio::null());
+        run(read)?;
+        let now = taken()?;
+        let more = |now: u64, before: u64| i64::try_from(now).unwrap_or(0) - i64::try_from(before).unwrap_or(0);
+        steps.insert(
+            name.to_owned(),
+            json!({ "pods_kib": more(now.0, before.0), "host_cache_kib": more(now.1, before.1) }),
+        );
+        before = now;
+    }
+    names.into_iter().try_for_each(|name| bench.remove(name))?;
+    Ok(steps.into())
+}
+
+/// The host's cache of files: what of its cached memory is no shared memory, such as a guest's (proc(5), `/proc/meminfo`).
+fn file_cache_kib() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("the host's memory")?;
+    let figure = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).with_context(|| format!("no {name}"))
+    };
+    Ok(figure("Cached:")?.saturating_sub(figure("Shmem:")?))
 }
 
 /// Runs the steps and adds what each takes.

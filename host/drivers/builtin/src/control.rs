@@ -75,15 +75,16 @@ impl Client {
         Ok(*memory.borrow())
     }
 
-    /// Asks the guest to let go of its last processor, and waits until it has.
+    /// Asks the guest to let go of its last processor, and waits until it has; how many it has left.
     ///
     /// # Errors
     /// [`Failure`].
-    pub(crate) async fn take_processor(&self) -> Result<(), Failure> {
+    pub(crate) async fn take_processor(&self) -> Result<u32, Failure> {
         let mut processors = self.processors.clone();
         processors.mark_unchanged();
         self.ask(&Request::TakeProcessor).await?;
-        processors.changed().await.map_err(|_| Failure::Closed)
+        processors.changed().await.map_err(|_| Failure::Closed)?;
+        Ok(*processors.borrow())
     }
 
     /// Whether the guest has let go of the device of this number.

@@ -50,9 +50,6 @@ pub(crate) fn describe(
     if spec.firmware.is_some() {
         return Err(Error::Unsupported("firmware".into()));
     }
-    if spec.access_platform {
-        return Err(Error::Unsupported("devices that reach only what the guest lends them (`machine.sealed`)".into()));
-    }
     let mut fds = Descriptors::inherited();
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
     let kvm =
@@ -101,6 +98,7 @@ pub(crate) fn describe(
         shared: spec.memory.kind == MemoryKind::Shared,
         huge_pages: spec.memory.huge_pages,
         host_nodes: spec.host_nodes.clone(),
+        access_platform: spec.access_platform,
         console: spec.console,
         devices,
         jail,

@@ -82,6 +82,7 @@ impl Hotplug {
 
     /// Adds a device, and gives its place. The guest sees it a moment later.
     pub(crate) async fn attach(&mut self, control: &Client, device: &Device) -> Outcome<Option<String>> {
+        self.see_what_has_gone(control);
         if let Ok(Some(_)) = self.number(device) {
             return Err(Error::Invalid(format!("the machine has this {:?} already", device.kind())).into());
         }
@@ -100,19 +101,14 @@ impl Hotplug {
             }
         };
         self.devices.retain(|(other, _)| !are_one(other, device));
-        for (_, other) in &mut self.devices {
-            // Only what has gone leaves its number to another.
-            *other = other.filter(|other| *other != number);
-        }
         self.devices.push((device.clone(), Some(number)));
         Ok(Some(format!("{number:02x}")))
     }
 
     /// Takes a device out, once the guest has let go of it. One that it keeps can be asked for again.
     pub(crate) async fn detach(&mut self, control: &Client, device: &Device) -> Outcome<()> {
-        if let Some(number) = self.number(device)?
-            && !control.has_ejected(number)
-        {
+        self.see_what_has_gone(control);
+        if let Some(number) = self.number(device)? {
             control.ask(&Request::Detach { number }).await?;
             match tokio::time::timeout(EJECT_PATIENCE, control.ejected(number)).await {
                 Ok(ejected) => ejected?,
@@ -122,6 +118,17 @@ impl Hotplug {
         self.devices.retain(|(other, _)| !are_one(other, device));
         self.give_back(device);
         Ok(())
+    }
+
+    /// Takes note of what the guest has let go of after nobody waited for it any more.
+    fn see_what_has_gone(&mut self, control: &Client) {
+        for (device, number) in &mut self.devices {
+            if number.take_if(|number| control.has_ejected(*number)).is_some()
+                && let Device::Vfio { address, .. } = device
+            {
+                self.passed.give_back(*address);
+            }
+        }
     }
 
     /// A device of the host's is nobody's any more.

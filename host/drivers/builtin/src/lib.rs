@@ -15,7 +15,7 @@ mod vfio;
 
 use std::ffi::OsString;
 
-use coracle_machine::{Capabilities, DeviceKind, Driver, Machine, MachineSpec, Result};
+use coracle_machine::{Capabilities, DeviceKind, Driver, Machine, MachineSpec, Result, Sizes};
 use futures::future::BoxFuture;
 
 /// What the driver needs to know of its host.
@@ -41,23 +41,19 @@ impl Builtin {
     }
 }
 
-/// What a machine can gain and lose.
-const HOTPLUGGED: [DeviceKind; 3] = [DeviceKind::Block, DeviceKind::Net, DeviceKind::Vfio];
-
 impl Driver for Builtin {
     fn capabilities(&self, spec: &MachineSpec) -> Capabilities {
+        let mut coldplug =
+            vec![DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::Balloon, DeviceKind::Block, DeviceKind::Net];
+        // A file server, and a device of the host's, reach all of the guest's memory.
+        let is_sealed = spec.access_platform;
+        if !is_sealed {
+            coldplug.extend([DeviceKind::SharedFs, DeviceKind::Vfio]);
+        }
         Capabilities {
-            coldplug: vec![
-                DeviceKind::Vsock,
-                DeviceKind::Rng,
-                DeviceKind::Balloon,
-                DeviceKind::SharedFs,
-                DeviceKind::Block,
-                DeviceKind::Net,
-                DeviceKind::Vfio,
-            ],
-            hotplug: HOTPLUGGED.to_vec(),
-            resize: spec.cpus.max > spec.cpus.boot || spec.memory.max_mib > spec.memory.size_mib,
+            coldplug,
+            hotplug: machine::hotplugged(spec),
+            resize: !is_sealed && Sizes::of(spec).is_some(),
             pause: true,
             snapshot: false,
         }

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coracle_machine::{
-    Accelerator, AgentAddress, Device, End, Ends, Error, GuestListener, GuestStream, Machine, MachineSpec, Result,
-    Stats,
+    Accelerator, AgentAddress, Device, DeviceKind, End, Ends, Error, GuestListener, GuestStream, Machine, MachineSpec,
+    Result, Stats,
 };
 use coracle_monitor_api::{self as api, Answer, Ended, Request};
 use coracle_process::{Child, ExitStatus, Ring};
 use futures::future::BoxFuture;
 use tokio::sync::{Mutex, oneshot, watch};
 
-use crate::HOTPLUGGED;
 use crate::boot::Root;
 use crate::control::{Client, Failure};
 use crate::hotplug::{Hotplug, Outcome, Refused};
@@ -49,6 +48,7 @@ pub(crate) struct BuiltinMachine {
     stop: Arc<tokio::sync::Notify>,
     /// Held while a device comes or goes.
     hotplug: Mutex<Hotplug>,
+    hotplugged: Vec<DeviceKind>,
     /// Held while it is changed.
     size: Mutex<Size>,
     /// The monitor's process, and whether its specification says where it runs.
@@ -83,7 +83,19 @@ impl BuiltinMachine {
         });
         let is_placed = !spec.host_cpus.is_empty();
         let (hotplug, size) = (Mutex::new(Hotplug::of(spec, passed, pid)), Mutex::new(Size::of(spec)));
-        Self { address, hello, control, console, end: Ends::new(end), stop, hotplug, size, pid, is_placed }
+        Self {
+            address,
+            hello,
+            control,
+            console,
+            end: Ends::new(end),
+            stop,
+            hotplug,
+            hotplugged: hotplugged(spec),
+            size,
+            pid,
+            is_placed,
+        }
     }
 
     async fn ask(&self, request: Request) -> Result<Answer> {
@@ -102,6 +114,14 @@ impl BuiltinMachine {
         }
     }
 
+    /// [`Error::Unsupported`] for what this machine neither gains nor loses.
+    fn can_be_plugged(&self, device: &Device, doing: &str) -> Result<()> {
+        if self.hotplugged.contains(&device.kind()) {
+            return Ok(());
+        }
+        Err(Error::Unsupported(format!("{doing} {:?}", device.kind())))
+    }
+
     async fn plugged<T>(&self, outcome: Outcome<T>) -> Result<T> {
         match outcome {
             Ok(done) => Ok(done),
@@ -111,12 +131,9 @@ impl BuiltinMachine {
     }
 }
 
-/// [`Error::Unsupported`] for what no machine of this monitor gains or loses.
-fn can_be_plugged(device: &Device, doing: &str) -> Result<()> {
-    if HOTPLUGGED.contains(&device.kind()) {
-        return Ok(());
-    }
-    Err(Error::Unsupported(format!("{doing} {:?}", device.kind())))
+/// What a machine of this specification gains and loses while it runs.
+pub(crate) fn hotplugged(spec: &MachineSpec) -> Vec<DeviceKind> {
+    if spec.access_platform { Vec::new() } else { vec![DeviceKind::Block, DeviceKind::Net, DeviceKind::Vfio] }
 }
 
 /// Lets the monitor's threads run on these processors alone, or on any.
@@ -193,6 +210,7 @@ fn figures(stats: &api::Stats) -> BTreeMap<String, u64> {
             *figures.entry(format!("{}_{name}", device.name)).or_default() += count;
         }
     }
+    figures.extend(stats.guest.iter().map(|(name, figure)| (name.clone(), *figure)));
     figures.insert("memory_resident_bytes".into(), stats.memory_resident_bytes);
     figures.insert("start_microseconds".into(), stats.start_microseconds);
     figures
@@ -209,9 +227,11 @@ impl Machine for BuiltinMachine {
 
     fn attach(&self, device: Device) -> BoxFuture<'_, Result<Option<String>>> {
         Box::pin(async move {
+            self.can_be_plugged(&device, "attaching")?;
+            let mut hotplug = self.hotplug.lock().await;
+            // Looked at when it is this one's turn: a monitor that is gone has no process any more.
             self.end.check()?;
-            can_be_plugged(&device, "attaching")?;
-            let outcome = self.hotplug.lock().await.attach(&self.control, &device).await;
+            let outcome = hotplug.attach(&self.control, &device).await;
             self.plugged(outcome).await
         })
     }
@@ -219,7 +239,7 @@ impl Machine for BuiltinMachine {
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.end.check()?;
-            can_be_plugged(&device, "detaching")?;
+            self.can_be_plugged(&device, "detaching")?;
             let outcome = self.hotplug.lock().await.detach(&self.control, &device).await;
             self.plugged(outcome).await
         })

@@ -8,34 +8,35 @@ use crate::hotplug::Outcome;
 
 /// A machine's size; held while it is changed.
 #[derive(Debug)]
-pub(crate) struct Size(Option<Sizes>);
+pub(crate) struct Size {
+    /// Those that it can have; none where it has one.
+    sizes: Option<Sizes>,
+    /// What the guest was last asked to have above the least, in bytes.
+    wanted_bytes: u64,
+}
 
 impl Size {
     pub(crate) fn of(spec: &MachineSpec) -> Self {
-        Self(Sizes::of(spec))
+        Self { sizes: Sizes::of(spec).filter(|_| !spec.access_platform), wanted_bytes: 0 }
     }
 
     /// Makes it so.
     pub(crate) async fn change(&mut self, control: &Client, cpus: u32, memory_mib: u64) -> Outcome<()> {
-        let sizes = self.0.as_ref().ok_or_else(|| Error::Unsupported("resizing".into()))?;
-        let bytes = sizes.least_bytes() + sizes.gained_bytes(cpus, memory_mib)?;
-        let now = stats(control).await?;
+        let sizes = self.sizes.as_ref().ok_or_else(|| Error::Unsupported("resizing".into()))?;
+        let wanted = sizes.gained_bytes(cpus, memory_mib)?;
+        let bytes = sizes.least_bytes() + wanted;
         // The guest needs memory for what its processors keep each: that comes first, and goes last.
-        if bytes > now.memory_bytes {
-            change_memory(control, bytes, now.memory_bytes).await?;
+        let before = std::mem::replace(&mut self.wanted_bytes, wanted);
+        if wanted > before {
+            grow_memory(control, bytes).await?;
         }
-        for _ in now.cpus..cpus {
+        let has = stats(control).await?.cpus;
+        for _ in has..cpus {
             control.ask(&Request::AddProcessor).await?;
         }
-        for _ in cpus..now.cpus {
-            match tokio::time::timeout(Sizes::EJECT_PATIENCE, control.take_processor()).await {
-                Ok(taken) => taken?,
-                // It keeps it, and can be asked again.
-                Err(_) => break,
-            }
-        }
-        // Also where it has less already: it may still have been asked for more.
-        if bytes <= now.memory_bytes {
+        take_processors(control, has, cpus).await?;
+        if wanted < before {
+            // What is in use the guest can't give, and tries again by itself for as long as less is wanted: nobody waits for that.
             control.ask(&Request::ResizeMemory { bytes }).await?;
         }
         Ok(())
@@ -49,10 +50,24 @@ async fn stats(control: &Client) -> Outcome<Stats> {
     }
 }
 
-/// Has the guest take memory. What it is to give it gives by itself, when it can: nobody waits for that.
-async fn change_memory(control: &Client, bytes: u64, mut has: u64) -> Outcome<()> {
+/// Has the guest let go of processors, one after the other, until it keeps one or has as many as it is to have.
+async fn take_processors(control: &Client, mut has: u32, cpus: u32) -> Outcome<()> {
+    while has > cpus {
+        match tokio::time::timeout(Sizes::EJECT_PATIENCE, control.take_processor()).await {
+            // Fewer each time, whatever the monitor says.
+            Ok(left) => has = left?.min(has - 1),
+            // It keeps it, and can be asked again.
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
+/// Has the guest take memory, until it has so much or takes no more.
+async fn grow_memory(control: &Client, bytes: u64) -> Outcome<()> {
     control.ask(&Request::ResizeMemory { bytes }).await?;
     let take = async {
+        let mut has = stats(control).await?.memory_bytes;
         while has < bytes {
             match tokio::time::timeout(Sizes::PATIENCE, control.other_memory(has)).await {
                 Ok(told) => has = told?,

@@ -70,6 +70,32 @@ async fn processors_and_memory_are_those_that_were_asked_for() {
 }
 
 #[tokio::test]
+async fn processors_come_and_go_and_come_again() {
+    let Some(given) = given() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let script = "cpu=/sys/devices/system/cpu/cpu1; echo ready\n\
+                  for round in first second; do\n\
+                  until [ -d $cpu ]; do sleep 0.1; done\n\
+                  echo 1 >$cpu/online || dmesg | tail -n 15\n\
+                  echo $round $(nproc)\n\
+                  while [ -d $cpu ]; do sleep 0.1; done; echo $round gone\n\
+                  done; poweroff -f";
+    let mut spec = given.spec(folder.path(), &[], script);
+    spec.cpus = Cpus { boot: 1, max: 2 };
+    let memory_mib = spec.memory.size_mib;
+    let machine = given.driver(true).boot(spec).await.unwrap();
+    guest::says(&*machine, "ready").await;
+    for round in ["first", "second"] {
+        machine.resize(2, memory_mib).await.unwrap();
+        guest::says(&*machine, &format!("{round} 2")).await;
+        machine.resize(1, memory_mib).await.unwrap();
+        assert_eq!(machine.stats().await.unwrap().cpus, 1, "{:?}", machine.console(30));
+        guest::says(&*machine, &format!("{round} gone")).await;
+    }
+    assert_eq!(machine.wait().await.reason, "the guest has shut down");
+}
+
+#[tokio::test]
 async fn a_disk_is_read_and_written() {
     let Some(given) = given() else { return };
     let folder = tempfile::tempdir().unwrap();

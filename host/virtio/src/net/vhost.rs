@@ -189,17 +189,19 @@ impl VhostNet {
         Ok(Self { pairs, control: None, sizes, config, counters: Counters::default() })
     }
 
-    /// Lets the driver use so many pairs, of those that it has set up. False, and none is changed, where it can't.
+    /// Lets the driver use so many pairs, of those that it has set up. False, and it has those that it had, where it can't.
     fn set_pairs(pairs: &mut [Pair], wanted: usize) -> bool {
         let usable = pairs.iter().take_while(|pair| pair.is_set_up).count();
         if !(1..=usable).contains(&wanted) {
             return false;
         }
+        let had = pairs.iter().take_while(|pair| pair.is_served).count();
         for (index, pair) in pairs.iter_mut().enumerate() {
-            // A queue of the link that nobody reads would hold the frames that the host's kernel puts into it.
-            let changed = pair.tap.attach(index < wanted).map_err(|error| Broken(error.to_string()));
-            if let Err(error) = changed.and_then(|()| pair.serve(index < wanted)) {
+            if let Err(error) = pair.turn(index < wanted) {
                 log::warn!("net: a tap does not change its queues: {error}");
+                for (index, pair) in pairs.iter_mut().enumerate() {
+                    let _ = pair.turn(index < had);
+                }
                 return false;
             }
         }
@@ -222,15 +224,22 @@ impl Pair {
         Ok(())
     }
 
+    /// Has the pair take part, or not. A queue of the link that nobody reads would hold the frames that the host's kernel puts into it.
+    fn turn(&mut self, wanted: bool) -> Result<(), Broken> {
+        self.tap.attach(wanted).map_err(|error| Broken(error.to_string()))?;
+        self.serve(wanted)
+    }
+
     /// Gives the queues to the kernel, or takes them back.
     fn serve(&mut self, wanted: bool) -> Result<(), Broken> {
-        if std::mem::replace(&mut self.is_served, wanted) == wanted {
+        if self.is_served == wanted {
             return Ok(());
         }
-        for index in 0..QUEUES {
-            let tap = wanted.then(|| self.tap.fd());
-            self.vhost.serve(index, tap).map_err(refused("serve a queue"))?;
-        }
+        // Taken back they are all, whatever comes of one.
+        let tap = || wanted.then(|| self.tap.fd());
+        let served: Vec<_> = (0..QUEUES).map(|index| self.vhost.serve(index, tap())).collect();
+        served.into_iter().collect::<io::Result<()>>().map_err(refused("serve a queue"))?;
+        self.is_served = wanted;
         for doorbell in self.doorbells.iter().filter(|_| wanted) {
             // What the driver made available before it was ready it need not ring for again.
             doorbell.write(1).map_err(refused("hear a doorbell"))?;
@@ -240,6 +249,8 @@ impl Pair {
 
     fn reset(&mut self) {
         if std::mem::take(&mut self.is_set_up) {
+            // Also where only one of them was given to it.
+            self.is_served = true;
             if let Err(error) = self.serve(false) {
                 log::warn!("net: vhost-net does not let go of its queues: {error}");
             }

@@ -123,6 +123,8 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
 fn requests(kind: Kind) -> Vec<u32> {
     /// linux/kvm.h.
     const KVM_CREATE_VCPU: u32 = 0xae41;
+    const KVM_GET_LAPIC: u32 = 0x8400_ae8e;
+    const KVM_SET_LAPIC: u32 = 0x4400_ae8f;
     const KVM_SET_MSRS: u32 = 0x4008_ae89;
     const KVM_SET_CPUID2: u32 = 0x4008_ae90;
     const KVM_RUN: u32 = 0xae80;
@@ -183,7 +185,11 @@ fn requests(kind: Kind) -> Vec<u32> {
             VHOST_SET_VRING_ERR,
         ],
         Kind::Disk => vec![BLKDISCARD],
-        Kind::Nursery => [requests(Kind::Processor), vec![KVM_CREATE_VCPU, KVM_SET_CPUID2, KVM_SET_MSRS]].concat(),
+        Kind::Nursery => [
+            requests(Kind::Processor),
+            vec![KVM_CREATE_VCPU, KVM_GET_LAPIC, KVM_SET_CPUID2, KVM_SET_LAPIC, KVM_SET_MSRS],
+        ]
+        .concat(),
         Kind::Processor => vec![
             KVM_RUN,
             KVM_IRQ_LINE,

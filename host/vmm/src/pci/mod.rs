@@ -11,7 +11,7 @@ mod config;
 mod msix;
 mod virtio;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_virtio::transport::Transport;
@@ -85,6 +85,9 @@ pub(crate) struct Slot {
     /// Where the guest has put the device's registers: start and bytes. Outside of the lock, so that an access to one device never waits
     /// for another; a processor that sees one of a pair alone is one that has not waited for the other's write.
     bars: [(AtomicU64, AtomicU64); BARS],
+    /// Whether the slot is some device's: from its coming until whoever waits for its end was told. Outside of the lock, too: a disk that is
+    /// waited for holds up nobody who looks for a free slot.
+    is_taken: AtomicBool,
     /// Processors and the device's loop both work on it, each for a bounded time.
     place: Mutex<Option<Place>>,
 }
@@ -151,7 +154,7 @@ pub(crate) struct Bus {
 impl Bus {
     /// A bus with these devices, in this order.
     pub(crate) fn new(places: Vec<Place>) -> Result<Self, Error> {
-        let slot = |_| Slot { bars: Default::default(), place: Mutex::new(None) };
+        let slot = |_| Slot { bars: Default::default(), is_taken: AtomicBool::new(false), place: Mutex::new(None) };
         let bus = Self { slots: (FIRST..DEVICES).map(slot).collect() };
         for place in places {
             bus.insert(place)?;
@@ -165,17 +168,16 @@ impl Bus {
     /// Where there is none.
     pub(crate) fn insert(&self, mut place: Place) -> Result<u8, Error> {
         for (slot, number) in self.slots.iter().zip(FIRST..) {
-            let mut free = slot.place();
-            if free.is_none() {
+            if !slot.is_taken.swap(true, Ordering::AcqRel) {
                 place.function.place(layout::PCI_WINDOW + u64::from(number - FIRST) * BAR_BYTES);
-                *free = Some(place);
+                *slot.place() = Some(place);
                 return Ok(number);
             }
         }
         Err(Error::Invalid(format!("a machine can have {} devices", DEVICES - FIRST)))
     }
 
-    /// Takes a device out: it is watched no more, and all of it goes.
+    /// Takes a device out: it is watched no more, and all of it goes. Its slot stays taken until it is released.
     pub(crate) fn remove(&self, number: u8) {
         let Some((index, slot)) = slot_of(number).and_then(|index| Some((index, self.slots.get(index)?))) else {
             return;
@@ -184,6 +186,13 @@ impl Bus {
         slot.set([Bar::default(); BARS]);
         if let Some(mut place) = place.take() {
             place.follow(index, &Outcome::Forget);
+        }
+    }
+
+    /// Lets another device have the slot: everybody knows that the one that was there has gone.
+    pub(crate) fn release(&self, number: u8) {
+        if let Some(slot) = self.slot(number) {
+            slot.is_taken.store(false, Ordering::Release);
         }
     }
 

@@ -63,12 +63,13 @@ pub(crate) struct Virtio {
 }
 
 impl Virtio {
-    /// A PCI device around `device`.
+    /// A PCI device around `device`, which reaches only what the guest lends it where `access_platform` says so.
     pub(crate) fn new(
         vm: Arc<dyn Wires>,
         device: Box<dyn Device>,
         memory: Memory,
         interrupts: &Arc<Interrupts>,
+        access_platform: bool,
     ) -> Result<Self, Error> {
         let queues = device.queue_sizes().len();
         // One for the configuration, one a queue.
@@ -82,6 +83,7 @@ impl Virtio {
         let mut config = ConfigSpace::new(identity(device.id()), BAR_BYTES);
         let (msix_at, window_at) = add_capabilities(&mut config, &msix, queues, device.config().len());
         let transport = Transport::new(device, memory, signals, doorbells.map_err(&eventfd)?);
+        let transport = if access_platform { transport.with_access_platform() } else { transport };
         Ok(Self { vm, config, msix, transport, msix_at, window_at, doorbells_at: 0 })
     }
 

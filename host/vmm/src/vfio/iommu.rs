@@ -46,13 +46,24 @@ pub(crate) enum Iommu {
     Iommufd(OwnedFd, u32),
 }
 
-impl Iommu {
+/// What an address space is asked.
+pub(crate) trait Maps: Send + Sync {
     /// Lets devices reach `bytes` of this process's memory from `place` on, at the guest's address `start`. The kernel keeps all of it in
     /// memory until it is unmapped.
     ///
     /// # Errors
     /// The kernel's: `ENOMEM` where the process may not keep so much there (`RLIMIT_MEMLOCK`).
-    pub(super) fn map(&self, start: u64, place: u64, bytes: u64) -> io::Result<()> {
+    fn map(&self, start: u64, place: u64, bytes: u64) -> io::Result<()>;
+
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn unmap(&self, start: u64, bytes: u64) -> io::Result<()>;
+}
+
+impl Maps for Iommu {
+    fn map(&self, start: u64, place: u64, bytes: u64) -> io::Result<()> {
         let mapped = match self {
             Self::Container(fd) => {
                 let request = vfio_iommu_type1_dma_map {
@@ -84,11 +95,7 @@ impl Iommu {
         if mapped < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Takes that back.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(super) fn unmap(&self, start: u64, bytes: u64) -> io::Result<()> {
+    fn unmap(&self, start: u64, bytes: u64) -> io::Result<()> {
         let unmapped = match self {
             Self::Container(fd) => {
                 let mut request = vfio_iommu_type1_dma_unmap {

@@ -84,10 +84,20 @@ struct Window {
     is_wide: bool,
     /// The bits of its lowest byte that say what it is.
     kind: u8,
-    /// Parts of it that are mapped, each with its offset in it and its number in KVM's list of memory.
-    parts: Vec<(u64, Mapping, Number)>,
-    /// Where KVM has them; 0 where it has not.
+    /// Parts of it that can be mapped.
+    parts: Vec<Part>,
+    /// Where KVM was asked to have them; 0 where nowhere.
     mapped_at: u64,
+}
+
+/// A part of a BAR that can be mapped.
+struct Part {
+    /// Its offset in the BAR.
+    offset: u64,
+    mapping: Mapping,
+    number: Number,
+    /// Whether KVM has it.
+    is_mapped: bool,
 }
 
 /// Where the table of interrupts is.
@@ -266,11 +276,13 @@ impl Passed {
                 continue;
             }
             unmap(&*self.vm, window);
-            for (offset, mapping, number) in window.parts.iter().filter(|_| wanted != 0) {
-                let (place, bytes) = mapping.place();
-                // Where it is refused, because the guest has put it over something else, each access comes to us.
-                if let Err(error) = self.vm.map(number.0, wanted + offset, bytes, place) {
-                    log::warn!("a part of a device of the host's can't be mapped: {error}");
+            for part in window.parts.iter_mut().filter(|_| wanted != 0) {
+                let (place, bytes) = part.mapping.place();
+                // Where it is refused, because the guest has put it over something else, that is what the guest sees there; where nothing
+                // is, each access comes to us.
+                match self.vm.map(part.number.0, wanted + part.offset, bytes, place) {
+                    Ok(()) => part.is_mapped = true,
+                    Err(error) => log::warn!("a part of a device of the host's can't be mapped: {error}"),
                 }
             }
             window.mapped_at = wanted;
@@ -305,10 +317,11 @@ impl Passed {
 }
 
 fn unmap(vm: &dyn Wires, window: &mut Window) {
-    for (offset, mapping, number) in window.parts.iter().filter(|_| window.mapped_at != 0) {
-        let (place, _) = mapping.place();
-        if let Err(error) = vm.map(number.0, window.mapped_at + offset, 0, place) {
-            log::debug!("a part of a device of the host's was not mapped: {error}");
+    for part in window.parts.iter_mut().filter(|part| part.is_mapped) {
+        let (place, _) = part.mapping.place();
+        match vm.map(part.number.0, window.mapped_at + part.offset, 0, place) {
+            Ok(()) => part.is_mapped = false,
+            Err(error) => log::error!("a part of a device of the host's stays mapped: {error}"),
         }
     }
     window.mapped_at = 0;
@@ -319,6 +332,12 @@ impl Drop for Passed {
     fn drop(&mut self) {
         for window in self.windows.iter_mut().flatten() {
             unmap(&*self.vm, window);
+            for part in std::mem::take(&mut window.parts) {
+                if part.is_mapped {
+                    // The guest still reaches what is there: it must not become anything else.
+                    std::mem::forget(part);
+                }
+            }
         }
         if self.is_signalled {
             let _ = self.kernel.signal_by(&[]);
@@ -443,7 +462,7 @@ fn windows(
         let mut parts = Vec::new();
         for (offset, bytes) in mappable(&region, table) {
             let mapping = kernel.map(region.offset + offset, bytes).map_err(failed("map the device's memory"))?;
-            parts.push((offset, mapping, Numbers::take(numbers)));
+            parts.push(Part { offset, mapping, number: Numbers::take(numbers), is_mapped: false });
         }
         *place = Some(Window { region, address: 0, is_wide, kind: low & 0xf, parts, mapped_at: 0 });
     }
@@ -817,5 +836,44 @@ mod tests {
         let odd = host();
         odd.made().bars[2].bytes = 3 << 20;
         assert!(passed(&odd).is_err());
+    }
+
+    #[test]
+    fn a_hostile_guest_gets_nothing_mapped_but_where_its_bars_are() {
+        let host = host();
+        let mut device = passed(&host).unwrap();
+        // Numbers that look random and are the same at each run (splitmix64).
+        let mut state = 7_u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let value = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb) % below
+        };
+        for _ in 0..50_000 {
+            let width = [1, 2, 4, 8, 3][random(5) as usize];
+            let mut data = random(u64::MAX).to_le_bytes();
+            if random(3) == 0 {
+                data = [[0, 6][random(2) as usize], 0, 0, 0, 0, 0, 0, 0];
+            }
+            let data = &mut data[..width];
+            let registers = [4, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x60, 0x62, 0x50];
+            let at = if random(4) == 0 { random(0x1000) as u16 } else { registers[random(10) as usize] };
+            match random(6) {
+                0..3 => drop(device.write_config(at, data)),
+                3 => device.read_config(at, data),
+                4 => device.read(random(8) as usize, random(1 << 21), data),
+                _ => drop(device.write(random(8) as usize, random(1 << 21), data)),
+            }
+            let bars: Vec<_> = device.bars().into_iter().filter(|bar| bar.start != 0).collect();
+            for (start, bytes) in host.made().mapped.values() {
+                let is_in = |bar: &&Bar| bar.start <= *start && start + bytes <= bar.start + bar.bytes;
+                assert!(bars.iter().find(is_in).is_some(), "{start:#x} and {bytes:#x} bytes are in none of {bars:x?}");
+            }
+            for (offset, written) in host.made().written.drain(..) {
+                let Some(at) = offset.checked_sub(CONFIG_AT) else { continue };
+                let end = at + written.len() as u64;
+                assert!(at == 4 || at >= 0x53 && end <= 0x60, "{written:?} at {at:#x} of the configuration");
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
-use super::Iommu;
+use super::iommu::Maps;
 
 /// See the module.
 pub(crate) struct Reach {
@@ -27,7 +27,8 @@ struct State {
 
 /// What some devices reach; there as long as one of them is.
 pub(crate) struct Space {
-    iommu: Iommu,
+    iommu: Box<dyn Maps>,
+    by_iommufd: bool,
     held: Arc<AtomicUsize>,
 }
 
@@ -64,17 +65,17 @@ impl Reach {
 
     /// The address space of the devices of a kind.
     pub(crate) fn space(&self, by_iommufd: bool) -> Option<Arc<Space>> {
-        self.state().spaces().into_iter().rfind(|space| matches!(space.iommu, Iommu::Iommufd(..)) == by_iommufd)
+        self.state().spaces().into_iter().rfind(|space| space.by_iommufd == by_iommufd)
     }
 
     /// Another address space, from which all that the guest has is reached.
-    pub(crate) fn add(&self, iommu: Iommu) -> io::Result<Arc<Space>> {
+    pub(crate) fn add(&self, iommu: Box<dyn Maps>, by_iommufd: bool) -> io::Result<Arc<Space>> {
         self.held.fetch_add(1, Ordering::Release);
         // What is mapped of it goes with it, where not all can be.
-        let space = Arc::new(Space { iommu, held: Arc::clone(&self.held) });
+        let space = Arc::new(Space { iommu, by_iommufd, held: Arc::clone(&self.held) });
         let mut state = self.state();
         for (start, bytes) in &state.parts {
-            self.map(&space.iommu, *start, *bytes)?;
+            self.map(&*space.iommu, *start, *bytes)?;
         }
         state.spaces.push(Arc::downgrade(&space));
         Ok(space)
@@ -85,7 +86,7 @@ impl Reach {
         let mut state = self.state();
         let spaces = state.spaces();
         for (done, space) in spaces.iter().enumerate() {
-            if let Err(error) = self.map(&space.iommu, start, bytes) {
+            if let Err(error) = self.map(&*space.iommu, start, bytes) {
                 for other in spaces.iter().take(done) {
                     let _ = other.iommu.unmap(start, bytes);
                 }
@@ -99,11 +100,20 @@ impl Reach {
     /// It has given a part back, as it has got it.
     pub(crate) fn lose(&self, start: u64, bytes: u64) -> io::Result<()> {
         let mut state = self.state();
+        let spaces = state.spaces();
+        for (done, space) in spaces.iter().enumerate() {
+            if let Err(error) = space.iommu.unmap(start, bytes) {
+                for other in spaces.iter().take(done) {
+                    let _ = self.map(&*other.iommu, start, bytes);
+                }
+                return Err(error);
+            }
+        }
         state.parts.remove(&start);
-        state.spaces().iter().try_for_each(|space| space.iommu.unmap(start, bytes))
+        Ok(())
     }
 
-    fn map(&self, iommu: &Iommu, start: u64, bytes: u64) -> io::Result<()> {
+    fn map(&self, iommu: &dyn Maps, start: u64, bytes: u64) -> io::Result<()> {
         let region = self.memory.find_region(GuestAddress(start)).ok_or(io::ErrorKind::InvalidInput)?;
         let offset = start - region.start_addr().0;
         if offset.checked_add(bytes).is_none_or(|end| end > region.len()) {
@@ -111,5 +121,86 @@ impl Reach {
         }
         let place = region.get_host_address(MemoryRegionAddress(offset)).map_err(io::Error::other)?;
         iommu.map(start, place.addr() as u64, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An address space that notes what is mapped, and refuses one address.
+    #[derive(Clone, Default)]
+    struct Noted {
+        mapped: Arc<Mutex<BTreeMap<u64, u64>>>,
+        refused: Option<u64>,
+    }
+
+    impl Maps for Noted {
+        fn map(&self, start: u64, _: u64, bytes: u64) -> io::Result<()> {
+            if self.refused == Some(start) {
+                return Err(io::ErrorKind::OutOfMemory.into());
+            }
+            assert!(self.mapped.lock().unwrap().insert(start, bytes).is_none(), "mapped twice");
+            Ok(())
+        }
+
+        fn unmap(&self, start: u64, bytes: u64) -> io::Result<()> {
+            if self.refused == Some(start) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            assert_eq!(self.mapped.lock().unwrap().remove(&start), Some(bytes));
+            Ok(())
+        }
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    fn reach() -> Reach {
+        let ram = [(GuestAddress(0), MIB as usize)];
+        let all = [ram[0], (GuestAddress(4 * MIB), 4 * MIB as usize)];
+        let map = |ranges: &[_]| GuestMemoryMmap::from_ranges(ranges).unwrap();
+        Reach::new(map(&all), &map(&ram))
+    }
+
+    fn parts(space: &Noted) -> Vec<(u64, u64)> {
+        space.mapped.lock().unwrap().iter().map(|(start, bytes)| (start / MIB, bytes / MIB)).collect()
+    }
+
+    #[test]
+    fn devices_reach_what_the_guest_has() {
+        let (reach, early, late) = (reach(), Noted::default(), Noted::default());
+        let first = reach.add(Box::new(early.clone()), false).unwrap();
+        reach.gain(5 * MIB, MIB).unwrap();
+        let second = reach.add(Box::new(late.clone()), true).unwrap();
+        for space in [&early, &late] {
+            assert_eq!(parts(space), [(0, 1), (5, 1)]);
+        }
+        assert_eq!(reach.held().load(Ordering::Relaxed), 2);
+        assert!(reach.space(false).is_some_and(|space| Arc::ptr_eq(&space, &first)));
+        drop(second);
+        assert!(reach.space(true).is_none());
+        reach.lose(5 * MIB, MIB).unwrap();
+        assert_eq!((parts(&early), parts(&late)), (vec![(0, 1)], vec![(0, 1), (5, 1)]), "who has gone is not asked");
+        assert_eq!(reach.held().load(Ordering::Relaxed), 1);
+        assert!(reach.gain(7 * MIB, 2 * MIB).is_err(), "beyond the end");
+        assert!(reach.gain(2 * MIB, MIB).is_err(), "between");
+    }
+
+    #[test]
+    fn what_one_refuses_no_other_keeps() {
+        let (reach, willing) = (reach(), Noted::default());
+        let refusing = Noted { refused: Some(6 * MIB), ..Noted::default() };
+        let _spaces = [
+            reach.add(Box::new(willing.clone()), false).unwrap(),
+            reach.add(Box::new(refusing.clone()), false).unwrap(),
+        ];
+        assert!(reach.gain(6 * MIB, MIB).is_err());
+        assert_eq!(parts(&willing), [(0, 1)]);
+        willing.map(6 * MIB, 0, MIB).unwrap();
+        assert!(reach.lose(6 * MIB, MIB).is_err());
+        assert_eq!(parts(&willing), [(0, 1), (6, 1)], "it stays the guest's");
+        let full = Noted { refused: Some(0), ..Noted::default() };
+        assert!(reach.add(Box::new(full), false).is_err());
+        assert_eq!(reach.held().load(Ordering::Relaxed), 2);
     }
 }

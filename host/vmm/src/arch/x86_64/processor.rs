@@ -48,6 +48,10 @@ impl Processors {
         let default = kvm_msr_entry { index: MSR_MTRR_DEFAULT, data: MTRR_ENABLED_WRITE_BACK, ..Default::default() };
         let registers = Msrs::from_entries(&[default]).map_err(|_| Error::Invalid("too many registers".into()))?;
         processor.set_msrs(&registers).map_err(Error::kvm("set a processor's registers"))?;
+        // KVM looks for whom an interrupt between processors is in a map that it makes anew when a local APIC changes, and not when a
+        // processor comes: one that comes later would never be started (Linux: `kvm_recalculate_apic_map`).
+        let apic = processor.get_lapic().map_err(Error::kvm("read a processor's APIC"))?;
+        processor.set_lapic(&apic).map_err(Error::kvm("set a processor's APIC"))?;
         if id == 0 {
             start_at(&processor, entry)?;
         }
