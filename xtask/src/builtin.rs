@@ -234,13 +234,18 @@ fn every(programs: &[(String, PathBuf)]) -> Vec<Ran> {
     programs.iter().map(all).collect()
 }
 
-/// What runs a program of tests. In the lab what has failed runs once more, alone: the emulated processor makes guests crash and hang now
+/// Programs of which one test runs at a time: their machines gain processors, and two at once made the lab's clone stand still.
+const ALONE: [&str; 1] = ["sizes"];
+
+/// What runs a program of tests, in so many threads. In the lab what has failed runs once more, alone: the emulated processor makes guests crash and hang now
 /// and then (docs/reliability.md). Both are shown, and the first one is not counted as a result.
-const RUN_ONCE: &str = "failed=0\nlane() { \"$@\" --test-threads=2 || failed=1; }\n";
+const RUN_ONCE: &str = "failed=0\nlane() { threads=$1; shift; \"$@\" --test-threads=$threads || failed=1; }\n";
 const RUN_AGAIN: &str = r#"failed=0
 again=
 lane() {
-    if "$@" --test-threads=2 >/tmp/lane.out 2>&1; then cat /tmp/lane.out; return; fi
+    threads=$1
+    shift
+    if "$@" --test-threads=$threads >/tmp/lane.out 2>&1; then cat /tmp/lane.out; return; fi
     sed 's/^/first try | /' /tmp/lane.out
     names=$(awk '/^test .* \.\.\. FAILED$/ { print $2 }' /tmp/lane.out)
     if [ -n "$names" ] && "$1" --test-threads=1 --exact $names; then again="$again $names"; else failed=1; fi
@@ -257,7 +262,9 @@ fn script(programs: &[Ran], filter: &[&str], in_lab: bool) -> String {
         }
         let words: Vec<String> =
             ran.tests.iter().cloned().chain(filter.iter().map(|word| (*word).to_owned())).collect();
-        script.push_str(&format!("lane '{}' {}\n", ran.program.display(), words.join(" ")));
+        let name = ran.program.file_name().unwrap_or_default().to_string_lossy();
+        let threads = if ALONE.iter().any(|alone| name.starts_with(alone)) { 1 } else { 2 };
+        script.push_str(&format!("lane {threads} '{}' {}\n", ran.program.display(), words.join(" ")));
     }
     if in_lab {
         script.push_str("[ -z \"$again\" ] || echo \"failed in the lab, and passed when they ran again:\" $again\n");
@@ -282,8 +289,10 @@ mod tests {
         assert_eq!(names, ["/t/machine-1", "/t/failures-1"]);
         some.push(Ran { is_sealed: true, ..some[1].clone() });
         let script = script(&some, &[], false);
-        let plain = "lane '/t/failures-1' the_guests_kernel_panicking\n";
+        let plain = "lane 2 '/t/failures-1' the_guests_kernel_panicking\n";
         assert!(script.contains(&format!("{plain}export CORACLE_TEST_SEALED=1\n{plain}")), "{script}");
+        let sizes = Ran { program: "/t/sizes-1".into(), tests: Vec::new(), is_sealed: false };
+        assert!(super::script(&[sizes], &[], true).contains("lane 1 '/t/sizes-1' \n"));
     }
 
     /// Runs a script of one program, which fails as often as its file of tries says, and gives what it prints and whether it passed.
