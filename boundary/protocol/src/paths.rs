@@ -3,6 +3,10 @@
 /// Where the shared file system is mounted, one folder for each container below it.
 pub const SHARED: &str = "/run/kata-containers/shared/containers";
 
+/// The folder below [`SHARED`] of what several containers of a pod have, one folder for each. No container is called so. (Ours: a peer's
+/// agent has no need to know it.)
+pub const VOLUMES: &str = "@volumes";
+
 /// The tag of the shared file system.
 pub const SHARED_TAG: &str = "kataShared";
 

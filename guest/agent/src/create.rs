@@ -45,7 +45,8 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
             "a hook in a specification: those of the guest's own folder are run, and it".into(),
         ));
     }
-    let storages = storage::Attached::new(agent, request.storages).await?;
+    let folders = storage::shared_folders(&spec);
+    let storages = storage::Attached::new(agent, request.storages, folders).await?;
     let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
     let (theirs, ours) = Streams::new(terminal)?.split();
     let (program, parent) = (agent.config.program.clone(), agent.config.cgroups.clone());

@@ -39,7 +39,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateSandboxRequest) ->
         std::fs::write("/proc/sys/kernel/hostname", &request.hostname).map_err(Error::system("set the host name"))?;
     }
     // They live as long as the pod.
-    storage::Attached::new(agent, request.storages).await?.keep();
+    storage::Attached::new(agent, request.storages, Vec::new()).await?.keep();
     Ok(Empty::new())
 }
 

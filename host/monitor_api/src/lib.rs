@@ -59,6 +59,8 @@ pub enum Request {
     AddProcessor,
     /// Ask the guest to let go of its last processor. That it has is told by [`Message::Processors`], if it ever does.
     TakeProcessor,
+    /// Ask the guest for no processor any more: what it has it keeps.
+    KeepProcessors,
     /// Give a disk another size, and what is behind it where that is a file.
     ResizeDisk {
         /// Its number on the guest's bus.

@@ -194,8 +194,14 @@ fn kind_of(message: &LinkMessage) -> Option<&InfoKind> {
 /// link's own hardware address.
 fn other_kind(message: &LinkMessage) -> Option<String> {
     match kind_of(message) {
+        Some(InfoKind::Veth | InfoKind::MacVlan | InfoKind::Vlan) => None,
         // A tap: of those that the kernel calls so only these have frames.
-        Some(InfoKind::Veth | InfoKind::MacVlan | InfoKind::Vlan | InfoKind::Tun) => None,
+        Some(InfoKind::Tun) => {
+            let is_held =
+                |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Carrier(carrier) if *carrier != 0);
+            let held = message.attributes.iter().any(is_held);
+            (!held).then(|| "tap that no program holds".into())
+        }
         Some(InfoKind::IpVlan) => match ipvlan_mode(infos(message)) {
             Some(IpVlanMode::L2) => None,
             // The others have no neighbours, and a guest would look for them in vain.
@@ -390,11 +396,21 @@ mod tests {
             vec![LinkInfo::Kind(InfoKind::Veth)],
             vec![LinkInfo::Kind(InfoKind::MacVlan)],
             vec![LinkInfo::Kind(InfoKind::Vlan)],
-            vec![LinkInfo::Kind(InfoKind::Tun)],
             vec![LinkInfo::Kind(InfoKind::IpVlan), l2],
         ];
         let links = read(kinds.into_iter().zip(1..).map(|(kind, index)| given(index, kind)).collect()).unwrap();
-        assert_eq!(links.iter().map(|link| link.addresses.len()).collect::<Vec<_>>(), [1; 5]);
+        assert_eq!(links.iter().map(|link| link.addresses.len()).collect::<Vec<_>>(), [1; 4]);
+    }
+
+    #[test]
+    fn a_tap_is_taken_over_where_a_program_holds_it() {
+        let tap = |carrier| {
+            let (mut link, address) = given(2, vec![LinkInfo::Kind(InfoKind::Tun)]);
+            link.attributes.push(LinkAttribute::Carrier(carrier));
+            read(vec![(link, address)])
+        };
+        assert_eq!(tap(1).unwrap().len(), 1);
+        assert!(tap(0).unwrap_err().to_string().contains("tap that no program holds"));
     }
 
     #[test]

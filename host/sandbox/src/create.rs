@@ -181,7 +181,7 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     unless(cancelled, &plan.id, until_end(&pod, size::grow(sandbox, &pod, None))).await?;
     unless(cancelled, &plan.id, until_end(&pod, swap::grow(sandbox, &pod))).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
-    let mounted = Mounted::new(&pod, plan, &passed).await?;
+    let mounted = Mounted::new(sandbox, &pod, plan, &passed).await?;
     unless(cancelled, &plan.id, until_end(&pod, copy::files(&pod, &mounted.plan.copies))).await?;
     unless(cancelled, &plan.id, until_end(&pod, mirror::follow(&pod, &mounted.plan.mirrors))).await?;
     let connecting = until_end(&pod, io::connect(&pod, plan.streams));
@@ -267,11 +267,12 @@ pub(crate) async fn until_end<T>(pod: &Arc<Pod>, request: impl Future<Output = R
 struct Mounted {
     pod: Arc<Pod>,
     plan: ContainerPlan,
+    shares: Arc<mount::Shares>,
     kept: bool,
 }
 
 impl Mounted {
-    async fn new(pod: &Arc<Pod>, plan: &Plan, passed: &[Passed]) -> Result<Self> {
+    async fn new(sandbox: &Sandbox, pod: &Arc<Pod>, plan: &Plan, passed: &[Passed]) -> Result<Self> {
         let root = coracle_storage::root_disks(&plan.id, &plan.wanted.rootfs)?;
         let has_disks = match &root {
             Some(root) => pod.devices.can_have(&root.devices).await,
@@ -279,17 +280,19 @@ impl Mounted {
         };
         let (shared, pod_shm) = (pod.shared.clone(), pod.has_shm);
         let wanted = Wanted { has_disks, disks_in_use: pod.devices.paths().await, pod_shm, ..plan.wanted.clone() };
+        let shares = Arc::clone(&sandbox.shares);
+        let made = Arc::clone(&shares);
         // A look at a source, and a mount, may take their time (a network file system): they get a thread.
         let work = move || {
             let plan = coracle_storage::container(shared.as_deref(), &wanted)?;
-            mount::apply(&plan).map(|()| plan)
+            mount::apply(&plan, &made).map(|()| plan)
         };
         let mut plan = tokio::task::spawn_blocking(work).await.map_err(|error| Error::Failed(error.to_string()))??;
         plan.devices.extend(passed.iter().flat_map(Passed::devices));
         let places = match pod.devices.attach(&*pod.machine, &plan.devices).await {
             Ok(places) => places,
             Err(error) => {
-                mount::undo(&plan);
+                mount::undo(&plan, &shares);
                 return Err(error);
             }
         };
@@ -297,7 +300,7 @@ impl Mounted {
             |device: &Device| plan.devices.iter().position(|own| own == device).and_then(|at| places.get(at)?.clone());
         let told = passthrough::told(passed, place);
         plan.guest_devices.extend(told);
-        Ok(Self { pod: Arc::clone(pod), plan, kept: false })
+        Ok(Self { pod: Arc::clone(pod), plan, shares, kept: false })
     }
 
     fn keep(mut self) -> ContainerPlan {
@@ -311,7 +314,7 @@ impl Drop for Mounted {
         if self.kept {
             return;
         }
-        mount::undo(&self.plan);
+        mount::undo(&self.plan, &self.shares);
         let (pod, disks) = (Arc::clone(&self.pod), std::mem::take(&mut self.plan.devices));
         if !disks.is_empty() {
             tokio::spawn(async move { pod.devices.detach(&*pod.machine, &disks).await });

@@ -159,7 +159,8 @@ impl Sandbox {
             .ask(move |state| state.containers.get_mut(&name).and_then(|container| container.storage.take()))
             .await?;
         if let Some(storage) = storage {
-            tokio::task::spawn_blocking(move || mount::undo(&storage))
+            let shares = Arc::clone(&self.shares);
+            tokio::task::spawn_blocking(move || mount::undo(&storage, &shares))
                 .await
                 .map_err(|error| Error::Failed(error.to_string()))?;
         }

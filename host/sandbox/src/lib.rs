@@ -195,6 +195,8 @@ pub struct Sandbox {
     links: Arc<RwLock<()>>,
     /// How many removals of containers are under way that have a disk to write back.
     removals: Arc<watch::Sender<usize>>,
+    /// The folders of the host that several containers have.
+    shares: Arc<mount::Shares>,
 }
 
 impl Sandbox {
@@ -215,6 +217,7 @@ impl Sandbox {
                 driver,
                 links: Arc::default(),
                 removals: Arc::new(watch::channel(0).0),
+                shares: Arc::default(),
             },
             receiver,
         )

@@ -1,8 +1,10 @@
 //! Mounts on the host, as a storage plan has them. The shim is in a mount namespace of its own, so none outlives it.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -38,38 +40,67 @@ pub(crate) fn share(shared: &Path) -> Result<()> {
 
 /// Undoes [`share`]; folders that still hold something stay.
 pub(crate) fn unshare(shared: &Path) {
+    let _ = std::fs::remove_dir(host_side(shared).join(coracle_protocol::paths::VOLUMES));
     for folder in [shared, &host_side(shared)] {
         let _ = umount2(folder, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
         let _ = std::fs::remove_dir(folder);
     }
 }
 
-/// Makes a container's mounts; where one fails, those before it are undone.
-pub(crate) fn apply(plan: &ContainerPlan) -> Result<()> {
-    if let Some(folder) = &plan.folder {
-        std::fs::create_dir_all(folder)
-            .map_err(|error| Error::Failed(format!("make {}: {error}", folder.display())))?;
+/// The mounts that several containers of a pod have, by where they are, each with how many have it. A mount may take its time, which holds
+/// up only those that want the same.
+#[derive(Debug, Default)]
+pub(crate) struct Shares(Mutex<HashMap<PathBuf, Arc<Mutex<usize>>>>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shares {
+    fn users(&self, wanted: &HostMount) -> Arc<Mutex<usize>> {
+        Arc::clone(lock(&self.0).entry(wanted.target.clone()).or_default())
     }
-    for wanted in &plan.mounts {
-        if let Err(error) = make(wanted) {
-            undo(plan);
+
+    fn take(&self, wanted: &HostMount) -> Result<()> {
+        let users = self.users(wanted);
+        let mut users = lock(&users);
+        if *users == 0 {
+            make(wanted).inspect_err(|_| unmake(wanted))?;
+        }
+        *users += 1;
+        Ok(())
+    }
+
+    fn give_back(&self, wanted: &HostMount) {
+        let users = self.users(wanted);
+        let mut users = lock(&users);
+        *users = users.saturating_sub(1);
+        if *users == 0 {
+            unmake(wanted);
+        }
+    }
+}
+
+/// Makes a container's mounts; where one fails, those before it are undone.
+pub(crate) fn apply(plan: &ContainerPlan, shares: &Shares) -> Result<()> {
+    for (count, wanted) in plan.shares.iter().enumerate() {
+        if let Err(error) = shares.take(wanted) {
+            plan.shares.iter().take(count).for_each(|wanted| shares.give_back(wanted));
             return Err(error);
         }
     }
-    Ok(())
+    let folder = plan.folder.as_ref().map_or(Ok(()), |folder| {
+        std::fs::create_dir_all(folder).map_err(|error| Error::Failed(format!("make {}: {error}", folder.display())))
+    });
+    let made = folder.and_then(|()| plan.mounts.iter().try_for_each(make));
+    made.inspect_err(|_| undo(plan, shares))
 }
 
 /// Undoes a container's mounts and removes its folder.
-pub(crate) fn undo(plan: &ContainerPlan) {
-    for wanted in plan.mounts.iter().rev() {
-        // One that was never made is what is wanted.
-        let _ = umount2(&wanted.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-        let _ = if wanted.target.is_dir() {
-            std::fs::remove_dir(&wanted.target)
-        } else {
-            std::fs::remove_file(&wanted.target)
-        };
-    }
+pub(crate) fn undo(plan: &ContainerPlan, shares: &Shares) {
+    // One that was never made is what is wanted.
+    plan.mounts.iter().rev().for_each(unmake);
+    plan.shares.iter().for_each(|wanted| shares.give_back(wanted));
     // Only empty folders are removed: what could still be mounted below is not ours to delete.
     if let Some(folder) = &plan.folder
         && let Err(error) = std::fs::remove_dir(folder)
@@ -77,6 +108,12 @@ pub(crate) fn undo(plan: &ContainerPlan) {
     {
         log::warn!("{} stays: {error}", folder.display());
     }
+}
+
+fn unmake(wanted: &HostMount) {
+    let _ = umount2(&wanted.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    let _ =
+        if wanted.target.is_dir() { std::fs::remove_dir(&wanted.target) } else { std::fs::remove_file(&wanted.target) };
 }
 
 fn make(wanted: &HostMount) -> Result<()> {
@@ -154,4 +191,65 @@ pub(crate) fn set_attributes(
         )
     };
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs as root in a mount namespace of its own.
+    fn in_own_mounts(work: impl FnOnce() + Send + 'static) {
+        let inside = move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            work();
+        };
+        std::thread::spawn(inside).join().unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_mounted_once_for_all_that_have_it() {
+        if !rustix::process::geteuid().is_root() {
+            println!("left out: mounts take root");
+            return;
+        }
+        in_own_mounts(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let (source, target) = (folder.path().join("source"), folder.path().join("target"));
+            std::fs::create_dir(&source).unwrap();
+            std::fs::write(source.join("f"), "x").unwrap();
+            let share = HostMount {
+                kind: "bind".into(),
+                source,
+                target: target.clone(),
+                options: vec!["rbind".into()],
+                owners: None,
+            };
+            let plan = |name: &str, mounts: Vec<HostMount>| ContainerPlan {
+                folder: Some(folder.path().join(name)),
+                shares: vec![share.clone()],
+                mounts,
+                ..ContainerPlan::default()
+            };
+            let mounted = || {
+                let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+                table.lines().filter(|line| line.contains(target.to_str().unwrap())).count()
+            };
+            let shares = Shares::default();
+            let (one, two) = (plan("one", Vec::new()), plan("two", Vec::new()));
+            apply(&one, &shares).unwrap();
+            apply(&two, &shares).unwrap();
+            assert_eq!((mounted(), target.join("f").exists()), (1, true));
+            // One that fails afterwards gives back only its own part.
+            let nowhere =
+                HostMount { source: "/nowhere/at/all".into(), target: folder.path().join("x"), ..share.clone() };
+            assert!(apply(&plan("three", vec![nowhere]), &shares).is_err());
+            assert_eq!(mounted(), 1);
+            undo(&one, &shares);
+            assert_eq!((mounted(), target.join("f").exists()), (1, true));
+            undo(&two, &shares);
+            assert_eq!((mounted(), target.exists()), (0, false));
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "the source alone is left");
+        });
+    }
 }

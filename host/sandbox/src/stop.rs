@@ -88,10 +88,10 @@ impl Sandbox {
                 server.wait().await;
             }
         }
-        let folder = self.config.folder.clone();
+        let (folder, shares) = (self.config.folder.clone(), std::sync::Arc::clone(&self.shares));
         let cleanup = move || {
             for storage in &storages {
-                mount::undo(storage);
+                mount::undo(storage, &shares);
             }
             let shared = folder.join("shared");
             mount::unshare(&shared);

@@ -305,7 +305,7 @@ settings! {
     machine_huge_pages: bool = "machine.huge_pages", false,
         "Whether a machine's memory is made of huge pages of 2 MiB. They must be reserved on the host (vm.nr_hugepages) and are taken whole; a machine for which there are too few fails to start or is killed.";
     machine_sealed: bool = "machine.sealed", false,
-        "Whether a machine is made by the rules of confidential guests: all its devices are there from its start, its size is fixed, devices reach only memory that the guest lends them, no files are shared (as with `storage.shared_fs = \"none\"`), its console is not kept, and it gives back no memory. It protects from nobody by itself. QEMU only.";
+        "Whether a machine is made by the rules of confidential guests: all its devices are there from its start, its size is fixed, devices reach only memory that the guest lends them, no files are shared (as with `storage.shared_fs = \"none\"`), its console is not kept, and it gives back no memory. It protects from nobody by itself.";
     machine_host_cpus: Numbers = "machine.host_cpus", Numbers::default(),
         "Processors of the host on which a pod's machine runs: with QEMU each of its own processors is pinned to one of them, in turn, and its other threads run on all of them; all of the built-in monitor's run on all. \"\" is any; where containers have a `cpuset`, the machine runs on all of theirs.";
     machine_host_nodes: Numbers = "machine.host_nodes", Numbers::default(),

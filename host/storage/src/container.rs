@@ -158,6 +158,9 @@ pub struct ContainerPlan {
     pub folder: Option<PathBuf>,
     /// Mounts to make on the host, in order.
     pub mounts: Vec<HostMount>,
+    /// Mounts of folders, before those: each is there once for all containers of the pod that have it, so that what one of them locks,
+    /// maps or listens at is the others', too.
+    pub shares: Vec<HostMount>,
     /// Files to copy to the guest.
     pub copies: Vec<Copy>,
     /// The host's file to which the container's termination message comes back, where it has written to a copy.
@@ -261,8 +264,13 @@ pub fn container(shared: Option<&Path>, wanted: &Wanted) -> Result<ContainerPlan
             // The guest has one of that name, or none: the host's is the host's.
         } else if is_bind(mount) {
             let name = mount_name(mount);
-            let target = format!("{guest_folder}/{name}");
+            let mut target = format!("{guest_folder}/{name}");
             match &folder {
+                Some(folder) if let Some(name) = share_name(mount)? => {
+                    let all = folder.with_file_name(paths::VOLUMES);
+                    plan.shares.push(host_bind(mount, all.join(&name))?);
+                    target = format!("{}/{}/{name}", paths::SHARED, paths::VOLUMES);
+                }
                 Some(folder) => plan.mounts.push(host_bind(mount, folder.join(&name))?),
                 None if wanted.is_copied(mount) => {
                     let source = file_source(mount)?;
@@ -329,6 +337,21 @@ fn host_bind(mount: &oci::Mount, target: PathBuf) -> Result<HostMount, Error> {
 
 /// The driver's option for huge pages that were set aside before.
 const RESERVED: &str = "reserved";
+
+/// The name of the folder that a bind mount shows, as it is shown; `None` where it is a file, or has other owners for this container.
+fn share_name(mount: &oci::Mount) -> Result<Option<String>, Error> {
+    use std::os::unix::fs::MetadataExt;
+    let found = std::fs::metadata(&mount.source).ok().filter(std::fs::Metadata::is_dir);
+    let Some(found) = found.filter(|_| mount.UIDMappings.is_empty() && mount.GIDMappings.is_empty()) else {
+        return Ok(None);
+    };
+    if owners(mount)?.is_some() {
+        return Ok(None);
+    }
+    // Another folder that has come to the same place is another one.
+    let text = format!("{}\0{}\0{}\0{}", mount.source, found.dev(), found.ino(), is_readonly(mount));
+    Ok(hex::encode(Sha256::digest(text)).get(..20).map(str::to_owned))
+}
 
 /// The option of a bind mount of a file that the container has for its own: where nothing is shared the guest gets a copy of it.
 /// (To mount(8) what begins with `x-` is a comment.)
@@ -457,15 +480,34 @@ mod tests {
     fn bind_mounts_move_below_the_shared_folder() {
         let source = tempfile::tempdir().unwrap();
         let path = source.path().to_str().unwrap();
-        let mounts = [mount("/data", "bind", path, &["rbind", "ro"]), mount("/proc", "proc", "proc", &[])];
+        let file = source.path().join("f");
+        std::fs::write(&file, "").unwrap();
+        let mounts = [
+            mount("/data", "bind", path, &["rbind", "ro"]),
+            mount("/proc", "proc", "proc", &[]),
+            mount("/again", "bind", path, &["rbind"]),
+            mount("/f", "bind", file.to_str().unwrap(), &["ro"]),
+        ];
         let plan = plan_of(source.path(), &mounts, false).unwrap();
-        assert_eq!(plan.mounts.len(), 2);
-        assert_eq!(plan.mounts[1].source, source.path());
-        assert!(plan.mounts[1].target.starts_with("/run/s/c1"));
-        assert!(plan.guest_mounts[0].source.starts_with("/run/kata-containers/shared/containers/c1/"));
-        assert_eq!(plan.mounts[1].options, ["rbind", "ro"], "read-only on the host already");
+        // Folders are there once for all containers of the pod, each way in which they are shown.
+        let [share, again] = plan.shares.as_slice() else { panic!("{plan:?}") };
+        assert_eq!(share.source, source.path());
+        assert!(share.target.starts_with("/run/s/@volumes") && share.target != again.target, "{share:?} {again:?}");
+        let name = share.target.file_name().unwrap().to_str().unwrap();
+        let shared = format!("/run/kata-containers/shared/containers/@volumes/{name}");
+        assert_eq!(plan.guest_mounts[0].source, shared);
+        assert_eq!(share.options, ["rbind", "ro"], "read-only on the host already");
         assert_eq!(plan.guest_mounts[0].options, ["rbind", "ro"]);
         assert_eq!(plan.guest_mounts[1].source, "proc");
+        let other = container(
+            Some(Path::new("/run/s")),
+            &Wanted { id: "c2".into(), root: source.path().into(), mounts: mounts.to_vec(), ..Wanted::default() },
+        );
+        assert_eq!(other.unwrap().shares, plan.shares, "another container has the same");
+        // A file is each container's own.
+        assert_eq!(plan.mounts.len(), 2);
+        assert!(plan.mounts[1].target.starts_with("/run/s/c1"));
+        assert!(plan.guest_mounts[3].source.starts_with("/run/kata-containers/shared/containers/c1/"));
         assert_eq!(plan.guest_root, "/run/kata-containers/shared/containers/c1/rootfs");
     }
 
@@ -482,7 +524,7 @@ mod tests {
         // A volume at that place is a volume.
         let volume = [mount("/dev/shm", "bind", root.path().to_str().unwrap(), &[])];
         let plan = plan_of(root.path(), &volume, true).unwrap();
-        assert_eq!(plan.mounts.len(), 2);
+        assert_eq!(plan.shares.len(), 1);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub enum Error {
     },
     /// A container needs disks that the pod's machine has not.
     #[error(
-        "the container needs disks such as {0}, which another container of the pod uses, or for which its machine, which runs already, has no place: QEMU's PC takes disks while it runs (`machine.monitor`, `machine.type`, not `machine.sealed`), and an emptyDir is one only where `storage.empty_dir` says so"
+        "the container needs disks such as {0}, which another container of the pod uses, or for which its machine, which runs already, has no place: QEMU's PC and the built-in monitor take disks while they run (`machine.monitor`, `machine.type`, not `machine.sealed`), and an emptyDir is one only where `storage.empty_dir` says so"
     )]
     OnlyDisks(PathBuf),
     /// A mount needs the host's files, and the pod's machine shares none.

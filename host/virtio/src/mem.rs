@@ -132,7 +132,7 @@ impl Mem {
         let (before, requested, block) = (self.count, self.requested, self.block);
         let refused = (Answer::Error, None, 0);
         if kind == kind::UNPLUG_ALL {
-            return (self.unplug_all(memory), None, before as u64 * block);
+            return (self.unplug_all(memory), None, self.plugged.len() as u64 * block);
         }
         let Some(range) = self.blocks(request) else { return refused };
         let blocks = self.plugged.get(range.clone()).unwrap_or_default();
@@ -285,7 +285,9 @@ impl Device for Mem {
                 return Ok(Served::default());
             };
             let (answer, state, moved) = self.answer(&memory, &request);
-            self.counters.bytes_out += moved;
+            if answer == Answer::Ack {
+                self.counters.bytes_out += moved;
+            }
             self.counters.errors += u64::from(answer == Answer::Error);
             let mut bytes = [0; ANSWER_BYTES];
             let [low, high, _, _, _, _, _, _, state_low, state_high] = &mut bytes;

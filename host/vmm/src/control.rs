@@ -81,7 +81,7 @@ pub fn run(control: UnixStream) -> Result<(), Error> {
             news.try_iter().all(|news| match news {
                 News::Ejected(number) => {
                     let told = channel.send(&Message::Ejected(number)).is_ok();
-                    bus.release(number);
+                    machine.release(number);
                     told
                 }
                 News::Processors { gone, left } => {
@@ -198,6 +198,7 @@ impl Channel {
             Request::ResizeDisk { number, bytes } => machine.resize_device(number, bytes)?,
             Request::AddProcessor => machine.add_processor()?,
             Request::TakeProcessor => machine.take_processor(),
+            Request::KeepProcessors => machine.keep_processors(),
             Request::ResizeMemory { bytes } => machine.resize_memory(bytes)?,
             Request::TellMemory { known } => {
                 self.known = Some(known);

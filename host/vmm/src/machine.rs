@@ -157,7 +157,6 @@ impl Machine {
     /// Asks the guest to let go of the device of this number. It has when that is told ([`News::Ejected`]).
     pub(crate) fn detach(&self, number: u8) -> Result<(), Error> {
         let place = self.shared.bus.slot(number).map(|slot| slot.place());
-        // Held while the guest is told, so that it does not go meanwhile.
         if place.as_ref().is_none_or(|place| place.is_none()) {
             return Err(Error::Invalid(format!("there is no device {number}")));
         }
@@ -205,11 +204,25 @@ impl Machine {
         self.shared.plug.last_processor_goes();
     }
 
-    /// The guest has let go of the processor of this number: it enters the guest no more until it is wanted again.
+    /// The guest has let go of the processor of this number: it enters the guest no more until it is wanted again, which it may be
+    /// already.
     pub(crate) fn park(&self, number: u8) {
-        if let Some(processor) = self.processors.get(usize::from(number)) {
-            vcpu::park(processor);
+        if let Some(processor) =
+            self.processors.get(usize::from(number)).filter(|_| !self.shared.plug.has_processor(number))
+        {
+            vcpu::park(usize::from(number), processor, &self.shared);
         }
+    }
+
+    /// The device of this number is gone, and everybody knows it.
+    pub(crate) fn release(&self, number: u8) {
+        self.shared.plug.forget(number);
+        self.shared.bus.release(number);
+    }
+
+    /// The guest need not let go of a processor any more.
+    pub(crate) fn keep_processors(&self) {
+        self.shared.plug.keep_processors();
     }
 
     /// The bytes of memory that the guest uses.
@@ -358,6 +371,11 @@ impl Maker {
 
     /// Makes a device; one that may wait is served by `own`.
     fn make(&self, device: &api::Device, from: &mut Descriptors, own: &Watch) -> Result<Place, Error> {
+        if self.access_platform
+            && matches!(device, api::Device::Vfio { .. } | api::Device::Fs { .. } | api::Device::Balloon)
+        {
+            return Err(Error::Invalid("a sealed machine has no device that reaches all of its memory".into()));
+        }
         if let api::Device::Vfio { device_fd, by_iommufd, iommu } = device {
             return self.pass(*device_fd, *by_iommufd, iommu.as_ref(), from);
         }

@@ -131,18 +131,28 @@ fn bind(region: &MmapRegion, nodes: &[u32]) -> Result<(), Error> {
     const BIND: libc::c_long = 2;
     const NODES: usize = 1024;
     let wrong = || {
-        Error::Invalid(format!("the host has no such nodes for the guest's memory (`machine.host_nodes`): {nodes:?}"))
+        Error::Invalid(format!(
+            "the host has no such nodes for the guest's memory, or this process may not have theirs (`machine.host_nodes`): {nodes:?}"
+        ))
     };
-    let mut mask = [0_u64; NODES / 64];
+    let mut mask = [0_u64; NODES / 64 + 1];
     for node in nodes {
-        let word = usize::try_from(node / 64).ok().and_then(|index| mask.get_mut(index)).ok_or_else(wrong)?;
+        let index = usize::try_from(*node).ok().filter(|node| *node < NODES).ok_or_else(wrong)?;
+        let word = mask.get_mut(index / 64).ok_or_else(wrong)?;
         *word |= 1 << (node % 64);
     }
-    // SAFETY: the region is mapped, and the policy changes no contents; the mask has as many bits as are said, and one more is not read
-    // (the kernel takes one off).
+    // SAFETY: the region is mapped, and the policy changes no contents; the mask has more bits than are said (the kernel takes one off).
     #[expect(unsafe_code, reason = "there is no safe wrapper of mbind")]
     let bound = unsafe {
-        libc::syscall(libc::SYS_mbind, region.as_ptr(), region.size(), BIND, mask.as_ptr(), NODES as libc::c_ulong, 0)
+        libc::syscall(
+            libc::SYS_mbind,
+            region.as_ptr(),
+            region.size(),
+            BIND,
+            mask.as_ptr(),
+            (NODES + 1) as libc::c_ulong,
+            0,
+        )
     };
     match io::Error::last_os_error() {
         _ if bound == 0 => Ok(()),

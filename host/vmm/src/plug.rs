@@ -129,6 +129,15 @@ impl Plug {
         });
     }
 
+    /// What was asked of the device of this number is of no more interest: it is gone.
+    pub(crate) fn forget(&self, number: u8) {
+        self.change(|state| {
+            for mask in [&mut state.come, &mut state.go, &mut state.asked] {
+                *mask &= !bit(number);
+            }
+        });
+    }
+
     /// How many processors there are.
     pub(crate) fn processors(&self) -> u32 {
         let count = self.state().processors.iter().filter(|processor| processor.is_there).count();
@@ -146,6 +155,20 @@ impl Plug {
         self.change(|state| {
             if let Some(processor) = state.processor(number.into()) {
                 *processor = Processor { is_there: true, news: Some(DEVICE_CHECK), is_asked: false };
+            }
+        });
+    }
+
+    /// Whether there is a processor of this number.
+    pub(crate) fn has_processor(&self, number: u8) -> bool {
+        self.state().processor(number.into()).is_some_and(|processor| processor.is_there)
+    }
+
+    /// The guest need not let go of a processor any more.
+    pub(crate) fn keep_processors(&self) {
+        self.change(|state| {
+            for processor in state.processors.iter_mut().filter(|processor| processor.is_asked) {
+                (processor.is_asked, processor.news) = (false, None);
             }
         });
     }
@@ -205,7 +228,12 @@ impl State {
     }
 
     fn processor_goes(&mut self, number: u32) -> Option<Gone> {
-        let processor = self.processor(number).filter(|processor| processor.is_asked)?;
+        let processor = self.processor(number)?;
+        if !processor.is_asked {
+            // It was to keep it, and may not have known: it is to look for it again.
+            processor.news = processor.is_there.then_some(DEVICE_CHECK);
+            return None;
+        }
         *processor = Processor::default();
         u8::try_from(number).ok().map(Gone::Processor)
     }
@@ -288,6 +316,9 @@ mod tests {
         plug.go(6);
         plug.come(6);
         assert_eq!((read(&plug, GO), gone(&plug, 1 << 6)), (0, vec![]), "it was asked of another");
+        plug.go(6);
+        plug.forget(6);
+        assert_eq!((read(&plug, COME), read(&plug, GO), gone(&plug, 1 << 6), is_on()), (0, 0, vec![], false));
     }
 
     #[test]
@@ -323,6 +354,11 @@ mod tests {
         assert_eq!([read(&plug, NEWS), read(&plug, NEWS), read(&plug, NEWS)], [1 << 16 | 2, 1 << 16 | 3, 0]);
         assert!(!is_on());
         assert_eq!(write(PROCESSOR_GONE, 3), [], "it was not asked for");
+        assert_eq!([read(&plug, NEWS), read(&plug, NEWS)], [1 << 16 | 3, 0], "and is there still");
+        plug.last_processor_goes();
+        plug.keep_processors();
+        assert_eq!((read(&plug, NEWS), write(PROCESSOR_GONE, 3), plug.has_processor(3)), (0, vec![], true));
+        assert_eq!(read(&plug, NEWS), 1 << 16 | 3);
         plug.last_processor_goes();
         plug.last_processor_goes();
         assert_eq!([read(&plug, NEWS), read(&plug, NEWS)], [3 << 16 | 3, 0]);

@@ -42,17 +42,11 @@ impl Shared {
             return self.ports.write(port, data);
         }
         for gone in self.plug.write(port, data) {
-            let news = match gone {
-                Gone::Device(number) => {
-                    self.bus.remove(number);
-                    News::Ejected(number)
-                }
-                Gone::Processor(number) => {
-                    self.gate.state().parked.insert(number.into());
-                    News::Processors { gone: number, left: self.plug.processors() }
-                }
-            };
-            (self.tell)(news);
+            match gone {
+                Gone::Device(number) if !self.bus.remove(number) => {}
+                Gone::Device(number) => (self.tell)(News::Ejected(number)),
+                Gone::Processor(gone) => (self.tell)(News::Processors { gone, left: self.plug.processors() }),
+            }
         }
         None
     }
@@ -259,7 +253,8 @@ pub(crate) fn pause(processors: &[Processor], shared: &Shared) {
 }
 
 /// Makes a processor that the guest has let go of stop, whatever it still does.
-pub(crate) fn park(processor: &Processor) {
+pub(crate) fn park(number: usize, processor: &Processor, shared: &Shared) {
+    shared.gate.state().parked.insert(number);
     processor.kick();
 }
 

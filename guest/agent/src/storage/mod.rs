@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coracle_protocol::agent::Storage;
+use coracle_protocol::paths;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::state::Agent;
@@ -47,6 +48,8 @@ struct Undo {
     verity: Option<device_mapper::Device>,
     /// Whether what was written has to be on the disk.
     is_kept: bool,
+    /// Whether it is a folder of the host's, which stays.
+    is_hosts: bool,
 }
 
 impl Undo {
@@ -59,7 +62,9 @@ impl Undo {
         }
         // What still uses it keeps it; nobody else finds it any more.
         let _ = umount2(&self.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-        let _ = std::fs::remove_dir(&self.target);
+        if !self.is_hosts {
+            let _ = std::fs::remove_dir(&self.target);
+        }
         if let Some(device) = self.verity {
             device.remove_when_unused();
         }
@@ -76,14 +81,18 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
-    /// Attaches; where one fails, those before it are let go of.
-    pub(crate) async fn new(agent: &Arc<Agent>, wanted: Vec<Storage>) -> Result<Self> {
+    /// Attaches, and comes into folders that several containers have; where one fails, those before it are let go of.
+    pub(crate) async fn new(agent: &Arc<Agent>, wanted: Vec<Storage>, folders: Vec<PathBuf>) -> Result<Self> {
         let mut attached = Self { agent: Arc::clone(agent), names: Names::new() };
         // Whoever asked may have gone when it is done: then it is undone by the thread itself.
         on_thread(move || {
             for storage in wanted {
                 attach(&attached.agent.config, &attached.agent.storages, &storage)?;
                 attached.names.push(storage.mount_point.into());
+            }
+            for folder in folders {
+                cross(&attached.agent.storages, &folder)?;
+                attached.names.push(folder);
             }
             Ok::<_, Error>(attached)
         })
@@ -161,7 +170,7 @@ fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()>
             let path = storage.driver_options.iter().find_map(|option| option.strip_prefix("path="));
             let path = path.ok_or_else(|| Error::Invalid("a part of a volume without its path".into()))?;
             part::mount_at(allowed(&storage.source)?, Path::new(path), target, &storage.options)?;
-            Some(Undo { target: target.to_owned(), verity: None, is_kept: false })
+            Some(Undo { target: target.to_owned(), verity: None, is_kept: false, is_hosts: false })
         }
         "blk" => Some(disk(target, storage)?),
         "overlayfs" => Some(overlay(target, storage)?),
@@ -215,7 +224,7 @@ fn disk(target: &Path, storage: &Storage) -> Result<Undo> {
     match mounted {
         Ok(()) => {
             let is_kept = !is_readonly && !storage.driver_options.iter().any(|option| option == VOLATILE);
-            Ok(Undo { target: target.to_owned(), verity, is_kept })
+            Ok(Undo { target: target.to_owned(), verity, is_kept, is_hosts: false })
         }
         Err(error) => {
             if let Some(device) = verity {
@@ -246,7 +255,37 @@ fn overlay(target: &Path, storage: &Storage) -> Result<Undo> {
     }
     mount_at(target, "overlay", "overlay", &storage.options)?;
     // The disk below it is what has to be written.
-    Ok(Undo { target: target.to_owned(), verity: None, is_kept: false })
+    Ok(Undo { target: target.to_owned(), verity: None, is_kept: false, is_hosts: false })
+}
+
+/// Comes into a folder that several containers have, where that is a mount of the host's, before any of them does: each of them would
+/// otherwise have a file system of its own of it, in which a socket or a lock of another one is none. The last of them leaves it again,
+/// and the host's mount is free.
+fn cross(storages: &Storages, folder: &Path) -> Result<()> {
+    let target = allowed(folder.to_str().unwrap_or_default())?;
+    let _making = storages.making.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut held = storages.held.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(one) = held.get_mut(target) {
+        one.users += 1;
+        return Ok(());
+    }
+    drop(held);
+    // The last part of a path is not come into, so it is not the folder itself.
+    std::fs::metadata(target.join(".")).map_err(Error::system(format!("come into {}", target.display())))?;
+    held = storages.held.lock().unwrap_or_else(PoisonError::into_inner);
+    let undo = Undo { target: target.to_owned(), verity: None, is_kept: false, is_hosts: true };
+    held.insert(target.to_owned(), Held { users: 1, undo: Some(undo) });
+    Ok(())
+}
+
+/// The folders of a specification that several containers have.
+pub(crate) fn shared_folders(spec: &oci_spec::runtime::Spec) -> Vec<PathBuf> {
+    let all = Path::new(paths::SHARED).join(paths::VOLUMES);
+    let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_ref());
+    let mut folders: Vec<PathBuf> = sources.filter(|source| source.parent() == Some(&all)).cloned().collect();
+    folders.sort();
+    folders.dedup();
+    folders
 }
 
 fn make(target: &Path) -> Result<()> {
@@ -281,6 +320,25 @@ mod tests {
 
     fn try_attach(storage: Storage) -> Result<()> {
         attach(&Config::guest(), &Storages::default(), &storage)
+    }
+
+    #[test]
+    fn a_folder_of_several_containers_is_come_into_once() {
+        let storages = Storages::default();
+        assert!(matches!(cross(&storages, Path::new("/etc")), Err(Error::Invalid(_))));
+        assert!(matches!(
+            cross(&storages, Path::new("/run/kata-containers/nowhere/at-all")),
+            Err(Error::System { .. })
+        ));
+        assert!(storages.held.lock().unwrap().is_empty());
+        let json = r#"{"ociVersion":"1.0.2","mounts":[
+            {"destination":"/a","source":"/run/kata-containers/shared/containers/@volumes/one"},
+            {"destination":"/b","source":"/run/kata-containers/shared/containers/@volumes/one"},
+            {"destination":"/c","source":"/run/kata-containers/shared/containers/@volumes/one/below"},
+            {"destination":"/d","source":"/run/kata-containers/shared/containers/c1/volume"},
+            {"destination":"/proc","type":"proc","source":"proc"}]}"#;
+        let spec: oci_spec::runtime::Spec = serde_json::from_str(json).unwrap();
+        assert_eq!(shared_folders(&spec), [Path::new("/run/kata-containers/shared/containers/@volumes/one")]);
     }
 
     #[test]

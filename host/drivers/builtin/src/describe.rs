@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use coracle_machine::{Device, Error, KernelForm, MachineSpec, MemoryKind, Result};
+use coracle_machine::{Device, DeviceKind, Error, KernelForm, MachineSpec, MemoryKind, Result, Sizes};
 use coracle_monitor_api as api;
 
 use crate::vfio::Passed;
@@ -50,6 +50,7 @@ pub(crate) fn describe(
     if spec.firmware.is_some() {
         return Err(Error::Unsupported("firmware".into()));
     }
+    refuse_what_can_not_be(spec)?;
     let mut fds = Descriptors::inherited();
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
     let kvm =
@@ -106,6 +107,23 @@ pub(crate) fn describe(
     Ok((machine, fds))
 }
 
+/// Refuses what a machine can't have: of a sealed one, whatever reaches more of its memory than it lends, or its driver makes no use of.
+fn refuse_what_can_not_be(spec: &MachineSpec) -> Result<()> {
+    let open = [DeviceKind::SharedFs, DeviceKind::Vfio, DeviceKind::Balloon];
+    let refused = spec.devices.iter().map(Device::kind).find(|kind| open.contains(kind));
+    if let Some(kind) = refused.filter(|_| spec.access_platform) {
+        return Err(Error::Unsupported(format!("the device {kind:?} of a sealed machine (`machine.sealed`)")));
+    }
+    if spec.access_platform && Sizes::of(spec).is_some() {
+        return Err(Error::Unsupported("a sealed machine that grows (`machine.sealed`)".into()));
+    }
+    let nodes = Path::new("/sys/devices/system/node");
+    match spec.host_nodes.iter().find(|node| nodes.exists() && !nodes.join(format!("node{node}")).exists()) {
+        Some(node) => Err(Error::Invalid(format!("the host has no node {node} (`machine.host_nodes`)"))),
+        None => Ok(()),
+    }
+}
+
 /// Describes a device that a machine of so many processors can have from its start or gain later.
 pub(crate) fn plugged(device: &Device, cpus: u32, fds: &mut Descriptors, passed: &mut Passed) -> Result<api::Device> {
     match device {
@@ -160,4 +178,50 @@ fn open_disk(path: &Path, read_only: bool, direct: bool) -> Result<File> {
 fn readable(what: &str, path: &Path, mend: &str) -> Result<File> {
     File::open(path)
         .map_err(|error| Error::Missing(format!("{what} {} can't be read ({error}): {mend}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_machine::{Architecture, Cpus, Kernel, Memory, Platform};
+
+    use super::*;
+
+    fn spec(devices: Vec<Device>) -> MachineSpec {
+        MachineSpec {
+            name: "m".into(),
+            folder: "/m".into(),
+            architecture: Architecture::X86_64,
+            platform: Platform::Plain,
+            firmware: None,
+            kernel: Kernel { path: "/k".into(), form: KernelForm::PvhElf },
+            initrd: "/i".into(),
+            command_line: String::new(),
+            cpus: Cpus { boot: 1, max: 1 },
+            memory: Memory { size_mib: 128, max_mib: 128, kind: MemoryKind::Private, huge_pages: false },
+            devices,
+            console: false,
+            access_platform: true,
+            host_cpus: Vec::new(),
+            host_nodes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_sealed_machine_has_nothing_that_reaches_all_of_its_memory() {
+        assert!(refuse_what_can_not_be(&spec(vec![Device::Vsock, Device::Rng])).is_ok());
+        let passed = Device::Vfio { address: "0000:01:00.0".parse().unwrap(), by_iommufd: false };
+        let shared = Device::SharedFs { tag: "t".into(), socket: "/s".into(), queue_size: 64 };
+        for device in [passed, shared, Device::Balloon] {
+            let refused = refuse_what_can_not_be(&spec(vec![Device::Rng, device.clone()]));
+            assert!(matches!(refused, Err(Error::Unsupported(_))), "{device:?}");
+            let open = MachineSpec { access_platform: false, ..spec(vec![device]) };
+            assert!(refuse_what_can_not_be(&open).is_ok());
+        }
+        let grows = MachineSpec { cpus: Cpus { boot: 1, max: 2 }, ..spec(Vec::new()) };
+        assert!(matches!(refuse_what_can_not_be(&grows), Err(Error::Unsupported(_))));
+        let nowhere = MachineSpec { host_nodes: vec![100_000], access_platform: false, ..spec(Vec::new()) };
+        if Path::new("/sys/devices/system/node").exists() {
+            assert!(matches!(refuse_what_can_not_be(&nowhere), Err(Error::Invalid(_))));
+        }
+    }
 }

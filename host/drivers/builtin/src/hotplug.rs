@@ -100,6 +100,12 @@ impl Hotplug {
                 return Err(Error::Monitor("the monitor has not answered what it was asked".into()).into());
             }
         };
+        for (other, _) in self.devices.extract_if(.., |(_, other)| *other == Some(number)) {
+            // Only what has gone, meanwhile, leaves its number to another.
+            if let Device::Vfio { address, .. } = other {
+                self.passed.give_back(address);
+            }
+        }
         self.devices.retain(|(other, _)| !are_one(other, device));
         self.devices.push((device.clone(), Some(number)));
         Ok(Some(format!("{number:02x}")))
@@ -109,7 +115,10 @@ impl Hotplug {
     pub(crate) async fn detach(&mut self, control: &Client, device: &Device) -> Outcome<()> {
         self.see_what_has_gone(control);
         if let Some(number) = self.number(device)? {
-            control.ask(&Request::Detach { number }).await?;
+            let asked = control.ask(&Request::Detach { number }).await;
+            if !control.has_ejected(number) {
+                asked?;
+            }
             match tokio::time::timeout(EJECT_PATIENCE, control.ejected(number)).await {
                 Ok(ejected) => ejected?,
                 Err(_) => return Err(Error::Monitor(format!("the guest keeps the device {number:02x}")).into()),

@@ -43,12 +43,11 @@ impl Builtin {
 
 impl Driver for Builtin {
     fn capabilities(&self, spec: &MachineSpec) -> Capabilities {
-        let mut coldplug =
-            vec![DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::Balloon, DeviceKind::Block, DeviceKind::Net];
-        // A file server, and a device of the host's, reach all of the guest's memory.
+        let mut coldplug = vec![DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::Block, DeviceKind::Net];
+        // A file server, and a device of the host's, reach all of the guest's memory; Linux's balloon lends none.
         let is_sealed = spec.access_platform;
         if !is_sealed {
-            coldplug.extend([DeviceKind::SharedFs, DeviceKind::Vfio]);
+            coldplug.extend([DeviceKind::SharedFs, DeviceKind::Vfio, DeviceKind::Balloon]);
         }
         Capabilities {
             coldplug,

@@ -26,9 +26,11 @@ impl Size {
         let wanted = sizes.gained_bytes(cpus, memory_mib)?;
         let bytes = sizes.least_bytes() + wanted;
         // The guest needs memory for what its processors keep each: that comes first, and goes last.
-        let before = std::mem::replace(&mut self.wanted_bytes, wanted);
+        let before = self.wanted_bytes;
         if wanted > before {
-            grow_memory(control, bytes).await?;
+            control.ask(&Request::ResizeMemory { bytes }).await?;
+            self.wanted_bytes = wanted;
+            memory_comes(control, bytes).await?;
         }
         let has = stats(control).await?.cpus;
         for _ in has..cpus {
@@ -38,6 +40,7 @@ impl Size {
         if wanted < before {
             // What is in use the guest can't give, and tries again by itself for as long as less is wanted: nobody waits for that.
             control.ask(&Request::ResizeMemory { bytes }).await?;
+            self.wanted_bytes = wanted;
         }
         Ok(())
     }
@@ -56,16 +59,18 @@ async fn take_processors(control: &Client, mut has: u32, cpus: u32) -> Outcome<(
         match tokio::time::timeout(Sizes::EJECT_PATIENCE, control.take_processor()).await {
             // Fewer each time, whatever the monitor says.
             Ok(left) => has = left?.min(has - 1),
-            // It keeps it, and can be asked again.
-            Err(_) => break,
+            // It keeps it, for good: who asks for so many later must not be taken one of them.
+            Err(_) => {
+                control.ask(&Request::KeepProcessors).await?;
+                break;
+            }
         }
     }
     Ok(())
 }
 
-/// Has the guest take memory, until it has so much or takes no more.
-async fn grow_memory(control: &Client, bytes: u64) -> Outcome<()> {
-    control.ask(&Request::ResizeMemory { bytes }).await?;
+/// Waits until the guest has so much memory, or takes no more.
+async fn memory_comes(control: &Client, bytes: u64) -> Outcome<()> {
     let take = async {
         let mut has = stats(control).await?.memory_bytes;
         while has < bytes {

@@ -177,16 +177,19 @@ impl Bus {
         Err(Error::Invalid(format!("a machine can have {} devices", DEVICES - FIRST)))
     }
 
-    /// Takes a device out: it is watched no more, and all of it goes. Its slot stays taken until it is released.
-    pub(crate) fn remove(&self, number: u8) {
+    /// Takes a device out: it is watched no more, and all of it goes. Its slot stays taken until it is released. Whether there was one.
+    pub(crate) fn remove(&self, number: u8) -> bool {
         let Some((index, slot)) = slot_of(number).and_then(|index| Some((index, self.slots.get(index)?))) else {
-            return;
+            return false;
         };
         let mut place = slot.place();
         slot.set([Bar::default(); BARS]);
-        if let Some(mut place) = place.take() {
+        let found = place.take();
+        let was_there = found.is_some();
+        if let Some(mut place) = found {
             place.follow(index, &Outcome::Forget);
         }
+        was_there
     }
 
     /// Lets another device have the slot: everybody knows that the one that was there has gone.

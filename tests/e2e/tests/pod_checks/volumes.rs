@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use coracle_e2e::bundles::HostMount;
 use coracle_e2e::cri::msg;
@@ -98,6 +99,28 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// Whether no server of files has a folder open any more: the host may unmount it then.
+fn is_let_go(folder: &Path) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt;
+    let id = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let below = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_server =
+        |process: &PathBuf| std::fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim() == "virtiofsd");
+    let wanted = id(folder);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let mut open = below("/proc".into()).filter(is_server).flat_map(|process| below(process.join("fd")));
+        if !open.any(|fd| id(&fd) == wanted) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("{} is still open", folder.display()));
+        }
+        // The guest's kernel forgets when it likes, and tells no test.
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -265,13 +288,22 @@ pub(crate) const CHECKS: &[Check] = &[
         same(output?, "1\n".into())
     }),
     ("a_socket_in_a_volume_joins_two_containers", |b| {
-        let volume = b.folder.join("volumes/kubernetes.io~empty-dir/memory");
-        let command = ["guest-probe", "unix", "serve", "/data/socket"];
-        let id = b.pod.start("uds", &command, |config| config.mounts.push(mounted(&volume))).map_err(|e| e.1)?;
-        b.pod.await_log("uds", "serves");
-        let ask = "guest-probe unix ask /data/socket; rm /data/socket";
-        same(b.printed("uds-ask", ask, |config| config.mounts.push(mounted(&volume)))?, "heard a word\n".into())?;
-        same(b.cri.ended(&id).exit_code, 0)?;
-        b.cri.remove(&id).map_err(|e| e.1)
+        for (word, volume) in [
+            ("memory", b.folder.join("volumes/kubernetes.io~empty-dir/memory")),
+            ("folder", b.folder.join("volumes/kubernetes.io~empty-dir/sockets")),
+        ] {
+            std::fs::create_dir_all(&volume).map_err(text)?;
+            let name = format!("uds-{word}");
+            let command = ["guest-probe", "unix", "serve", "/data/socket"];
+            let id = b.pod.start(&name, &command, |config| config.mounts.push(mounted(&volume))).map_err(|e| e.1)?;
+            b.pod.await_log(&name, "serves");
+            let ask = "guest-probe unix ask /data/socket; rm /data/socket";
+            let output = b.printed(&format!("ask-{word}"), ask, |config| config.mounts.push(mounted(&volume)))?;
+            same((word, output.as_str()), (word, "heard a word\n"))?;
+            same(b.cri.ended(&id).exit_code, 0)?;
+            b.cri.remove(&id).map_err(|e| e.1)?;
+            is_let_go(&volume)?;
+        }
+        Ok(())
     }),
 ];
