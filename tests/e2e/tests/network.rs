@@ -256,7 +256,10 @@ fn a_machine_has_sixteen_links_and_refuses_what_it_can_not_have_by_name() {
     pod.ip("tuntap add odd0 mode tap");
     pod.ip("address add 10.77.1.2/24 dev odd0");
     let refused = in_pod(&containerd, &pod.path(), "odd", "true");
-    assert!(refused.code != 0 && refused.stderr.contains("the network link odd0 is of the kind tap that no program holds"), "{refused:?}");
+    assert!(
+        refused.code != 0 && refused.stderr.contains("the network link odd0 is of the kind tap that no program holds"),
+        "{refused:?}"
+    );
     pod.ip("link delete odd0");
     let before = ip("-o link");
     let shared = in_pod(&containerd, "/proc/self/ns/net", "shared", "true");
