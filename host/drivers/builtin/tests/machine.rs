@@ -96,6 +96,50 @@ async fn processors_come_and_go_and_come_again() {
 }
 
 #[tokio::test]
+async fn a_disk_comes_to_a_running_guest_and_goes() {
+    let Some(given) = given() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let script = "echo ready\n\
+                  for round in 0 1 2; do tries=0\n\
+                  until [ -e /dev/vda -a -e /dev/vdb ] || [ $tries = 100 ]; do sleep 0.1; tries=$((tries+1)); done\n\
+                  [ -e /dev/vdb ] || dmesg | tail -n 40\n\
+                  echo $round $(cat /sys/block/vda/serial) $(cat /sys/block/vdb/serial)\n\
+                  while [ -e /dev/vda -o -e /dev/vdb ]; do sleep 0.1; done; echo $round gone; done; sleep 1000";
+    let mut spec = given.spec(folder.path(), &guest::DISK, script);
+    spec.devices = vec![Device::Rng];
+    let machine = given.driver(true).boot(spec).await.unwrap();
+    guest::says(&*machine, "ready").await;
+    for round in 0..3 {
+        let disk =
+            |serial: &str| Device::Block { path: disk.clone(), read_only: true, direct: false, serial: serial.into() };
+        // Two at once, of two names.
+        let devices = [
+            disk("one"),
+            Device::Block { path: disk_of(&folder, round), read_only: false, direct: false, serial: "two".into() },
+        ];
+        for device in &devices {
+            machine.attach(device.clone()).await.unwrap();
+        }
+        // Whichever the guest has seen first has the first name.
+        guest::says_any(&*machine, &[&format!("{round} one two"), &format!("{round} two one")]).await;
+        for device in devices {
+            machine.detach(device).await.unwrap();
+        }
+        guest::says(&*machine, &format!("{round} gone")).await;
+    }
+    machine.stop().await.unwrap();
+}
+
+/// A disk of its own.
+fn disk_of(folder: &tempfile::TempDir, number: u32) -> std::path::PathBuf {
+    let path = folder.path().join(format!("disk-{number}"));
+    std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+    path
+}
+
+#[tokio::test]
 async fn a_disk_is_read_and_written() {
     let Some(given) = given() else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -254,11 +254,16 @@ pub(crate) fn memory(pid: i32) -> MonitorMemory {
 
 /// Waits until the guest has written `text` to its console.
 pub(crate) async fn says(machine: &dyn Machine, text: &str) {
+    says_any(machine, &[text]).await;
+}
+
+/// Waits until the guest has written one of these to its console.
+pub(crate) async fn says_any(machine: &dyn Machine, texts: &[&str]) {
     let wait = async {
-        while !machine.console(200).iter().any(|line| line.contains(text)) {
+        while !machine.console(200).iter().any(|line| texts.iter().any(|text| line.contains(text))) {
             tokio::task::yield_now().await;
         }
     };
     let said = tokio::time::timeout(PATIENCE, wait).await;
-    assert!(said.is_ok(), "the guest has not said {text:?}: {:?}", machine.console(50));
+    assert!(said.is_ok(), "the guest has said none of {texts:?}: {:?}", machine.console(50));
 }
