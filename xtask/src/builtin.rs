@@ -236,7 +236,7 @@ fn every(programs: &[(String, PathBuf)]) -> Vec<Ran> {
 }
 
 /// Programs of which one test runs at a time: their machines gain processors, and two at once made the lab's clone stand still.
-const ALONE: [&str; 1] = ["sizes"];
+const ALONE: [&str; 2] = ["sizes", "machine"];
 
 /// What runs a program of tests, in so many threads. In the lab what has failed runs once more, alone: the emulated processor makes guests crash and hang now
 /// and then (docs/reliability.md). Both are shown, and the first one is not counted as a result.
