@@ -108,21 +108,20 @@ impl Machine {
         vcpu::prepare()?;
         let factory = arch::Processors::new(&kvm, count.most.into())?;
         let confined = spec.jail.enabled;
-        let maker_of_processors =
-            nursery::Maker { factory, vm: Arc::clone(&vm), entry, shared: Arc::clone(&shared), confined };
+        let makes_processors =
+            Arc::new(nursery::Maker { factory, vm: Arc::clone(&vm), entry, shared: Arc::clone(&shared), confined });
         serve_disks(&shared, loops, spec.jail.enabled)?;
         let start_microseconds = u64::try_from(host.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let fds: Result<Vec<_>, _> = (0..count.boot).map(|number| maker_of_processors.create(number)).collect();
+        let fds: Result<Vec<_>, _> = (0..count.boot).map(|number| makes_processors.create(number)).collect();
         let fds = fds?;
         // Confined before the guest runs, as all other threads; and no processor runs before all are made.
-        let nursery = Arc::new(maker_of_processors);
         let has_room = count.most > count.boot;
-        let later = has_room.then(|| Nursery::start(Arc::clone(&nursery))).transpose()?;
-        let started = fds.into_iter().zip(0..).map(|(fd, number)| nursery.start(number, fd));
+        let nursery = has_room.then(|| Nursery::start(Arc::clone(&makes_processors))).transpose()?;
+        let started = fds.into_iter().zip(0..).map(|(fd, number)| makes_processors.start(number, fd));
         let processors: Result<Vec<_>, _> = started.collect();
         Ok(Self {
             processors: processors?,
-            nursery: later,
+            nursery,
             shared,
             memory,
             maker,
@@ -149,7 +148,8 @@ impl Machine {
 
     /// Adds a device, and has the guest look for it. Gives the number by which the guest finds it on its bus.
     pub(crate) fn attach(&self, device: &api::Device, descriptors: &mut Descriptors) -> Result<u8, Error> {
-        let number = self.shared.bus.insert(self.maker.make(device, descriptors, &self.maker.later)?)?;
+        let later = || Ok(self.maker.later.clone());
+        let number = self.shared.bus.insert(self.maker.make(device, descriptors, later)?)?;
         self.shared.plug.come(number);
         Ok(number)
     }
@@ -369,8 +369,13 @@ impl Maker {
         Ok(Place { function: Box::new(function), watch })
     }
 
-    /// Makes a device; one that may wait is served by `own`.
-    fn make(&self, device: &api::Device, from: &mut Descriptors, own: &Watch) -> Result<Place, Error> {
+    /// Makes a device; one that may wait is served by the loop that `own` gives.
+    fn make(
+        &self,
+        device: &api::Device,
+        from: &mut Descriptors,
+        own: impl FnOnce() -> Result<Watch, Error>,
+    ) -> Result<Place, Error> {
         if self.access_platform
             && matches!(device, api::Device::Vfio { .. } | api::Device::Fs { .. } | api::Device::Balloon)
         {
@@ -380,7 +385,7 @@ impl Maker {
             return self.pass(*device_fd, *by_iommufd, iommu.as_ref(), from);
         }
         let made = devices::make(device, from, self)?;
-        self.place(made.device, if made.waits { own.clone() } else { self.main.clone() })
+        self.place(made.device, if made.waits { own()? } else { self.main.clone() })
     }
 
     /// A device of the host's.
@@ -417,11 +422,11 @@ impl Maker {
     fn make_all(&self, devices: &[api::Device], from: &mut Descriptors) -> Result<(Vec<Place>, Vec<Watch>), Error> {
         let (mut places, mut loops) = (Vec::new(), vec![self.later.clone()]);
         for device in devices {
-            let own = Watch::new()?;
-            places.push(self.make(device, from, &own)?);
-            if places.last().is_some_and(|place| place.watch.is(&own)) {
-                loops.push(own);
+            let place = self.make(device, from, Watch::new)?;
+            if !place.watch.is(&self.main) {
+                loops.push(place.watch.clone());
             }
+            places.push(place);
         }
         Ok((places, loops))
     }

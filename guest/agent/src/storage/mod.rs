@@ -133,15 +133,27 @@ pub(crate) fn release(storages: &Storages, names: &[PathBuf]) {
     gone.into_iter().for_each(Undo::run);
 }
 
-/// Mounts one storage, unless it is there.
-fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()> {
-    let target = allowed(&storage.mount_point)?;
+/// Has one user more of what is at a place, which is made where nobody has it yet.
+fn hold(storages: &Storages, target: &Path, make: impl FnOnce() -> Result<Option<Undo>>) -> Result<()> {
     let _making = storages.making.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(one) = storages.held.lock().unwrap_or_else(PoisonError::into_inner).get_mut(target) {
         one.users += 1;
         return Ok(());
     }
-    let undo = match storage.driver.as_str() {
+    let undo = make()?;
+    let mut held = storages.held.lock().unwrap_or_else(PoisonError::into_inner);
+    held.insert(target.to_owned(), Held { users: 1, undo });
+    Ok(())
+}
+
+/// Mounts one storage, unless it is there.
+fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()> {
+    let target = allowed(&storage.mount_point)?;
+    hold(storages, target, || mount_one(config, target, storage))
+}
+
+fn mount_one(config: &Config, target: &Path, storage: &Storage) -> Result<Option<Undo>> {
+    Ok(match storage.driver.as_str() {
         "virtio-fs" if config.shared == SharedSource::InPlace => None,
         "virtio-fs" => {
             mount_at(target, &storage.source, "virtiofs", &storage.options)?;
@@ -175,10 +187,7 @@ fn attach(config: &Config, storages: &Storages, storage: &Storage) -> Result<()>
         "blk" => Some(disk(target, storage)?),
         "overlayfs" => Some(overlay(target, storage)?),
         other => return Err(Error::Unsupported(format!("the storage driver {other}"))),
-    };
-    let mut held = storages.held.lock().unwrap_or_else(PoisonError::into_inner);
-    held.insert(target.to_owned(), Held { users: 1, undo });
-    Ok(())
+    })
 }
 
 /// A path that the host may name: below its own folder, whatever it says, and without a link on its way, which would lead elsewhere:
@@ -263,19 +272,11 @@ fn overlay(target: &Path, storage: &Storage) -> Result<Undo> {
 /// and the host's mount is free.
 fn cross(storages: &Storages, folder: &Path) -> Result<()> {
     let target = allowed(folder.to_str().unwrap_or_default())?;
-    let _making = storages.making.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut held = storages.held.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(one) = held.get_mut(target) {
-        one.users += 1;
-        return Ok(());
-    }
-    drop(held);
-    // The last part of a path is not come into, so it is not the folder itself.
-    std::fs::metadata(target.join(".")).map_err(Error::system(format!("come into {}", target.display())))?;
-    held = storages.held.lock().unwrap_or_else(PoisonError::into_inner);
-    let undo = Undo { target: target.to_owned(), verity: None, is_kept: false, is_hosts: true };
-    held.insert(target.to_owned(), Held { users: 1, undo: Some(undo) });
-    Ok(())
+    hold(storages, target, || {
+        // The last part of a path is not come into, so it is not the folder itself.
+        std::fs::metadata(target.join(".")).map_err(Error::system(format!("come into {}", target.display())))?;
+        Ok(Some(Undo { target: target.to_owned(), verity: None, is_kept: false, is_hosts: true }))
+    })
 }
 
 /// The folders of a specification that several containers have.

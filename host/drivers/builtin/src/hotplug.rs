@@ -95,16 +95,14 @@ impl Hotplug {
         let number = match control.ask_with(&request, &descriptors.all).await {
             Ok(Answer::Attached(number)) => number,
             other => {
-                self.give_back(device);
+                self.passed.give_back(device);
                 other?;
                 return Err(Error::Monitor("the monitor has not answered what it was asked".into()).into());
             }
         };
         for (other, _) in self.devices.extract_if(.., |(_, other)| *other == Some(number)) {
             // Only what has gone, meanwhile, leaves its number to another.
-            if let Device::Vfio { address, .. } = other {
-                self.passed.give_back(address);
-            }
+            self.passed.give_back(&other);
         }
         self.devices.retain(|(other, _)| !are_one(other, device));
         self.devices.push((device.clone(), Some(number)));
@@ -125,25 +123,16 @@ impl Hotplug {
             }
         }
         self.devices.retain(|(other, _)| !are_one(other, device));
-        self.give_back(device);
+        self.passed.give_back(device);
         Ok(())
     }
 
     /// Takes note of what the guest has let go of after nobody waited for it any more.
     fn see_what_has_gone(&mut self, control: &Client) {
         for (device, number) in &mut self.devices {
-            if number.take_if(|number| control.has_ejected(*number)).is_some()
-                && let Device::Vfio { address, .. } = device
-            {
-                self.passed.give_back(*address);
+            if number.take_if(|number| control.has_ejected(*number)).is_some() {
+                self.passed.give_back(device);
             }
-        }
-    }
-
-    /// A device of the host's is nobody's any more.
-    fn give_back(&mut self, device: &Device) {
-        if let Device::Vfio { address, .. } = device {
-            self.passed.give_back(*address);
         }
     }
 

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use coracle_machine::{Error, PciAddress, Result};
+use coracle_machine::{Device, Error, PciAddress, Result};
 use coracle_monitor_api as api;
 
 use crate::describe::Descriptors;
@@ -80,12 +80,13 @@ impl Passed {
         Ok(api::Device::Vfio { device_fd: fds.add(device), by_iommufd, iommu })
     }
 
-    /// The monitor has let go of a device, or has not taken it.
-    pub(crate) fn give_back(&mut self, address: PciAddress) {
+    /// The monitor has let go of a device, or has not taken it. Nothing is done for one that is not the host's.
+    pub(crate) fn give_back(&mut self, device: &Device) {
+        let Device::Vfio { address, .. } = device else { return };
         for (_, devices) in self.groups.values_mut() {
-            devices.retain(|other| *other != address);
+            devices.retain(|other| other != address);
         }
-        self.devices.retain(|other| *other != address);
+        self.devices.retain(|other| other != address);
         self.let_go();
     }
 
