@@ -11,7 +11,7 @@ use crate::lab;
 use crate::steps::{command, output, run, step, succeeded};
 
 /// The tests that run each time: their program, and the beginnings of their names. What is not here runs by `--all`.
-const EACH_TIME: [(&str, &[&str]); 10] = [
+const EACH_TIME: [(&str, &[&str]); 11] = [
     ("contract", &["the_builtin_monitor_keeps_the_contract"]),
     (
         "machine",
@@ -45,6 +45,7 @@ const EACH_TIME: [(&str, &[&str]); 10] = [
     ("storage", &["layers_show_what_they_say", "a_changed_block_is_never_read"]),
     ("pods", &["a_pod_has_the_network_that_cni_has_made", "a_pod_whose_monitor_is_killed"]),
     ("sizes", &["a_machine_follows_the_limits", "memory_that_was_freed"]),
+    ("volumes", &["a_direct_volume_is_mounted"]),
 ];
 
 /// Those of them that run once more on sealed machines: their program, and the beginnings of their names.

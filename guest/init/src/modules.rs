@@ -11,14 +11,14 @@ const FOLDER: &str = "/modules";
 /// Where the kernel shows the devices that matter here.
 const DEVICES: &str = "/sys/bus/virtio/devices";
 
-/// Where it shows bridges, behind which devices may come later, and what it calls their class (PCI Code and ID Assignment, 1.7).
-const PCI_DEVICES: &str = "/sys/bus/pci/devices";
-const BRIDGE: &str = "0x0604";
+/// Where it shows the slots that its hotplug drivers tend, native and ACPI's: into these devices may come later, whether behind bridges or not
+/// (Linux: Documentation/ABI/testing/sysfs-bus-pci).
+const SLOTS: &str = "/sys/bus/pci/slots";
 
-/// What the devices in `folder` say of themselves in their file `attribute`.
-fn devices(folder: &str, attribute: &str) -> Vec<String> {
-    let devices = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    devices.filter_map(|device| std::fs::read_to_string(device.path().join(attribute)).ok()).collect()
+/// What the devices that are there call themselves.
+fn modaliases() -> Vec<String> {
+    let devices = std::fs::read_dir(DEVICES).into_iter().flatten().flatten();
+    devices.filter_map(|device| std::fs::read_to_string(device.path().join("modalias")).ok()).collect()
 }
 
 /// Loads all that there is a use for, and frees their files' memory. What devices may yet need stays for [`load_more`].
@@ -26,7 +26,7 @@ pub(crate) fn load() -> Result<(), String> {
     let order = order();
     // Those of all machines first: by some of them the kernel finds its devices.
     lines(&order).filter(|(_, device)| device.is_none()).try_for_each(|(name, _)| load_one(name, false))?;
-    let may_gain = devices(PCI_DEVICES, "class").iter().any(|class| class.starts_with(BRIDGE));
+    let may_gain = std::fs::read_dir(SLOTS).is_ok_and(|mut slots| slots.next().is_some());
     let unused = load_for_devices(&order, false)?;
     if !may_gain {
         for name in unused {
@@ -48,7 +48,7 @@ pub fn load_more() -> Result<(), String> {
 /// where it `may_be_gone`.
 fn load_for_devices(order: &str, may_be_gone: bool) -> Result<Vec<&str>, String> {
     // Looked at once: a device that comes meanwhile would be given the later ones of its modules without those that they need.
-    let aliases = devices(DEVICES, "modalias");
+    let aliases = modaliases();
     let (wanted, unused) = by_devices(order, &aliases);
     wanted.into_iter().try_for_each(|name| load_one(name, may_be_gone))?;
     Ok(unused)
@@ -87,7 +87,7 @@ fn load_one(name: &str, may_be_gone: bool) -> Result<(), String> {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if may_be_gone && error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if may_be_gone && error.kind() == std::io::ErrorKind::NotFound => return is_loaded(name),
         Err(error) => return Err(format!("can't open {}: {error}", path.display())),
     };
     match rustix::system::finit_module(&file, c"", 0) {
@@ -97,6 +97,15 @@ fn load_one(name: &str, may_be_gone: bool) -> Result<(), String> {
     // The initrd is memory.
     let _ = std::fs::remove_file(path);
     Ok(())
+}
+
+/// Whether a module without a file is in the kernel: it calls modules by their file's name, with `_` for `-`.
+fn is_loaded(name: &str) -> Result<(), String> {
+    let module = name.trim_end_matches(".ko").replace('-', "_");
+    if Path::new("/sys/module").join(&module).exists() {
+        return Ok(());
+    }
+    Err(format!("the module {module} was given up at the boot, for this machine had no slot that a device can come into"))
 }
 
 #[cfg(test)]

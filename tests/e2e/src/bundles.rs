@@ -71,20 +71,20 @@ pub fn end(shim: Shim) -> u32 {
     code
 }
 
-/// What QEMU has open below a folder.
+/// What the machine's monitor has open below a folder.
 ///
 /// # Panics
 /// Where there is not one monitor.
 #[must_use]
 pub fn open_files(host: &Host) -> Vec<String> {
-    let [monitor] = host.processes("qemu-system").try_into().expect("one monitor");
+    let [monitor] = host.processes(crate::monitor()).try_into().expect("one monitor");
     let links = std::fs::read_dir(format!("/proc/{monitor}/fd")).unwrap().flatten();
     let files =
         links.filter_map(|link| std::fs::read_link(link.path()).ok()).filter(|file| file.starts_with(&host.folder));
     files.filter_map(|file| Some(file.strip_prefix(&host.folder).ok()?.display().to_string())).collect()
 }
 
-/// Waits until QEMU has let go of the files that `is_it` names: a removal goes on after its answer.
+/// Waits until the monitor has let go of the files that `is_it` names: a removal goes on after its answer.
 ///
 /// # Panics
 /// Where it has not within a minute.
@@ -95,7 +95,7 @@ pub fn let_go(host: &Host, is_it: impl Fn(&str) -> bool) {
         if !open.iter().any(|file| is_it(file)) {
             return;
         }
-        assert!(std::time::Instant::now() < deadline, "QEMU still has {open:?}");
+        assert!(std::time::Instant::now() < deadline, "the monitor still has {open:?}");
         // A file that is closed is no event.
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
