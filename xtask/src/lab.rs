@@ -4,12 +4,15 @@
 //! of a real KVM. The clone's root is this machine's, shared read-only by virtio-fs, with a tmpfs laid over it.
 //!
 //! ```text
-//! linux-image-*.deb ── kernel.rs ──┬─ vmlinuz ────────────┐
-//!                                  └─ modules.rs ─┐       │
-//! COMMAND ──────────── script.rs ── initrd.rs ────┴───────┤
-//! / and --out ──────── virtiofsd ─────────────────────────┴─▶ machine.rs ── output.rs ──▶ stdout, exit status
+//! qemu-system-*.deb ── emulator.rs (where this machine's is too old) ──────┐
+//! linux-image-*.deb ── kernel.rs ──┬─ vmlinuz ────────────┐                │
+//!                                  └─ modules.rs ─┐       │                │
+//! COMMAND ──────────── script.rs ── initrd.rs ────┴───────┤                │
+//! / and --out ──────── virtiofsd ─────────────────────────┴─▶ machine.rs ◀─┘ ── output.rs ──▶ stdout, exit status
 //! ```
 
+mod cache;
+mod emulator;
 mod held;
 mod initrd;
 mod kernel;
@@ -28,6 +31,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Level};
 pub(crate) use held::hold as hold_machine;
+use emulator::Emulator;
 use kernel::Kernel;
 use machine::{Machine, Plan};
 use output::End;
@@ -116,6 +120,7 @@ fn lab(args: &Args) -> Result<End> {
     if !setup::is_root() {
         return Err(become_root(&kernel));
     }
+    let emulator = Emulator::find(&cache()?)?;
     let out = args.out.as_deref().map(make_out).transpose()?;
     let mark = output::mark()?;
     let own = std::env::current_exe().context("find this program")?;
@@ -132,6 +137,7 @@ fn lab(args: &Args) -> Result<End> {
     let modules = modules::choose(&kernel)?;
     let initrd = initrd::pack(&modules, &job)?;
     let plan = Plan {
+        emulator: &emulator,
         kernel: &kernel.vmlinuz,
         initrd: &initrd,
         cpus: args.cpus,
@@ -157,11 +163,17 @@ fn lab(args: &Args) -> Result<End> {
 fn prepare(args: &Args) -> Result<Kernel> {
     setup::ensure(Level::Run)?;
     setup::ensure_program("/sbin/depmod", "kmod")?;
-    let cache = crate::build::target()?.join("xtask/lab");
+    let cache = cache()?;
+    Emulator::find(&cache)?;
     match &args.kernel {
         Some(file) => kernel::from_file(&cache, file),
         None => kernel::newest(&cache),
     }
+}
+
+/// Where the lab keeps what it has unpacked.
+fn cache() -> Result<PathBuf> {
+    Ok(crate::build::target()?.join("xtask/lab"))
 }
 
 /// Becomes the same task under sudo; it gives back only why it could not.
@@ -193,8 +205,7 @@ fn make_out(folder: &Path) -> Result<PathBuf> {
 /// The unpacked package of the kernel that the lab runs by default.
 pub(crate) fn newest_kernel() -> Result<PathBuf> {
     setup::ensure_program("/sbin/depmod", "kmod")?;
-    let cache = crate::build::target()?.join("xtask/lab");
-    Ok(kernel::newest(&cache)?.folder)
+    Ok(kernel::newest(&cache()?)?.folder)
 }
 
 /// The command that runs `words` in the lab, for `seconds` at most.

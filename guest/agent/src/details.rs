@@ -1,5 +1,6 @@
 //! What the guest says of itself, and what the host may set in it.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -69,12 +70,14 @@ pub(crate) async fn metrics(agent: &Arc<Agent>, _: GetMetricsRequest) -> Result<
     Ok(Metrics { metrics: text, ..Default::default() })
 }
 
-/// Mixes the host's bytes into the kernel's randomness, without crediting them.
+/// Mixes the host's bytes into the kernel's randomness, without crediting them. What it hands out from now on comes of them, too.
 pub(crate) async fn reseed(_: &Arc<Agent>, request: ReseedRandomDevRequest) -> Result<Empty> {
     if request.data.len() > SEED_BYTES_MAX {
         return Err(Error::Invalid(format!("more than {SEED_BYTES_MAX} bytes of randomness")));
     }
-    std::fs::write("/dev/urandom", &request.data).map_err(Error::system("reseed"))?;
+    let mut pool = std::fs::File::options().write(true).open("/dev/urandom").map_err(Error::system("reseed"))?;
+    pool.write_all(&request.data).map_err(Error::system("reseed"))?;
+    crate::renewal::use_now(&pool)?;
     Ok(Empty::new())
 }
 

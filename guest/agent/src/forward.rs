@@ -7,8 +7,9 @@ use coracle_protocol::forward;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio_vsock::{VsockListener, VsockStream};
+use tokio_vsock::VsockListener;
 
+use crate::from_host::FromHost;
 use crate::gate;
 use crate::guest::{ACCEPT_PAUSE, accept};
 
@@ -35,7 +36,7 @@ pub(crate) async fn serve(listener: VsockListener) {
     }
 }
 
-async fn relay(mut host: VsockStream) {
+async fn relay(mut host: FromHost) {
     let mut request = [0; 2];
     if host.read_exact(&mut request).await.is_err() {
         return;

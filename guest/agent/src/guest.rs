@@ -5,9 +5,10 @@ use std::sync::OnceLock;
 use coracle_protocol::ttrpc::asynchronous::transport::Listener;
 use coracle_protocol::{hello, ports};
 use rustix::process::{Resource, Rlimit};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
+use crate::from_host::{FromHost, end_all, is_lost};
 use crate::{Config, Connection, Error, Result};
 
 /// How many descriptors the agent may have: each process takes some for its streams. Containers' processes get their own limit.
@@ -62,11 +63,11 @@ pub fn run() -> i32 {
 pub(crate) const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// The next connection of the host's, and the port it comes from. Nobody else may come in: the guest's own processes could.
-pub(crate) async fn accept(listener: &VsockListener) -> std::io::Result<(VsockStream, u32)> {
+pub(crate) async fn accept(listener: &VsockListener) -> std::io::Result<(FromHost, u32)> {
     loop {
         let (stream, peer) = listener.accept().await?;
         if peer.cid() == VMADDR_CID_HOST {
-            return Ok((stream, peer.port()));
+            return Ok((FromHost::new(stream), peer.port()));
         }
     }
 }
@@ -105,10 +106,16 @@ async fn serve() -> Result<()> {
     tokio::spawn(crate::forward::serve(forwarded));
     let _ = READY_TSC.set(tsc());
     let own = vsock::get_local_cid().map_err(Error::system("learn the guest's vsock address"))?;
-    let mut host =
-        dial(VsockAddr::new(VMADDR_CID_HOST, ports::hello(own))).await.map_err(Error::system("dial the host"))?;
-    host.write_all(hello::line().as_bytes()).await.map_err(Error::system("greet the host"))?;
-    // The host says nothing on this connection: whatever ends the read ends the machine.
-    let _ = host.read(&mut [0; 1]).await;
-    Ok(())
+    loop {
+        let address = VsockAddr::new(VMADDR_CID_HOST, ports::hello(own));
+        let mut host = dial(address).await.map_err(Error::system("dial the host"))?;
+        host.write_all(hello::line().as_bytes()).await.map_err(Error::system("greet the host"))?;
+        // The host says nothing on this connection: whatever happens to it ends the machine. But where it was lost with all others, the
+        // machine goes on where it was saved, and another host is there to be greeted.
+        if !is_lost(&host).await.map_err(Error::system("hear the host"))? {
+            return Ok(());
+        }
+        end_all();
+        crate::renewal::renew()?;
+    }
 }

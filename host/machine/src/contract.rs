@@ -1,11 +1,12 @@
 //! The machine contract: what every driver's machines do alike. The fake passes it in this crate's tests, each driver in
 //! its own lane. A failed expectation panics: these are tests.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 
-use crate::{Device, DeviceKind, Driver, Error, MachineSpec};
+use crate::{Cpus, Device, DeviceKind, Driver, Error, MachineSpec, MemoryKind};
 
 /// How long a machine may take where only an event is waited for; emulation on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -27,6 +28,7 @@ pub async fn all(driver: &dyn Driver, spec: impl Fn() -> MachineSpec) {
     pauses_or_says_no(driver, spec()).await;
     grows_and_shrinks(driver, spec()).await;
     gains_and_loses_disks(driver, spec()).await;
+    saves_and_restores_or_says_no(driver, &spec).await;
     is_gone_when_dropped(driver, spec()).await;
     names_what_is_missing(driver, spec()).await;
     leaves_nothing_when_boot_is_dropped(driver, spec()).await;
@@ -146,6 +148,97 @@ pub async fn gains_and_loses_disks(driver: &dyn Driver, spec: MachineSpec) {
     std::fs::remove_file(&file).expect("the disk's file");
 }
 
+/// A machine is saved and goes on, others start where it stood, and what is no saved machine is refused; or all of it is Unsupported.
+pub async fn saves_and_restores_or_says_no(driver: &dyn Driver, spec: &impl Fn() -> MachineSpec) {
+    let private = || {
+        let mut spec = spec();
+        spec.memory.kind = MemoryKind::Private;
+        spec
+    };
+    let first = private();
+    let saved = first.folder.with_extension("saved");
+    let can = driver.capabilities(&first).snapshot;
+    let machine = patiently("boot", driver.boot(first)).await.expect("boot");
+    let mut greeting = patiently("greeting", machine.guest_connection()).await.expect("greeting");
+    patiently("first byte", greeting.read_exact(&mut [0])).await.expect("the guest speaks first");
+    if !can {
+        assert!(matches!(machine.save(saved.clone()).await, Err(Error::Unsupported(_))), "save");
+        assert!(matches!(driver.restore(private(), saved.clone()).await, Err(Error::Unsupported(_))), "restore");
+        assert!(!saved.exists(), "nothing is saved");
+        return patiently("stop", machine.stop()).await.expect("stop");
+    }
+    patiently("save", machine.save(saved.clone())).await.expect("save");
+    let again = patiently("save", machine.save(saved.clone())).await;
+    assert!(matches!(again, Err(Error::Invalid(_))), "into a folder that is there: {again:?}");
+    // It goes on, and its connections are as they were.
+    patiently("connect", machine.agent_address().connect(1024)).await.expect("the agent of the saved machine");
+    let shared = MachineSpec { folder: private().folder, ..spec() };
+    if shared.memory.kind == MemoryKind::Shared {
+        let refused = patiently("restore", driver.restore(shared, saved.clone())).await.map(drop);
+        assert!(matches!(refused, Err(Error::Unsupported(_))), "with memory that others map: {refused:?}");
+    }
+    refuses_what_is_no_saved_machine(driver, &private, &saved).await;
+    // Two at once, beside the one that was saved.
+    let (one, other) = tokio::join!(driver.restore(private(), saved.clone()), driver.restore(private(), saved.clone()));
+    for restored in [one.expect("restore"), other.expect("restore")] {
+        let mut greeting = patiently("greeting", restored.guest_connection()).await.expect("it greets anew");
+        patiently("first byte", greeting.read_exact(&mut [0])).await.expect("the guest speaks first");
+        patiently("connect", restored.agent_address().connect(1024)).await.expect("the agent of the restored machine");
+        patiently("stop", restored.stop()).await.expect("stop");
+    }
+    patiently("connect", machine.agent_address().connect(1024)).await.expect("the agent of the saved machine");
+    patiently("stop", machine.stop()).await.expect("stop");
+    std::fs::remove_dir_all(&saved).expect("the saved machine");
+}
+
+/// What is missing, cut off, changed, another machine's or another version's is [`Error::Missing`], and leaves nothing.
+async fn refuses_what_is_no_saved_machine(driver: &dyn Driver, spec: &impl Fn() -> MachineSpec, saved: &Path) {
+    let refused = async |what: &str, spec: MachineSpec, folder: &Path| {
+        let own = spec.folder.clone();
+        match patiently("restore", driver.restore(spec, folder.into())).await {
+            Err(Error::Missing(_)) => {}
+            Err(error) => panic!("{what}: {error}"),
+            Ok(_) => panic!("{what}: restored"),
+        }
+        assert_eq!(std::fs::read_dir(&own).expect("the folder").count(), 0, "left after {what}");
+    };
+    refused("nothing", spec(), Path::new("/nowhere/saved")).await;
+    let mut larger = spec();
+    larger.memory.size_mib += 64;
+    larger.memory.max_mib += 64;
+    refused("another size", larger, saved).await;
+    let mut more = spec();
+    more.cpus = Cpus { boot: more.cpus.boot + 1, max: more.cpus.max + 1 };
+    refused("more processors", more, saved).await;
+    let mut fewer = spec();
+    fewer.devices.pop();
+    refused("fewer devices", fewer, saved).await;
+    let copy = saved.with_extension("copy");
+    for name in ["state", "memory"] {
+        for (what, change) in [
+            ("half of it", (|bytes| bytes.truncate(bytes.len() / 2)) as fn(&mut Vec<u8>)),
+            ("nothing of it", Vec::clear),
+            ("more of it", |bytes| bytes.push(0)),
+            ("its end changed", |bytes| {
+                if let Some(last) = bytes.last_mut() {
+                    *last ^= 1;
+                }
+            }),
+        ] {
+            std::fs::create_dir(&copy).expect("a copy's folder");
+            for file in ["state", "memory"] {
+                let mut bytes = std::fs::read(saved.join(file)).expect("a file of the saved machine");
+                if file == name {
+                    change(&mut bytes);
+                }
+                std::fs::write(copy.join(file), bytes).expect("a copy");
+            }
+            refused(&format!("{name}: {what}"), spec(), &copy).await;
+            std::fs::remove_dir_all(&copy).expect("the copy");
+        }
+    }
+}
+
 /// By how much the machine of the contract grows.
 const GROWTH_MIB: u64 = 256;
 
@@ -211,7 +304,7 @@ mod tests {
 
     use super::*;
     use crate::fake::{FakeDriver, FakeGuest};
-    use crate::{Architecture, Cpus, Kernel, KernelForm, Memory, MemoryKind, Platform};
+    use crate::{Architecture, Kernel, KernelForm, Memory, Platform};
 
     /// A guest that greets, listens, and lives on.
     fn guest(guest: FakeGuest) -> futures::future::BoxFuture<'static, String> {

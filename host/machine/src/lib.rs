@@ -14,6 +14,8 @@ mod pci;
 mod sizes;
 mod spec;
 
+use std::path::PathBuf;
+
 use futures::future::BoxFuture;
 
 pub use address::{AgentAddress, GuestListener, GuestStream};
@@ -36,6 +38,21 @@ pub trait Driver: Send + Sync {
 
     /// Starts a machine. When the future is dropped, nothing of the machine is left.
     fn boot(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Box<dyn Machine>>>;
+
+    /// Starts a machine where another stood when it was saved into `folder` ([`Machine::save`]). The specification is that machine's, with a
+    /// folder, disks, taps and places on the host of its own: disks have what the saved one's had when it was saved. Kernel and RAM disk
+    /// are not looked at. The same folder serves any number of machines, at once too, and must stay as it is while one of them is there.
+    ///
+    /// The guest finds its connections reset, another generation of its machine, and its clock where it stood: whoever restores it sets
+    /// the clock. It greets anew.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the specification is no machine's that can be saved; [`Error::Missing`] where the folder does not hold
+    /// such a machine, is of another version or another host's processors, or was changed.
+    fn restore(&self, spec: MachineSpec, folder: PathBuf) -> BoxFuture<'_, Result<Box<dyn Machine>>> {
+        let _ = (spec, folder);
+        unsupported("restoring a machine")
+    }
 }
 
 /// A machine that was started.
@@ -72,6 +89,18 @@ pub trait Machine: Send + Sync {
 
     /// Lets them go on.
     fn resume(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// Saves the machine into `folder`, which is made: processors, devices and memory, for [`Driver::restore`]. It stands still meanwhile
+    /// and goes on after that, if it ran; what it has on disks stays with them, and is not copied. Whatever changes its size or its
+    /// devices waits.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], before it is touched, of a machine that can't be saved, or whose devices are no more those of its start.
+    /// Where it fails, as on a full disk, nothing is left in `folder`, and the machine goes on.
+    fn save(&self, folder: PathBuf) -> BoxFuture<'_, Result<()>> {
+        let _ = folder;
+        unsupported("saving it")
+    }
 
     /// What the machine has used.
     fn stats(&self) -> BoxFuture<'_, Result<Stats>>;

@@ -291,7 +291,7 @@ pub struct Capabilities {
     pub resize: bool,
     /// Whether it can be paused.
     pub pause: bool,
-    /// Whether it can be saved.
+    /// Whether it can be saved, and another started where it stood.
     pub snapshot: bool,
 }
 

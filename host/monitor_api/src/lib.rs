@@ -26,6 +26,9 @@ pub const DESCRIPTORS_MAX: usize = 32;
 pub enum Request {
     /// Make the machine and let it run.
     Boot(Box<Machine>),
+    /// Save the machine, in which nothing goes on meanwhile: it runs again after that, if it ran before, whether it was saved or not. Two
+    /// descriptors come with it: an empty file for its state and one for its memory, to read and write.
+    Save,
     /// Stop its processors.
     Pause,
     /// Let them go on.
@@ -140,14 +143,8 @@ impl std::fmt::Display for Ended {
 pub struct Machine {
     /// `/dev/kvm`, open for reading and writing.
     pub kvm_fd: i32,
-    /// The kernel's file.
-    pub kernel_fd: i32,
-    /// Its form.
-    pub kernel: KernelForm,
-    /// The initial RAM disk's file.
-    pub initrd_fd: i32,
-    /// The kernel's command line.
-    pub command_line: String,
+    /// How it begins.
+    pub start: Start,
     /// Processors from the start.
     pub cpus: u32,
     /// Processors at most.
@@ -170,6 +167,30 @@ pub struct Machine {
     pub devices: Vec<Device>,
     /// The monitor's jail.
     pub jail: Jail,
+}
+
+/// How a machine begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// With a kernel.
+    Kernel {
+        /// The kernel's file.
+        kernel_fd: i32,
+        /// Its form.
+        form: KernelForm,
+        /// The initial RAM disk's file.
+        initrd_fd: i32,
+        /// The kernel's command line.
+        command_line: String,
+    },
+    /// Where another of the same description stood when it was saved ([`Request::Save`]).
+    Saved {
+        /// The file with that machine's state, to read.
+        state_fd: i32,
+        /// That with its memory, to read. It may serve many machines; it must not be changed while one of them is there.
+        memory_fd: i32,
+    },
 }
 
 /// See the machine port's specification.

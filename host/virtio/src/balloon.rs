@@ -233,6 +233,12 @@ impl Device for Balloon {
         self.config = [0; CONFIG_BYTES];
     }
 
+    fn restore(&mut self, saved: &[u8]) -> Result<(), Broken> {
+        // What the guest has said that the host has; what the host wants is nothing.
+        self.config = saved.try_into().map_err(|_| Broken::new("that is no balloon's configuration"))?;
+        Ok(())
+    }
+
     fn counters(&self) -> Counters {
         self.counters
     }

@@ -88,6 +88,9 @@ pub struct Counters {
 }
 
 /// A device.
+///
+/// It gives chains back in the order in which it takes them. So the index of what it has given back says where a saved machine's device
+/// goes on: what it had taken and not given back, the one that takes its place takes again.
 pub trait Device: Send {
     /// Its name in figures and messages.
     fn name(&self) -> &'static str;
@@ -156,6 +159,31 @@ pub trait Device: Send {
 
     /// Back to the state before activation. Nothing of the guest's memory may be touched after this.
     fn reset(&mut self);
+
+    /// What it knows beside its driver's registers and rings, for a machine that is saved: another device of its kind takes it by
+    /// [`Self::restore`]. Of most that is their configuration, which must be the same. None of one that can't be saved: others know, too.
+    fn save(&self) -> Option<Vec<u8>> {
+        Some(self.config().to_vec())
+    }
+
+    /// Takes what such a device knew. It is not active, and has just been made. The bytes may be anything.
+    ///
+    /// # Errors
+    /// [`Broken`] where they can't be this device's.
+    fn restore(&mut self, saved: &[u8]) -> Result<(), Broken> {
+        if saved == self.config() {
+            return Ok(());
+        }
+        Err(Broken(format!("this {} differs from the one that was saved (its size, its address)", self.name())))
+    }
+
+    /// It was activated where another stood when the machine was saved.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    fn resumed(&mut self) -> Result<(), Broken> {
+        Ok(())
+    }
 
     /// Gives what is behind it so many bytes. Its configuration has changed after this.
     ///

@@ -159,6 +159,11 @@ impl Device for Fs {
         Ok(Turn::Done)
     }
 
+    /// The file server knows what the guest has open.
+    fn save(&self) -> Option<Vec<u8>> {
+        None
+    }
+
     fn reset(&mut self) {
         for index in 0..std::mem::take(&mut self.running) {
             // The answer is the queue's position, and that the server has stopped. One that is gone has stopped, too.

@@ -318,6 +318,28 @@ impl Device for Mem {
         Ok(())
     }
 
+    /// What the guest is to use, and a byte for each block: whether it does.
+    fn save(&self) -> Option<Vec<u8>> {
+        let mut saved = Vec::from(self.requested.to_le_bytes());
+        saved.extend(self.plugged.iter().map(|plugged| u8::from(*plugged)));
+        Some(saved)
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), Broken> {
+        let wrong = || Broken::new("that is not the memory that this machine can gain");
+        let (requested, blocks) = saved.split_first_chunk().ok_or_else(wrong)?;
+        if blocks.len() != self.plugged.len() || blocks.iter().any(|block| *block > 1) {
+            return Err(wrong());
+        }
+        self.resize(u64::from_le_bytes(*requested)).map_err(|_| wrong())?;
+        for (index, _) in blocks.iter().enumerate().filter(|(_, block)| **block == 1) {
+            let gained = self.observer.gains(self.address(index), self.block);
+            gained.map_err(|error| Broken(format!("the guest can't have its memory: {error}")))?;
+            self.set(index..index + 1, true);
+        }
+        Ok(())
+    }
+
     fn counters(&self) -> Counters {
         self.counters
     }

@@ -5,8 +5,11 @@
 //! write; what comes out of order is ignored, as a driver that breaks the rules of section 3.1.1 has no claim to more.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{ACCESS_PLATFORM, Activation, Broken, Device, EVENT_IDX, INDIRECT_DESC, Memory, VERSION_1};
@@ -45,13 +48,33 @@ pub enum Effect {
     Broke,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// A queue as its driver has set it up. The fields' names are those of a saved machine's file, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct QueueRegisters {
     size: u16,
     ready: bool,
     descriptors: u64,
     driver: u64,
     device: u64,
+}
+
+/// A device as its driver has set it up, for a machine that is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The device's name.
+    device: String,
+    status: u8,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u16,
+    generation: u8,
+    active: bool,
+    config_vector: u16,
+    /// Each with the vector of its interrupts.
+    queues: Vec<(QueueRegisters, u16)>,
+    /// What the device knows itself.
+    own: Vec<u8>,
 }
 
 /// See the module.
@@ -275,7 +298,7 @@ impl Transport {
         if !ready {
             return Effect::None;
         }
-        match self.activate() {
+        match self.activate(false) {
             Ok(()) => {
                 self.active = true;
                 Effect::Activated
@@ -287,7 +310,8 @@ impl Transport {
         }
     }
 
-    fn activate(&mut self) -> Result<(), Broken> {
+    /// Activates the device, at the rings' beginnings or where another's was when it was saved.
+    fn activate(&mut self, goes_on: bool) -> Result<(), Broken> {
         let mut rings = Vec::with_capacity(self.queues.len());
         let sizes: Vec<u16> = self.device.queue_sizes().to_vec();
         for (((registers, doorbell), max), index) in self.queues.iter().zip(&self.doorbells).zip(sizes).zip(0..) {
@@ -300,6 +324,12 @@ impl Transport {
             registers.apply(&mut queue)?;
             queue.set_event_idx(self.driver_features & EVENT_IDX != 0);
             queue.set_ready(true);
+            if goes_on {
+                // See [`Device`]: what was given back is all that is done with.
+                let done = queue.used_idx(&*self.memory.memory(), Ordering::Acquire)?.0;
+                queue.set_next_avail(done);
+                queue.set_next_used(done);
+            }
             let doorbell = doorbell.try_clone().map_err(|error| Broken(format!("no doorbell: {error}")))?;
             rings.push(Some(Ring::new(index, queue, self.memory.clone(), Arc::clone(&self.interrupts), doorbell)?));
         }
@@ -321,6 +351,68 @@ impl Transport {
         for index in 0..self.queues.len() {
             self.interrupts.set(u16::try_from(index).ok(), NO_VECTOR);
         }
+    }
+}
+
+impl Transport {
+    /// The device as it is; none of one that can't be saved. Nobody may serve it meanwhile, or let its driver work.
+    #[must_use]
+    pub fn save(&self) -> Option<Saved> {
+        let own = self.device.save()?;
+        let vectors = (0..).map(|index| self.interrupts.get(Some(index)));
+        Some(Saved {
+            device: self.device.name().to_owned(),
+            status: self.status,
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            generation: self.generation,
+            active: self.active,
+            config_vector: self.interrupts.get(None),
+            queues: self.queues.iter().copied().zip(vectors).collect(),
+            own,
+        })
+    }
+
+    /// Takes the place of a saved device, whose memory this one has. Whether it is active from now on: its doorbells and sources are to be
+    /// watched. Its driver is interrupted, whether there is news for it or not.
+    ///
+    /// # Errors
+    /// [`Broken`] where this device can't be the one that was saved; it is not usable then.
+    pub fn restore(&mut self, saved: &Saved) -> Result<bool, Broken> {
+        let (name, missing) = (self.device.name(), saved.driver_features & !self.offered());
+        if saved.device != name || saved.queues.len() != self.queues.len() {
+            return Err(Broken(format!("a {} was saved, with {} queues", saved.device, saved.queues.len())));
+        }
+        if missing != 0 {
+            return Err(Broken(format!("the guest uses features of {name} that are not there ({missing:#x})")));
+        }
+        for ((place, (registers, vector)), index) in self.queues.iter_mut().zip(&saved.queues).zip(0..) {
+            // As the driver could have set them.
+            if registers.size > place.size || !registers.size.is_power_of_two() {
+                return Err(Broken(format!("a queue of {name} can't have {} entries", registers.size)));
+            }
+            *place = *registers;
+            self.interrupts.set(Some(index), *vector);
+        }
+        self.interrupts.set(None, saved.config_vector);
+        self.status = saved.status;
+        (self.device_features_select, self.driver_features_select) =
+            (saved.device_features_select, saved.driver_features_select);
+        (self.driver_features, self.queue_select) = (saved.driver_features, saved.queue_select);
+        self.generation = saved.generation;
+        self.device.restore(&saved.own)?;
+        if !saved.active {
+            return Ok(false);
+        }
+        self.activate(true)?;
+        self.active = true;
+        self.device.resumed()?;
+        for index in 0..self.queues.len() {
+            self.interrupts.signal(u16::try_from(index).ok());
+        }
+        Ok(true)
     }
 }
 

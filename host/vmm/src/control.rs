@@ -1,6 +1,7 @@
 //! The monitor's main thread: it does what the driver asks, serves the devices that never wait, and tells the end.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{ErrorKind, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -186,6 +187,13 @@ impl Channel {
 
     fn answer(&mut self, request: Request, machine: &mut Machine) -> Result<Answer, Error> {
         match request {
+            Request::Save => {
+                let mut files = self.descriptors.drain(..self.descriptors.len().min(2)).map(File::from);
+                let (Some(state), Some(memory)) = (files.next(), files.next()) else {
+                    return Err(Error::Invalid("a machine is saved into two files".into()));
+                };
+                machine.save(&state, &memory)?;
+            }
             Request::Pause => machine.pause(),
             Request::Resume => machine.resume(),
             Request::Stats => return Ok(Answer::Stats(Box::new(machine.stats()))),

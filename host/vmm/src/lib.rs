@@ -27,6 +27,7 @@ mod nursery;
 mod pci;
 mod plug;
 mod ports;
+mod snapshot;
 mod vcpu;
 mod vfio;
 

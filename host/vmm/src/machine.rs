@@ -9,8 +9,8 @@ use std::time::Instant;
 use coracle_monitor_api as api;
 use coracle_virtio::device::Device;
 use coracle_virtio::mem::{BLOCK_BYTES, Mem, Observer};
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_bindings::{CpuId, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -24,6 +24,7 @@ use crate::nursery::{self, Nursery};
 use crate::pci::{Bus, Place, Virtio};
 use crate::plug::Plug;
 use crate::ports::Ports;
+use crate::snapshot::{self, Snapshot};
 use crate::vcpu::{self, Processor, Shared};
 use crate::vfio::{self, Iommu, Numbers, Passed, Reach};
 use crate::{Error, News};
@@ -37,15 +38,19 @@ const FIRST_NUMBER: u32 = 16;
 /// A machine whose processors run.
 pub(crate) struct Machine {
     /// Those that were ever made; one that the guest has let go of waits until it is wanted again.
-    processors: Vec<Processor>,
+    pub(crate) processors: Vec<Processor>,
     nursery: Option<Nursery>,
     pub(crate) shared: Arc<Shared>,
-    memory: Memory,
-    maker: Maker,
+    pub(crate) memory: Memory,
+    pub(crate) maker: Maker,
     growth: Option<Growth>,
     start_microseconds: u64,
     paused: bool,
-    _vm: Arc<VmFd>,
+    pub(crate) vm: Arc<VmFd>,
+    /// What its first processor says of itself.
+    pub(crate) cpuid: CpuId,
+    /// What it is when it is saved; none of one that can't be.
+    pub(crate) shape: Option<snapshot::Shape>,
 }
 
 /// What a machine is made from beside its description.
@@ -65,25 +70,27 @@ impl Machine {
         let mut inherited = Descriptors::inherited();
         let kvm = open_kvm(inherited.take(spec.kvm_fd)?);
         let vm = Arc::new(kvm.create_vm().map_err(Error::kvm("make a machine"))?);
-        if spec.memory_mib == 0 || spec.memory_mib > MEMORY_MIB_MAX || spec.growth_mib > MEMORY_MIB_MAX {
-            let (memory, growth) = (spec.memory_mib, spec.growth_mib);
-            return Err(Error::Invalid(format!("a machine can't have {memory} MiB of memory and {growth} MiB later")));
-        }
-        let (ram_bytes, growth_bytes) = (spec.memory_mib << 20, spec.growth_mib << 20);
+        let count = count_of(spec)?;
+        let (ram_bytes, growth_bytes) = sizes_of(spec)?;
         let growth = Some((layout::growth(ram_bytes), growth_bytes)).filter(|_| growth_bytes > 0);
+        let snapshot = match spec.start {
+            api::Start::Kernel { .. } => None,
+            api::Start::Saved { state_fd, memory_fd } => {
+                let (state, memory) = (inherited.take(state_fd)?.into(), inherited.take(memory_fd)?.into());
+                Some(Snapshot::open(&state, memory, spec)?)
+            }
+        };
+        let ram = layout::ram(ram_bytes);
         let kind = memory::Kind { shared: spec.shared, huge_pages: spec.huge_pages, nodes: &spec.host_nodes };
-        let memory = Memory::new(&layout::ram(ram_bytes), growth, kind)?;
+        let memory = match &snapshot {
+            Some(snapshot) => snapshot.memory(&ram, growth)?,
+            None => Memory::new(&ram, growth, kind)?,
+        };
         give_memory(&vm, &memory.map)?;
         arch::create_interrupt_controller(&vm)?;
-        let count = count_of(spec)?;
-        let rsdp = arch::write_tables(&memory.ram, count, layout::pci_window_64(ram_bytes, growth_bytes))?;
-        let images = boot::Images {
-            kernel: &File::from(inherited.take(spec.kernel_fd)?),
-            form: spec.kernel,
-            initrd: &File::from(inherited.take(spec.initrd_fd)?),
-            command_line: &spec.command_line,
-        };
-        let entry = boot::load(&memory.ram, &images, rsdp)?;
+        let window = layout::pci_window_64(ram_bytes, growth_bytes);
+        let entry = load(&spec.start, &memory, count, window, &mut inherited)?;
+        snapshot::write_generation(&memory)?;
         let wires: Arc<dyn Wires> = Arc::clone(&vm) as _;
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&wires)));
         let console = if spec.console { Some((console()?, interrupts.pin(layout::SERIAL_IRQ)?)) } else { None };
@@ -104,20 +111,24 @@ impl Machine {
         // Behind the devices of the description, whose numbers are their order.
         let growth = growth.map(|growth| Growth::add(&bus, &maker, growth, &host.changed)).transpose()?;
         let plug = Plug::new(wires, count.boot.into(), count.most.into());
-        let shared = Arc::new(Shared::new(Arc::new(bus), Ports::new(console), plug, host.tell));
+        let ports = match &snapshot {
+            Some(snapshot) => Ports::restored(console, snapshot.serial())?,
+            None => Ports::new(console),
+        };
+        let shared = Arc::new(Shared::new(Arc::new(bus), ports, plug, arch::registers(&kvm)?, host.tell));
         vcpu::prepare()?;
         let factory = arch::Processors::new(&kvm, count.most.into())?;
+        let cpuid = factory.cpuid(0)?;
         let confined = spec.jail.enabled;
         let makes_processors =
             Arc::new(nursery::Maker { factory, vm: Arc::clone(&vm), entry, shared: Arc::clone(&shared), confined });
-        serve_disks(&shared, loops, spec.jail.enabled)?;
+        let processors = begin(&makes_processors, count, snapshot)?;
+        serve_disks(&shared, loops, confined)?;
         let start_microseconds = u64::try_from(host.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let fds: Result<Vec<_>, _> = (0..count.boot).map(|number| makes_processors.create(number)).collect();
-        let fds = fds?;
         // Confined before the guest runs, as all other threads; and no processor runs before all are made.
         let has_room = count.most > count.boot;
         let nursery = has_room.then(|| Nursery::start(Arc::clone(&makes_processors))).transpose()?;
-        let started = fds.into_iter().zip(0..).map(|(fd, number)| makes_processors.start(number, fd));
+        let started = processors.into_iter().zip(0..).map(|(fd, number)| makes_processors.start(number, fd));
         let processors: Result<Vec<_>, _> = started.collect();
         Ok(Self {
             processors: processors?,
@@ -128,8 +139,15 @@ impl Machine {
             growth,
             start_microseconds,
             paused: false,
-            _vm: vm,
+            vm,
+            cpuid,
+            shape: (!spec.shared && !spec.huge_pages).then(|| snapshot::Shape::of(spec)),
         })
+    }
+
+    /// Whether its processors are stopped.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
     }
 
     /// Stops the processors.
@@ -263,6 +281,44 @@ impl Machine {
         }
         stats
     }
+}
+
+/// The bytes of memory that a description has from its start, and can gain.
+fn sizes_of(spec: &api::Machine) -> Result<(u64, u64), Error> {
+    if spec.memory_mib == 0 || spec.memory_mib > MEMORY_MIB_MAX || spec.growth_mib > MEMORY_MIB_MAX {
+        let (memory, growth) = (spec.memory_mib, spec.growth_mib);
+        return Err(Error::Invalid(format!("a machine can't have {memory} MiB of memory and {growth} MiB later")));
+    }
+    Ok((spec.memory_mib << 20, spec.growth_mib << 20))
+}
+
+/// Puts a kernel and what it needs into the memory; where it begins. None where all is there already: the machine was saved.
+fn load(
+    start: &api::Start,
+    memory: &Memory,
+    count: Count,
+    window: u64,
+    from: &mut Descriptors,
+) -> Result<Option<boot::Entry>, Error> {
+    let api::Start::Kernel { kernel_fd, form, initrd_fd, command_line } = start else { return Ok(None) };
+    let rsdp = arch::write_tables(&memory.ram, count, window)?;
+    let (kernel, initrd) = (&File::from(from.take(*kernel_fd)?), &File::from(from.take(*initrd_fd)?));
+    boot::load(&memory.ram, &boot::Images { kernel, form: *form, initrd, command_line }, rsdp).map(Some)
+}
+
+/// Makes the processors that a machine begins with, and puts all of it into the state in which it was saved, where it was.
+fn begin(maker: &nursery::Maker, count: Count, snapshot: Option<Snapshot>) -> Result<Vec<VcpuFd>, Error> {
+    let number = snapshot.as_ref().map_or(count.boot, Snapshot::processors);
+    if let Some(snapshot) = &snapshot {
+        snapshot.check_processors(&maker.factory)?;
+        maker.shared.park_from_start(snapshot.parked());
+    }
+    let processors: Result<Vec<_>, _> = (0..number).map(|number| maker.create(number)).collect();
+    let processors = processors?;
+    if let Some(snapshot) = snapshot {
+        snapshot.put(&maker.vm, &processors, &maker.shared.bus, &maker.shared.plug)?;
+    }
+    Ok(processors)
 }
 
 /// The processors of a description.

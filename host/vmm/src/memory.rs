@@ -76,6 +76,27 @@ impl Memory {
             regions.push(Arc::new(region));
             offset += length;
         }
+        Self::of(regions, ram, file)
+    }
+
+    /// The memory of a machine that was saved, as it is in `file`, each part behind the other. Nothing of it is read before the guest touches it,
+    /// and what the guest writes stays this machine's: the file is left as it is, and serves any number of machines at once. It must not
+    /// become shorter meanwhile.
+    pub(crate) fn saved(ram: &[(u64, u64)], growth: Option<(u64, u64)>, file: &File) -> Result<Self, Error> {
+        let mut offset = 0;
+        let mut regions = Vec::with_capacity(ram.len() + 1);
+        for (start, length) in ram.iter().copied().chain(growth) {
+            let size = usize::try_from(length).map_err(|_| Error::Invalid("too much memory".into()))?;
+            let region = private_region(file, offset, size).map_err(Error::system("map a saved machine's memory"))?;
+            let region = GuestRegionMmap::new(region, GuestAddress(start))
+                .ok_or_else(|| Error::Invalid("memory beyond the end of the address space".into()))?;
+            regions.push(Arc::new(region));
+            offset += length;
+        }
+        Self::of(regions, ram, None)
+    }
+
+    fn of(regions: Vec<Arc<GuestRegionMmap>>, ram: &[(u64, u64)], file: Option<File>) -> Result<Self, Error> {
         let of =
             |regions| GuestMemoryMmap::from_arc_regions(regions).map_err(|error| Error::Invalid(error.to_string()));
         let from_start = regions.iter().take(ram.len()).cloned().collect();
@@ -122,6 +143,23 @@ fn own_region(size: usize) -> io::Result<MmapRegion> {
     let builder = builder
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    builder.build().map_err(io::Error::other)
+}
+
+/// A part of a file, of which this process has its own copy where it writes. It is there until the monitor's process ends.
+fn private_region(file: &File, offset: u64, size: usize) -> io::Result<MmapRegion> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at a place that the kernel chooses; nothing is there that it could replace.
+    #[expect(unsafe_code, reason = "mappings are unsafe by declaration")]
+    let start =
+        unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset)? };
+    // SAFETY: the mapping above has `size` bytes, is readable and writable and never unmapped.
+    #[expect(unsafe_code, reason = "vm-memory takes a mapping made elsewhere by its pointer")]
+    let builder = unsafe { MmapRegionBuilder::new(size).with_raw_mmap_pointer(start.cast()) };
+    // Without the file, for whoever asks the region: what is given back of it is this process's copies, and nothing of the file's.
+    let builder = builder
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE);
     builder.build().map_err(io::Error::other)
 }
 
@@ -210,6 +248,22 @@ mod tests {
             assert!(memory.map.read_obj::<u64>(GuestAddress(64 << 20)).is_err());
             assert!(memory.ram.read_obj::<u64>(GuestAddress(1 << 32)).is_err(), "it is gained later");
         }
+    }
+
+    #[test]
+    fn saved_memory_is_written_in_a_copy() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 8], 1 << 20).unwrap();
+        let saved = || Memory::saved(&[(0, 1 << 20)], Some((1 << 32, 1 << 20)), &file).unwrap();
+        let (one, other) = (saved(), saved());
+        assert_eq!(one.map.read_obj::<[u8; 8]>(GuestAddress(1 << 32)).unwrap(), [7; 8]);
+        one.map.write_obj(9_u8, GuestAddress(1 << 32)).unwrap();
+        for (memory, byte) in [(&one, 9), (&other, 7)] {
+            assert_eq!(memory.map.read_obj::<u8>(GuestAddress(1 << 32)).unwrap(), byte);
+            assert_eq!(memory.bytes, 1 << 20);
+        }
+        assert!(one.ram.read_obj::<u8>(GuestAddress(1 << 32)).is_err(), "it is gained later");
     }
 
     #[test]

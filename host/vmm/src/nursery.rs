@@ -27,7 +27,8 @@ pub(crate) struct Nursery {
 pub(crate) struct Maker {
     pub(crate) factory: Processors,
     pub(crate) vm: Arc<VmFd>,
-    pub(crate) entry: Entry,
+    /// Where the first one begins; none where it takes a saved one's place.
+    pub(crate) entry: Option<Entry>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) confined: bool,
 }
@@ -35,7 +36,7 @@ pub(crate) struct Maker {
 impl Maker {
     /// Makes a processor.
     pub(crate) fn create(&self, number: u8) -> Result<VcpuFd, Error> {
-        self.factory.create(&self.vm, number, &self.entry)
+        self.factory.create(&self.vm, number, self.entry.as_ref())
     }
 
     /// Starts its thread, which enters the guest.

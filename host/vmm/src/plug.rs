@@ -3,7 +3,7 @@
 //!
 //! | port | read | written |
 //! |---|---|---|
-//! | +0 | devices that have come, a bit each; reading clears it | |
+//! | +0 | devices that have come, a bit each; bit 0: the machine goes on where another was saved; reading clears it | |
 //! | +4 | devices that are to go, a bit each; reading clears it | |
 //! | +8 | | devices that the guest has let go of, a bit each |
 //! | +12 | | the processor that is meant by the next register |
@@ -13,6 +13,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
 use crate::arch::layout::{PLUG, PLUG_IRQ, PLUG_PORTS};
 use crate::irq::Wires;
 
@@ -25,9 +28,17 @@ pub(crate) const PRESENT: u16 = 16;
 pub(crate) const NEWS: u16 = 20;
 pub(crate) const PROCESSOR_GONE: u16 = 24;
 
+/// Of [`COME`]: the machine goes on where another was saved. No device is in slot 0.
+pub(crate) const RESTORED: u32 = 1;
+
 /// Values of ACPI's `Notify` (ACPI 6.5, table 5.187): look whether it is there; let go of it.
 pub(crate) const DEVICE_CHECK: u8 = 1;
 pub(crate) const EJECT_REQUEST: u8 = 3;
+
+/// Of a machine that is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Saved(State);
 
 /// See the module.
 pub(crate) struct Plug {
@@ -36,7 +47,8 @@ pub(crate) struct Plug {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+/// What a machine that is saved knows of its comings and goings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     /// What the guest was not told yet.
     come: u32,
@@ -48,7 +60,7 @@ struct State {
 }
 
 /// A processor that can come and go, or is there from the start.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Processor {
     is_there: bool,
     /// What the guest was not told yet.
@@ -136,6 +148,26 @@ impl Plug {
                 *mask &= !bit(number);
             }
         });
+    }
+
+    pub(crate) fn save(&self) -> Saved {
+        Saved(self.state().clone())
+    }
+
+    /// Takes the place of a saved one, and tells the guest that it goes on in another machine.
+    ///
+    /// # Errors
+    /// Where that had another number of processors.
+    pub(crate) fn restore(&self, saved: Saved) -> Result<(), Error> {
+        let (most, had) = (self.state().processors.len(), saved.0.processors.len());
+        if most != had {
+            return Err(Error::Invalid(format!("the machine has {most} processors at most; that which was saved, {had}")));
+        }
+        self.change(|state| {
+            *state = saved.0;
+            state.come |= RESTORED;
+        });
+        Ok(())
     }
 
     /// How many processors there are.

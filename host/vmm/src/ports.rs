@@ -5,9 +5,11 @@ use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
 use coracle_monitor_api::Ended;
-use vm_superio::{Serial, Trigger};
+use serde::{Deserialize, Serialize};
+use vm_superio::{Serial, SerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::Error;
 use crate::arch::layout;
 
 /// Of ACPI's sleep control register: go into the state whose number is in bits 2 to 4.
@@ -16,6 +18,11 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 const PULSE_RESET: u8 = 0xfe;
 /// Of the panic port: a guest's kernel has panicked.
 const PANICKED: u8 = 1;
+
+/// The serial port as the guest has set it up, for a machine that is saved: divisor, interrupts enabled and identified, line control and
+/// status, modem control and status, scratch. Nothing is ever typed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved([u8; 9]);
 
 struct Line(EventFd);
 
@@ -53,6 +60,54 @@ impl Ports {
     /// With a serial port that writes to `console` and interrupts by the event, or without one.
     pub(crate) fn new(console: Option<(File, EventFd)>) -> Self {
         Self { serial: console.map(|(file, event)| Mutex::new(Serial::new(Line(event), Output(file)))) }
+    }
+
+    /// The serial port, where there is one.
+    pub(crate) fn save(&self) -> Option<Saved> {
+        let state = self.serial.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).state();
+        Some(Saved([
+            state.baud_divisor_low,
+            state.baud_divisor_high,
+            state.interrupt_enable,
+            state.interrupt_identification,
+            state.line_control,
+            state.line_status,
+            state.modem_control,
+            state.modem_status,
+            state.scratch,
+        ]))
+    }
+
+    /// The ports of a machine that goes on where another was saved.
+    ///
+    /// # Errors
+    /// Where one of both has no serial port, or it can't be as it was.
+    pub(crate) fn restored(console: Option<(File, EventFd)>, saved: Option<&Saved>) -> Result<Self, Error> {
+        let ((file, event), saved) = match (console, saved) {
+            (Some(console), Some(saved)) => (console, saved.0),
+            (None, None) => return Ok(Self { serial: None }),
+            (found, _) => {
+                let has = if found.is_some() { "has" } else { "has no" };
+                return Err(Error::Invalid(format!("the machine {has} console; that which was saved is the other way round")));
+            }
+        };
+        let [baud_divisor_low, baud_divisor_high, interrupt_enable, interrupt_identification, rest @ ..] = saved;
+        let [line_control, line_status, modem_control, modem_status, scratch] = rest;
+        let state = SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: Vec::new(),
+        };
+        let serial = Serial::from_state(&state, Line(event), vm_superio::serial::NoEvents, Output(file));
+        let serial = serial.map_err(|error| Error::Invalid(format!("the serial port can't be as it was: {error:?}")))?;
+        Ok(Self { serial: Some(Mutex::new(serial)) })
     }
 
     /// The guest reads. What is no port reads as ones.

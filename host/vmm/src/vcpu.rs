@@ -11,6 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::Error;
 use crate::News;
+use crate::arch;
 use crate::pci::Bus;
 use crate::plug::{Gone, Plug};
 use crate::ports::Ports;
@@ -22,13 +23,26 @@ pub(crate) struct Shared {
     /// What comes and goes.
     pub(crate) plug: Plug,
     gate: Gate,
+    /// The registers that a processor's state has, beside those that all have.
+    registers: Vec<u32>,
     /// Tells the monitor's main thread.
     tell: Box<dyn Fn(News) + Send + Sync>,
 }
 
 impl Shared {
-    pub(crate) fn new(bus: Arc<Bus>, ports: Ports, plug: Plug, tell: Box<dyn Fn(News) + Send + Sync>) -> Self {
-        Self { bus, ports, plug, gate: Gate::default(), tell }
+    pub(crate) fn new(
+        bus: Arc<Bus>,
+        ports: Ports,
+        plug: Plug,
+        registers: Vec<u32>,
+        tell: Box<dyn Fn(News) + Send + Sync>,
+    ) -> Self {
+        Self { bus, ports, plug, gate: Gate::default(), registers, tell }
+    }
+
+    /// Processors that the guest has let go of enter it only when they are wanted again. None runs yet.
+    pub(crate) fn park_from_start(&self, processors: impl Iterator<Item = usize>) {
+        self.gate.state().parked = processors.collect();
     }
 
     /// The machine has ended.
@@ -63,8 +77,13 @@ struct Gate {
 struct State {
     paused: bool,
     stopped: usize,
+    /// How many of those that have stopped will never go on.
+    left: usize,
     /// Processors that the guest has let go of.
     parked: BTreeSet<usize>,
+    /// Processors that are to say, while they wait, what state they are in; and what they have said.
+    asked: BTreeSet<usize>,
+    told: BTreeMap<usize, Result<arch::Processor, Error>>,
 }
 
 impl Gate {
@@ -72,24 +91,45 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// On a processor's thread: waits while the machine is paused, or does not have this processor.
-    fn pass(&self, number: usize) {
+    /// On a processor's thread: waits while the machine is paused, or does not have this processor. Whoever wants to know its state is told
+    /// by `tell` meanwhile; where that has ended the machine, so.
+    fn pass(&self, number: usize, mut tell: impl FnMut() -> Result<Result<arch::Processor, Error>, Ended>) -> Option<Ended> {
         let mut state = self.state();
         let waits = |state: &State| state.paused || state.parked.contains(&number);
         if !waits(&state) {
-            return;
+            return None;
         }
         state.stopped += 1;
         self.changed.notify_all();
         while waits(&state) {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if !state.asked.remove(&number) {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            drop(state);
+            let (said, ended) = match tell() {
+                Ok(said) => (said, None),
+                Err(ended) => (Err(Error::Invalid(format!("the machine has ended: {ended}"))), Some(ended)),
+            };
+            state = self.state();
+            state.told.insert(number, said);
+            self.changed.notify_all();
+            if ended.is_some() {
+                // It leaves in a moment, and is counted once more then.
+                state.stopped -= 1;
+                return ended;
+            }
         }
         state.stopped -= 1;
+        None
     }
 
     /// On a processor's thread: it enters the guest no more.
     fn leave(&self) {
-        self.state().stopped += 1;
+        let mut state = self.state();
+        state.stopped += 1;
+        state.left += 1;
+        drop(state);
         self.changed.notify_all();
     }
 }
@@ -158,47 +198,83 @@ pub(crate) fn start(
     Ok(Processor { thread, exits, immediate_exit })
 }
 
+/// What an entry into the guest came to.
+enum Entered {
+    /// The guest asked for something, and has it when it goes on.
+    Answered,
+    /// A signal, or the wish to leave at once.
+    Interrupted,
+}
+
 fn run_guest(number: usize, processor: &mut VcpuFd, shared: &Shared, exits: &Exits) -> Ended {
     loop {
-        shared.gate.pass(number);
-        let exit = processor.run();
-        let reason = match &exit {
-            Ok(VcpuExit::IoIn(..)) => 0,
-            Ok(VcpuExit::IoOut(..)) => 1,
-            Ok(VcpuExit::MmioRead(..)) => 2,
-            Ok(VcpuExit::MmioWrite(..)) => 3,
-            Err(_) => 4,
-            Ok(VcpuExit::Hlt) => 5,
-            Ok(_) => 6,
-        };
-        if let Some(count) = exits.0.get(reason) {
-            count.fetch_add(1, Ordering::Relaxed);
+        let ended = shared.gate.pass(number, || {
+            settle(processor, shared, exits)?;
+            Ok(arch::Processor::of(processor, &shared.registers))
+        });
+        if let Some(ended) = ended {
+            return ended;
         }
-        match exit {
-            Ok(VcpuExit::IoIn(port, data)) if Plug::has(port) => shared.plug.read(port, data),
-            Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(port, data),
-            Ok(VcpuExit::IoOut(port, data)) => {
-                if let Some(ended) = shared.write_port(port, data) {
-                    return ended;
-                }
-            }
-            Ok(VcpuExit::MmioRead(address, data)) => shared.bus.read(address, data),
-            Ok(VcpuExit::MmioWrite(address, data)) => drop(shared.bus.write(address, data)),
-            Ok(VcpuExit::Shutdown) => return Ended::Crashed("a triple fault".into()),
-            Ok(VcpuExit::SystemEvent(kind, _)) => return Ended::Crashed(format!("system event {kind}")),
-            Ok(VcpuExit::FailEntry(reason, _)) => {
-                return Ended::Crashed(format!("the processor refuses to enter the guest (reason {reason:#x})"));
-            }
-            Ok(VcpuExit::InternalError) => return Ended::Crashed("KVM can't emulate an instruction".into()),
-            Ok(VcpuExit::Intr | VcpuExit::Hlt) => {}
-            Ok(other) => return Ended::Crashed(format!("KVM left the guest for {other:?}")),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => processor.set_kvm_immediate_exit(0),
-            Err(error) => {
-                let error = std::io::Error::from_raw_os_error(error.errno());
-                return Ended::Crashed(format!("KVM can't go on: {error}"));
-            }
+        if let Err(ended) = enter(processor, shared, exits) {
+            return ended;
         }
     }
+}
+
+/// Has the guest take what it was answered last: KVM keeps it until the processor is entered again (KVM API, `KVM_RUN`), and tells nobody
+/// who asks for its state.
+fn settle(processor: &mut VcpuFd, shared: &Shared, exits: &Exits) -> Result<(), Ended> {
+    loop {
+        processor.set_kvm_immediate_exit(1);
+        // What it asks for in several parts it asks for again.
+        if matches!(enter(processor, shared, exits)?, Entered::Interrupted) {
+            return Ok(());
+        }
+    }
+}
+
+fn enter(processor: &mut VcpuFd, shared: &Shared, exits: &Exits) -> Result<Entered, Ended> {
+    let exit = processor.run();
+    let reason = match &exit {
+        Ok(VcpuExit::IoIn(..)) => 0,
+        Ok(VcpuExit::IoOut(..)) => 1,
+        Ok(VcpuExit::MmioRead(..)) => 2,
+        Ok(VcpuExit::MmioWrite(..)) => 3,
+        Err(_) => 4,
+        Ok(VcpuExit::Hlt) => 5,
+        Ok(_) => 6,
+    };
+    if let Some(count) = exits.0.get(reason) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    match exit {
+        Ok(VcpuExit::IoIn(port, data)) if Plug::has(port) => shared.plug.read(port, data),
+        Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(port, data),
+        Ok(VcpuExit::IoOut(port, data)) => {
+            if let Some(ended) = shared.write_port(port, data) {
+                return Err(ended);
+            }
+        }
+        Ok(VcpuExit::MmioRead(address, data)) => shared.bus.read(address, data),
+        Ok(VcpuExit::MmioWrite(address, data)) => drop(shared.bus.write(address, data)),
+        Ok(VcpuExit::Shutdown) => return Err(Ended::Crashed("a triple fault".into())),
+        Ok(VcpuExit::SystemEvent(kind, _)) => return Err(Ended::Crashed(format!("system event {kind}"))),
+        Ok(VcpuExit::FailEntry(reason, _)) => {
+            return Err(Ended::Crashed(format!("the processor refuses to enter the guest (reason {reason:#x})")));
+        }
+        Ok(VcpuExit::InternalError) => return Err(Ended::Crashed("KVM can't emulate an instruction".into())),
+        Ok(VcpuExit::Intr | VcpuExit::Hlt) => {}
+        Ok(other) => return Err(Ended::Crashed(format!("KVM left the guest for {other:?}"))),
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            processor.set_kvm_immediate_exit(0);
+            return Ok(Entered::Interrupted);
+        }
+        Err(error) => {
+            let error = std::io::Error::from_raw_os_error(error.errno());
+            return Err(Ended::Crashed(format!("KVM can't go on: {error}")));
+        }
+    }
+    Ok(Entered::Answered)
 }
 
 impl Processor {
@@ -250,6 +326,29 @@ pub(crate) fn pause(processors: &[Processor], shared: &Shared) {
     while state.stopped < processors.len() {
         state = shared.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
+}
+
+/// What state each processor is in. The machine is paused.
+///
+/// # Errors
+/// Where one can't be told, or has left the guest for ever.
+pub(crate) fn states(processors: &[Processor], shared: &Shared) -> Result<Vec<arch::Processor>, Error> {
+    let mut state = shared.gate.state();
+    if !state.paused || state.left > 0 {
+        return Err(Error::Invalid("the machine is ending".into()));
+    }
+    state.told.clear();
+    state.asked = (0..processors.len()).collect();
+    shared.gate.changed.notify_all();
+    while state.told.len() < processors.len() {
+        state = shared.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+    std::mem::take(&mut state.told).into_values().collect()
+}
+
+/// The processors that the guest has let go of.
+pub(crate) fn parked(shared: &Shared) -> Vec<usize> {
+    shared.gate.state().parked.iter().copied().collect()
 }
 
 /// Makes a processor that the guest has let go of stop, whatever it still does.

@@ -1,11 +1,11 @@
 //! The clone's kernel: a distribution's package, unpacked once into a folder of the cache.
 
-use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::cache;
 use crate::setup;
 use crate::steps::{self, command, output, step};
 
@@ -68,8 +68,7 @@ pub(crate) fn newest(cache: &Path) -> Result<Kernel> {
             // They may be old, too.
             download(&name, folder).or_else(|_| setup::update_lists().and_then(|()| download(&name, folder)))
         })?;
-        let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let file = files.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+        let file = cache::packages(folder).pop();
         let file = file.with_context(|| format!("apt-get brought no {name}"))?;
         unpack(&file, folder)?;
         std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
@@ -93,36 +92,12 @@ fn download(name: &str, folder: &Path) -> Result<()> {
 
 /// The kernel of that name in the cache, where `make` puts it if it is not there.
 fn kept(cache: &Path, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<Kernel> {
-    std::fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
-    // One at a time: another lab that wants the same waits, and finds it made. The lock ends with this process.
-    let lock = File::create(cache.join("lock")).context("the cache's lock")?;
-    lock.lock().context("the cache's lock")?;
-    let folder = cache.join(name);
-    if !folder.exists() {
-        let part = cache.join("part");
-        let remove = || match std::fs::remove_dir_all(&part) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
-        // One that was killed has left it.
-        remove().with_context(|| format!("remove {}", part.display()))?;
-        std::fs::create_dir(&part).with_context(|| format!("make {}", part.display()))?;
-        let made = make(&part).and_then(|()| {
-            index(&Kernel::open(&part)?)?;
-            std::fs::rename(&part, &folder).with_context(|| format!("make {}", folder.display()))
-        });
-        if made.is_err() {
-            let _ = remove();
-        }
-        made?;
-    }
-    Kernel::open(&folder)
+    let made = |folder: &Path| make(folder).and_then(|()| index(&Kernel::open(folder)?));
+    Kernel::open(&cache::kept(cache, name, made)?)
 }
 
 fn unpack(file: &Path, folder: &Path) -> Result<()> {
-    let mut extract = command("dpkg-deb", &["--extract"]);
-    extract.arg(file).arg(folder);
-    step(&format!("unpacking {}", file.display()), || steps::run(extract))?;
+    cache::unpack(file, folder)?;
     // Where a package has its modules depends on the release; where depmod looks for them, too.
     for (link, target) in [("lib/modules", "../usr/lib/modules"), ("usr/lib/modules", "../../lib/modules")] {
         let link = folder.join(link);

@@ -15,11 +15,13 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use super::emulator::Emulator;
 use super::script::{OUT_TAG, ROOT_TAG};
 use crate::setup;
 
 /// What a clone is made of.
 pub(crate) struct Plan<'a> {
+    pub(crate) emulator: &'a Emulator,
     pub(crate) kernel: &'a Path,
     pub(crate) initrd: &'a [u8],
     pub(crate) cpus: u32,
@@ -241,7 +243,7 @@ fn virtiofsd(folder: &Path, listener: &UnixListener) -> Result<Command> {
 }
 
 fn qemu(plan: &Plan<'_>, initrd: &impl AsRawFd, output: &impl AsRawFd, shares: &[(&str, UnixStream)]) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
+    let mut command = plan.emulator.command();
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     command.args(["-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max,+svm"]);
     command.args(["-smp", &plan.cpus.to_string(), "-m", &format!("{}M", plan.memory_mib)]);

@@ -25,8 +25,8 @@ const MESSAGES_BYTES: usize = 8 * 1024;
 /// of the ranges that are given to containers.
 const FIRST_USER: u32 = 0x7000_0000;
 
-/// Boots. When this future is dropped, its parts are, and with them the process and its files.
-pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<BuiltinMachine> {
+/// Boots, or starts the machine where another stood when it was saved into the folder `saved`. When this future is dropped, its parts are, and with them the process and its files.
+pub(crate) async fn boot(config: &Config, spec: MachineSpec, saved: Option<&Path>) -> Result<BuiltinMachine> {
     let Some((program, first)) = config.monitor.split_first() else {
         return Err(Error::Missing("no program is configured for the built-in monitor".into()));
     };
@@ -36,7 +36,7 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<BuiltinMa
     let hello = listen(&address, root.user)?;
     let jail = api::Jail { enabled: config.jail, root: root.path.display().to_string(), user: root.user };
     let mut passed = Passed::default();
-    let (description, descriptors) = describe(&spec, programs, jail, &mut passed)?;
+    let (description, descriptors) = describe(&spec, saved, programs, jail, &mut passed)?;
     let (ours, theirs) =
         std::os::unix::net::UnixStream::pair().map_err(Error::system("make the monitor's control channel"))?;
     ours.set_nonblocking(true).map_err(Error::system("make the monitor's control channel"))?;
@@ -74,7 +74,7 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<BuiltinMa
     if !spec.host_cpus.is_empty() {
         crate::machine::run_on(pid, &spec.host_cpus)?;
     }
-    Ok(BuiltinMachine::start(&spec, parts, control, ended, address, hello, console, messages, passed))
+    Ok(BuiltinMachine::start(spec, parts, control, ended, address, hello, console, messages, passed, saved.is_some()))
 }
 
 /// Listens for the guest's greeting, at a socket that the monitor's user may connect to.

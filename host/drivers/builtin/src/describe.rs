@@ -8,6 +8,7 @@ use std::path::Path;
 use coracle_machine::{Device, DeviceKind, Error, KernelForm, MachineSpec, MemoryKind, Result, Sizes};
 use coracle_monitor_api as api;
 
+use crate::snapshot;
 use crate::vfio::Passed;
 
 /// The guest's context identifier: there is one guest behind each monitor's sockets.
@@ -40,9 +41,11 @@ impl Descriptors {
     }
 }
 
-/// Describes the machine. `programs` listens in `root`, which becomes the monitor's root, for the user `user`.
+/// Describes the machine, which begins with its kernel or where another was saved. `programs` listens in `root`, which becomes the monitor's
+/// root, for the user `user`.
 pub(crate) fn describe(
     spec: &MachineSpec,
+    saved: Option<&Path>,
     programs: UnixListener,
     jail: api::Jail,
     passed: &mut Passed,
@@ -56,13 +59,9 @@ pub(crate) fn describe(
     let kvm =
         kvm.map_err(|error| Error::Missing(format!("/dev/kvm can't be opened ({error}): run `coracle check`")))?;
     let kvm_fd = fds.add(kvm);
-    let image = "run `coracle image build` or set `guest.folder`";
-    let kernel_fd = fds.add(readable("the guest's kernel", &spec.kernel.path, image)?);
-    let initrd_fd = fds.add(readable("the guest's initrd", &spec.initrd, image)?);
-    let kernel = match spec.kernel.form {
-        KernelForm::PvhElf => api::KernelForm::PvhElf,
-        KernelForm::BzImage => api::KernelForm::BzImage,
-        other => return Err(Error::Unsupported(format!("a kernel of the form {other:?}"))),
+    let start = match saved {
+        Some(folder) => snapshot::start(folder, &mut fds)?,
+        None => kernel(spec, &mut fds)?,
     };
     // A name inside the jail, whose root is the folder that the socket is in.
     let path = if jail.enabled { format!("/{PROGRAMS_SOCKET}") } else { format!("{}/{PROGRAMS_SOCKET}", jail.root) };
@@ -88,10 +87,7 @@ pub(crate) fn describe(
     }
     let machine = api::Machine {
         kvm_fd,
-        kernel_fd,
-        kernel,
-        initrd_fd,
-        command_line: command_line(spec),
+        start,
         cpus: spec.cpus.boot,
         cpus_max: spec.cpus.max,
         memory_mib: spec.memory.size_mib,
@@ -105,6 +101,19 @@ pub(crate) fn describe(
         jail,
     };
     Ok((machine, fds))
+}
+
+/// How a machine begins with its kernel.
+fn kernel(spec: &MachineSpec, fds: &mut Descriptors) -> Result<api::Start> {
+    let image = "run `coracle image build` or set `guest.folder`";
+    let kernel_fd = fds.add(readable("the guest's kernel", &spec.kernel.path, image)?);
+    let initrd_fd = fds.add(readable("the guest's initrd", &spec.initrd, image)?);
+    let form = match spec.kernel.form {
+        KernelForm::PvhElf => api::KernelForm::PvhElf,
+        KernelForm::BzImage => api::KernelForm::BzImage,
+        other => return Err(Error::Unsupported(format!("a kernel of the form {other:?}"))),
+    };
+    Ok(api::Start::Kernel { kernel_fd, form, initrd_fd, command_line: command_line(spec) })
 }
 
 /// Refuses what a machine can't have: of a sealed one, whatever reaches more of its memory than it lends, or its driver makes no use of.
@@ -160,7 +169,7 @@ fn command_line(spec: &MachineSpec) -> String {
 
 /// The kernel's own server of network devices, where this host has it and lets this process use it. The monitor can do
 /// without.
-fn open_vhost() -> Option<File> {
+pub(crate) fn open_vhost() -> Option<File> {
     let opened = File::options().read(true).write(true).open("/dev/vhost-net");
     opened.inspect_err(|error| log::debug!("/dev/vhost-net can't be opened: {error}")).ok()
 }
@@ -175,7 +184,7 @@ fn open_disk(path: &Path, read_only: bool, direct: bool) -> Result<File> {
     options.open(path).map_err(|error| Error::Missing(format!("the disk {} can't be opened: {error}", path.display())))
 }
 
-fn readable(what: &str, path: &Path, mend: &str) -> Result<File> {
+pub(crate) fn readable(what: &str, path: &Path, mend: &str) -> Result<File> {
     File::open(path)
         .map_err(|error| Error::Missing(format!("{what} {} can't be read ({error}): {mend}", path.display())))
 }

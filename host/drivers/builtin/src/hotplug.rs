@@ -16,6 +16,8 @@ const EJECT_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Hotplug {
     devices: Vec<(Device, Option<u8>)>,
+    /// Those from its start.
+    from_start: Vec<Device>,
     cpus: u32,
     /// Those of the host's.
     passed: Passed,
@@ -64,7 +66,18 @@ impl Hotplug {
     /// Of a machine as it is from its start.
     pub(crate) fn of(spec: &MachineSpec, passed: Passed, monitor: i32) -> Self {
         let devices = spec.devices.iter().cloned().zip((1..).map(Some)).collect();
-        Self { devices, cpus: spec.cpus.boot, passed, monitor, memory_bytes: most_bytes(spec) }
+        let from_start = spec.devices.clone();
+        Self { devices, from_start, cpus: spec.cpus.boot, passed, monitor, memory_bytes: most_bytes(spec) }
+    }
+
+    /// Whether the machine has the devices of its start, in their places, and no others.
+    pub(crate) fn is_as_from_start(&mut self, control: &Client) -> bool {
+        self.see_what_has_gone(control);
+        let mut from_start = self.from_start.iter().zip(1_u8..);
+        let is_there = |device: &Device, number| {
+            self.devices.iter().any(|(other, found)| other == device && *found == Some(number))
+        };
+        self.devices.len() == self.from_start.len() && from_start.all(|(device, number)| is_there(device, number))
     }
 
     fn number(&self, device: &Device) -> Result<Option<u8>> {

@@ -11,9 +11,11 @@ mod describe;
 mod hotplug;
 mod machine;
 mod resize;
+mod snapshot;
 mod vfio;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use coracle_machine::{Capabilities, DeviceKind, Driver, Machine, MachineSpec, Result, Sizes};
 use futures::future::BoxFuture;
@@ -54,13 +56,23 @@ impl Driver for Builtin {
             hotplug: machine::hotplugged(spec),
             resize: !is_sealed && Sizes::of(spec).is_some(),
             pause: true,
-            snapshot: false,
+            snapshot: snapshot::obstacle(spec).is_none(),
         }
     }
 
     fn boot(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Box<dyn Machine>>> {
         Box::pin(async move {
-            let machine = boot::boot(&self.config, spec).await?;
+            let machine = boot::boot(&self.config, spec, None).await?;
+            Ok(Box::new(machine) as Box<dyn Machine>)
+        })
+    }
+
+    fn restore(&self, spec: MachineSpec, folder: PathBuf) -> BoxFuture<'_, Result<Box<dyn Machine>>> {
+        Box::pin(async move {
+            if let Some(obstacle) = snapshot::obstacle(&spec) {
+                return Err(obstacle);
+            }
+            let machine = boot::boot(&self.config, spec, Some(&folder)).await?;
             Ok(Box::new(machine) as Box<dyn Machine>)
         })
     }

@@ -1,6 +1,7 @@
 //! A running monitor.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_machine::{
@@ -16,6 +17,7 @@ use crate::boot::Root;
 use crate::control::{Client, Failure};
 use crate::hotplug::{Hotplug, Outcome, Refused};
 use crate::resize::Size;
+use crate::snapshot;
 use crate::vfio::Passed;
 
 /// The process and the files of a machine; all of them go when this is dropped.
@@ -48,12 +50,12 @@ pub(crate) struct BuiltinMachine {
     stop: Arc<tokio::sync::Notify>,
     /// Held while a device comes or goes.
     hotplug: Mutex<Hotplug>,
-    hotplugged: Vec<DeviceKind>,
     /// Held while it is changed.
     size: Mutex<Size>,
-    /// The monitor's process, and whether its specification says where it runs.
+    /// For what depends on how it was made.
+    spec: MachineSpec,
+    /// The monitor's process.
     pid: i32,
-    is_placed: bool,
 }
 
 impl BuiltinMachine {
@@ -62,7 +64,7 @@ impl BuiltinMachine {
         reason = "it is the end of the boot, called once, and each is a part of the machine"
     )]
     pub(crate) fn start(
-        spec: &MachineSpec,
+        spec: MachineSpec,
         mut parts: Parts,
         control: Client,
         ended: oneshot::Receiver<Ended>,
@@ -71,6 +73,7 @@ impl BuiltinMachine {
         console: Ring,
         messages: Ring,
         passed: Passed,
+        is_restored: bool,
     ) -> Self {
         let pid = i32::try_from(parts.monitor.pid()).unwrap_or_default();
         let (sender, end) = watch::channel(None);
@@ -81,8 +84,7 @@ impl BuiltinMachine {
             drop(parts);
             sender.send_replace(Some(End { reason }));
         });
-        let is_placed = !spec.host_cpus.is_empty();
-        let (hotplug, size) = (Mutex::new(Hotplug::of(spec, passed, pid)), Mutex::new(Size::of(spec)));
+        let (hotplug, size) = (Mutex::new(Hotplug::of(&spec, passed, pid)), Mutex::new(Size::of(&spec, is_restored)));
         Self {
             address,
             hello,
@@ -91,10 +93,9 @@ impl BuiltinMachine {
             end: Ends::new(end),
             stop,
             hotplug,
-            hotplugged: hotplugged(spec),
+            spec,
             size,
             pid,
-            is_placed,
         }
     }
 
@@ -116,7 +117,7 @@ impl BuiltinMachine {
 
     /// [`Error::Unsupported`] for what this machine neither gains nor loses.
     fn can_be_plugged(&self, device: &Device, doing: &str) -> Result<()> {
-        if self.hotplugged.contains(&device.kind()) {
+        if hotplugged(&self.spec).contains(&device.kind()) {
             return Ok(());
         }
         Err(Error::Unsupported(format!("{doing} {:?}", device.kind())))
@@ -264,7 +265,7 @@ impl Machine for BuiltinMachine {
     fn place(&self, host_cpus: Vec<u32>) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.end.check()?;
-            if self.is_placed { Ok(()) } else { run_on(self.pid, &host_cpus) }
+            if !self.spec.host_cpus.is_empty() { Ok(()) } else { run_on(self.pid, &host_cpus) }
         })
     }
 
@@ -274,6 +275,23 @@ impl Machine for BuiltinMachine {
 
     fn resume(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move { self.ask(Request::Resume).await.map(drop) })
+    }
+
+    fn save(&self, folder: PathBuf) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.end.check()?;
+            if let Some(obstacle) = snapshot::obstacle(&self.spec) {
+                return Err(obstacle);
+            }
+            // Neither devices nor size change meanwhile.
+            let (mut hotplug, _size) = (self.hotplug.lock().await, self.size.lock().await);
+            self.end.check()?;
+            if !hotplug.is_as_from_start(&self.control) {
+                return Err(Error::Unsupported("saving it with other devices than it had at its start".into()));
+            }
+            let outcome = snapshot::save(&self.control, folder).await;
+            self.plugged(outcome).await
+        })
     }
 
     fn stats(&self) -> BoxFuture<'_, Result<Stats>> {

@@ -11,13 +11,15 @@ use crate::hotplug::Outcome;
 pub(crate) struct Size {
     /// Those that it can have; none where it has one.
     sizes: Option<Sizes>,
-    /// What the guest was last asked to have above the least, in bytes.
-    wanted_bytes: u64,
+    /// What the guest was last asked to have above the least, in bytes; none where another process has asked it.
+    wanted_bytes: Option<u64>,
 }
 
 impl Size {
-    pub(crate) fn of(spec: &MachineSpec) -> Self {
-        Self { sizes: Sizes::of(spec).filter(|_| !spec.access_platform), wanted_bytes: 0 }
+    /// Of a machine that has begun with its kernel, or where another was saved.
+    pub(crate) fn of(spec: &MachineSpec, is_restored: bool) -> Self {
+        let sizes = Sizes::of(spec).filter(|_| !spec.access_platform);
+        Self { sizes, wanted_bytes: (!is_restored).then_some(0) }
     }
 
     /// Makes it so.
@@ -26,10 +28,13 @@ impl Size {
         let wanted = sizes.gained_bytes(cpus, memory_mib)?;
         let bytes = sizes.least_bytes() + wanted;
         // The guest needs memory for what its processors keep each: that comes first, and goes last.
-        let before = self.wanted_bytes;
+        let before = match self.wanted_bytes {
+            Some(bytes) => bytes,
+            None => stats(control).await?.memory_bytes.saturating_sub(sizes.least_bytes()),
+        };
         if wanted > before {
             control.ask(&Request::ResizeMemory { bytes }).await?;
-            self.wanted_bytes = wanted;
+            self.wanted_bytes = Some(wanted);
             memory_comes(control, bytes).await?;
         }
         let has = stats(control).await?.cpus;
@@ -40,7 +45,7 @@ impl Size {
         if wanted < before {
             // What is in use the guest can't give, and tries again by itself for as long as less is wanted: nobody waits for that.
             control.ask(&Request::ResizeMemory { bytes }).await?;
-            self.wanted_bytes = wanted;
+            self.wanted_bytes = Some(wanted);
         }
         Ok(())
     }

@@ -52,6 +52,8 @@ pub struct Net {
     pairs: Vec<Pair>,
     /// How many of the pairs the driver uses.
     active: usize,
+    /// How many it used when the machine was saved whose place this one takes.
+    saved: usize,
     /// Where the control queue is, which depends on what the driver has taken.
     control: Option<(u16, Ring)>,
     sizes: Vec<u16>,
@@ -84,7 +86,7 @@ impl Net {
             .into_iter()
             .map(|fd| Ok(Pair { tap: Tap::new(fd, ask)?, rx: Receiver::new(), tx: None }))
             .collect::<io::Result<Vec<_>>>()?;
-        Ok(Self { pairs, active: 0, control: None, sizes, config, counters: Counters::default() })
+        Ok(Self { pairs, active: 0, saved: 1, control: None, sizes, config, counters: Counters::default() })
     }
 
     /// Lets the driver use so many pairs. False, and the number is as it was, where it can't.
@@ -264,6 +266,28 @@ impl Device for Net {
     fn queue_of(&self, token: u16) -> u16 {
         // The receiving one of the pair.
         token.saturating_mul(2)
+    }
+
+    /// The configuration, and how many pairs the driver uses.
+    fn save(&self) -> Option<Vec<u8>> {
+        let active = u16::try_from(self.active).unwrap_or(1);
+        Some([&self.config[..], &active.to_le_bytes()].concat())
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), Broken> {
+        let (config, active) = saved.split_last_chunk().unwrap_or((saved, &[0, 0]));
+        if config != self.config {
+            return Err(Broken::new("this link has another address, or other queues, than the one that was saved"));
+        }
+        self.saved = usize::from(u16::from_le_bytes(*active));
+        Ok(())
+    }
+
+    fn resumed(&mut self) -> Result<(), Broken> {
+        if Self::set_pairs(&mut self.pairs, &mut self.active, self.saved) {
+            return Ok(());
+        }
+        Err(Broken::new("the taps can't be brought to the queues that the guest uses"))
     }
 
     fn reset(&mut self) {

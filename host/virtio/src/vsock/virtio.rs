@@ -2,14 +2,18 @@
 
 use super::device::Device as Packets;
 use super::muxer::Muxer;
+use crate::chain::walk;
 use crate::device::{Activation, Broken, Counters, Device, Source, Turn};
 use crate::ring::Ring;
 
 const RX: usize = 0;
 const TX: usize = 1;
+const EVENTS: usize = 2;
 /// The queues: rx, tx, events.
 const SIZES: [u16; 3] = [256, 256, 16];
 const MUXER: u16 = 0;
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.3, section 5.10.6.7): all connections are gone.
+const TRANSPORT_RESET: [u8; 4] = 0_u32.to_le_bytes();
 /// The most rounds of one turn.
 const ROUNDS_MAX: usize = 16;
 
@@ -18,6 +22,8 @@ pub struct Vsock {
     packets: Packets,
     config: [u8; 8],
     rings: Vec<Option<Ring>>,
+    /// Whether the guest is still to hear that its connections are gone.
+    lost_connections: bool,
 }
 
 impl Vsock {
@@ -25,7 +31,29 @@ impl Vsock {
     #[must_use]
     pub fn new(muxer: Muxer) -> Self {
         let config = muxer.guest_cid().to_le_bytes();
-        Self { packets: Packets::new(muxer), config, rings: Vec::new() }
+        Self { packets: Packets::new(muxer), config, rings: Vec::new(), lost_connections: false }
+    }
+
+    /// Tells the guest that its connections are gone, as soon as it has a buffer for that.
+    fn tell_loss(&mut self) -> Result<(), Broken> {
+        let Some(Some(events)) = self.rings.get_mut(EVENTS) else { return Ok(()) };
+        while self.lost_connections {
+            let Some(chain) = events.pop()? else {
+                // For what the guest has added before it sees this it does not ring.
+                if events.listen()? {
+                    continue;
+                }
+                return Ok(());
+            };
+            let mut room = walk(&chain, chain.memory()).map(|buffers| buffers.writable).unwrap_or_default();
+            let fits = room.len() >= TRANSPORT_RESET.len();
+            let written = if fits { room.put(&TRANSPORT_RESET) } else { 0 };
+            events.push(chain.head_index(), u32::try_from(written).unwrap_or(0))?;
+            events.signal()?;
+            // A guest whose buffers are too small for it has said that it does not care.
+            self.lost_connections = false;
+        }
+        Ok(())
     }
 
     fn pump(&mut self) -> Result<Turn, Broken> {
@@ -99,6 +127,7 @@ impl Device for Vsock {
     fn on_queue(&mut self, queue: u16) -> Result<Turn, Broken> {
         match usize::from(queue) {
             RX | TX => self.pump(),
+            EVENTS => self.tell_loss().map(|()| Turn::Done),
             _ => Ok(Turn::Done),
         }
     }
@@ -107,7 +136,14 @@ impl Device for Vsock {
         self.pump()
     }
 
+    /// Whoever was at the other end of the guest's connections is not there: they were another machine's.
+    fn resumed(&mut self) -> Result<(), Broken> {
+        self.lost_connections = true;
+        self.tell_loss()
+    }
+
     fn reset(&mut self) {
+        self.lost_connections = false;
         self.rings.clear();
         self.packets.muxer().forget_all();
     }

@@ -127,6 +127,19 @@ fn requests(kind: Kind) -> Vec<u32> {
     const KVM_SET_LAPIC: u32 = 0x4400_ae8f;
     const KVM_SET_MSRS: u32 = 0x4008_ae89;
     const KVM_SET_CPUID2: u32 = 0x4008_ae90;
+    /// What a machine that is saved has in KVM: told, and never set any more.
+    const KVM_CHECK_EXTENSION: u32 = 0xae03;
+    const KVM_GET_IRQCHIP: u32 = 0xc208_ae62;
+    const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
+    const KVM_GET_REGS: u32 = 0x8090_ae81;
+    const KVM_GET_SREGS: u32 = 0x8138_ae83;
+    const KVM_GET_MSRS: u32 = 0xc008_ae88;
+    const KVM_GET_MP_STATE: u32 = 0x8004_ae98;
+    const KVM_GET_VCPU_EVENTS: u32 = 0x8040_ae9f;
+    const KVM_GET_DEBUGREGS: u32 = 0x8080_aea1;
+    const KVM_GET_TSC_KHZ: u32 = 0xaea3;
+    const KVM_GET_XSAVE: u32 = 0x9000_aea4;
+    const KVM_GET_XCRS: u32 = 0x8188_aea6;
     const KVM_RUN: u32 = 0xae80;
     const KVM_IRQ_LINE: u32 = 0x4008_ae61;
     const KVM_IRQFD: u32 = 0x4020_ae76;
@@ -172,6 +185,9 @@ fn requests(kind: Kind) -> Vec<u32> {
             FIONBIO,
             IOMMU_IOAS_MAP,
             IOMMU_IOAS_UNMAP,
+            KVM_CHECK_EXTENSION,
+            KVM_GET_CLOCK,
+            KVM_GET_IRQCHIP,
             KVM_IRQ_LINE,
             TUNSETQUEUE,
             VFIO_DEVICE_GET_INFO,
@@ -187,11 +203,21 @@ fn requests(kind: Kind) -> Vec<u32> {
         Kind::Disk => vec![BLKDISCARD],
         Kind::Nursery => [
             requests(Kind::Processor),
-            vec![KVM_CREATE_VCPU, KVM_GET_LAPIC, KVM_SET_CPUID2, KVM_SET_LAPIC, KVM_SET_MSRS],
+            vec![KVM_CREATE_VCPU, KVM_SET_CPUID2, KVM_SET_LAPIC, KVM_SET_MSRS],
         ]
         .concat(),
         Kind::Processor => vec![
             KVM_RUN,
+            KVM_GET_DEBUGREGS,
+            KVM_GET_LAPIC,
+            KVM_GET_MP_STATE,
+            KVM_GET_MSRS,
+            KVM_GET_REGS,
+            KVM_GET_SREGS,
+            KVM_GET_TSC_KHZ,
+            KVM_GET_VCPU_EVENTS,
+            KVM_GET_XCRS,
+            KVM_GET_XSAVE,
             KVM_IRQ_LINE,
             KVM_IRQFD,
             KVM_IOEVENTFD,

@@ -100,6 +100,22 @@ impl ConfigSpace {
         }
     }
 
+    /// All of it.
+    pub(super) fn bytes(&self) -> &[u8; BYTES] {
+        &self.bytes
+    }
+
+    /// Takes what another device's was. Whether that was one of this kind: it differs in nothing but what the guest may change.
+    pub(super) fn restore(&mut self, saved: &[u8]) -> bool {
+        let Ok(saved) = <&[u8; BYTES]>::try_from(saved) else { return false };
+        let own = self.bytes.iter().zip(&self.writable).zip(saved);
+        if own.into_iter().any(|((byte, mask), saved)| (byte ^ saved) & !mask != 0) {
+            return false;
+        }
+        self.bytes = *saved;
+        true
+    }
+
     /// Puts the BAR at an address, as firmware does.
     pub(super) fn place(&mut self, address: u64) {
         let bytes = (address | 4).to_le_bytes();
@@ -161,6 +177,20 @@ mod tests {
         }
         assert_eq!(before, (0..64).map(|index| word(&space, index * 4)).collect::<Vec<_>>());
         assert_eq!(word(&space, 4092), 0);
+    }
+
+    #[test]
+    fn another_device_of_its_kind_takes_its_place() {
+        let mut saved = space();
+        saved.write(4, &[2, 0]);
+        saved.write(0x10, &0xd000_0000_u32.to_le_bytes());
+        let mut other = space();
+        assert!(other.restore(saved.bytes()));
+        assert_eq!((other.decoded(), other.bytes()), (0xd000_0000, saved.bytes()));
+        saved.put(2, &[0x42]);
+        assert!(!other.restore(saved.bytes()), "another device");
+        assert!(!other.restore(&saved.bytes()[..255]));
+        assert_eq!(other.decoded(), 0xd000_0000, "as it was");
     }
 
     #[test]

@@ -14,12 +14,16 @@ mod virtio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use coracle_virtio::transport::Transport;
+use coracle_virtio::transport::{Saved as SavedTransport, Transport};
+use serde::{Deserialize, Serialize};
 
+use msix::Saved as SavedMsix;
 pub(crate) use msix::{ENTRY_BYTES, Msix};
 pub(crate) use virtio::{BAR_BYTES, Virtio};
 #[cfg(feature = "fuzzing")]
 pub(crate) use virtio::{NOTIFY, NOTIFY_BYTES};
+
+use coracle_virtio::device::Broken;
 
 use crate::Error;
 use crate::arch::layout;
@@ -53,9 +57,20 @@ pub(crate) enum Outcome {
     Forget,
 }
 
+/// A device as the guest has set it up, for a machine that is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    config: Vec<u8>,
+    msix: SavedMsix,
+    transport: SavedTransport,
+}
+
 /// A PCI device as its bus sees it. Widths and places of accesses are the guest's choice: what makes no sense reads as zeros, and changes
 /// nothing.
 pub(crate) trait Function: Send {
+    /// Its name in messages.
+    fn name(&self) -> &'static str;
+
     /// The registers of a virtio device; none of another.
     fn transport(&mut self) -> Option<&mut Transport>;
 
@@ -73,6 +88,20 @@ pub(crate) trait Function: Send {
     fn read_config(&mut self, at: u16, data: &mut [u8]);
 
     fn write_config(&mut self, at: u16, data: &[u8]) -> Outcome;
+
+    /// The device as it is; none of one that can't be saved. Nobody may serve it meanwhile.
+    fn save(&self) -> Option<Saved> {
+        None
+    }
+
+    /// Takes the place of a saved device. It is of no use any more where that fails.
+    ///
+    /// # Errors
+    /// Where it can't be that device.
+    fn restore(&mut self, saved: &Saved) -> Result<Outcome, Broken> {
+        let _ = saved;
+        Err(Broken::new("a device of the host's can't be another machine's"))
+    }
 
     /// Reads a BAR's registers, at an offset in it.
     fn read(&mut self, bar: usize, offset: u64, data: &mut [u8]);
@@ -197,6 +226,39 @@ impl Bus {
         if let Some(slot) = self.slot(number) {
             slot.is_taken.store(false, Ordering::Release);
         }
+    }
+
+    /// Holds all devices still until what is given is dropped.
+    pub(crate) fn hold(&self) -> Vec<MutexGuard<'_, Option<Place>>> {
+        self.slots.iter().map(Slot::place).collect()
+    }
+
+    /// Puts each device in the place of that which was saved in its slot, and has its loop serve it.
+    ///
+    /// # Errors
+    /// Where the devices are not those that were saved.
+    pub(crate) fn restore(&self, saved: &[Option<Saved>]) -> Result<(), Error> {
+        if saved.len() != self.slots.len() {
+            return Err(Error::Invalid(format!("a machine with {} slots was saved", saved.len())));
+        }
+        for ((index, slot), saved) in self.slots.iter().enumerate().zip(saved) {
+            let mut place = slot.place();
+            let (place, saved) = match (place.as_mut(), saved) {
+                (Some(place), Some(saved)) => (place, saved),
+                (None, None) => continue,
+                (found, _) => {
+                    let (this, that) = if found.is_some() { ("has a", "had none") } else { ("has no", "had one") };
+                    let number = index + usize::from(FIRST);
+                    return Err(Error::Invalid(format!("the machine {this} device {number}; that which was saved {that}")));
+                }
+            };
+            let outcome = place.function.restore(saved).map_err(|broken| {
+                Error::Invalid(format!("the machine's device {} is not the one that was saved: {broken}", index + usize::from(FIRST)))
+            })?;
+            slot.set(place.function.bars());
+            place.follow(index, &outcome);
+        }
+        Ok(())
     }
 
     /// The slots.

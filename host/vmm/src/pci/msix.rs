@@ -1,5 +1,6 @@
 //! The table of message-signalled interrupts (PCI 3.0, section 6.8.2).
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::{Message, Vector};
@@ -18,6 +19,15 @@ struct Entry {
     control: u32,
 }
 
+/// The table as the guest has written it, for a machine that is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    /// The capability's control word.
+    control: u16,
+    /// Address, data and control word of each entry.
+    entries: Vec<(u64, u32, u32)>,
+}
+
 /// See the module.
 pub(crate) struct Msix {
     entries: Vec<Entry>,
@@ -29,6 +39,25 @@ impl Msix {
     pub(crate) fn new(vectors: Vec<Vector>) -> Self {
         let entry = Entry { message: Message::default(), control: MASKED };
         Self { entries: vec![entry; vectors.len()], vectors, control: 0 }
+    }
+
+    pub(super) fn save(&self) -> Saved {
+        let entries = self.entries.iter();
+        let entries = entries.map(|entry| (entry.message.address, entry.message.data, entry.control)).collect();
+        Saved { control: self.control, entries }
+    }
+
+    /// Takes what another table was. Whether it had as many entries.
+    pub(super) fn restore(&mut self, saved: &Saved) -> bool {
+        if saved.entries.len() != self.entries.len() {
+            return false;
+        }
+        for (place, (address, data, control)) in self.entries.iter_mut().zip(&saved.entries) {
+            let message = Message { address: *address, data: *data };
+            *place = Entry { message, control: control & MASKED };
+        }
+        self.set_control(saved.control);
+        true
     }
 
     /// Each vector with its entry of the table: message and control word.

@@ -11,14 +11,14 @@
 
 use std::sync::Arc;
 
-use coracle_virtio::device::{Device, Memory};
+use coracle_virtio::device::{Broken, Device, Memory};
 use coracle_virtio::ring::Interrupts as DeviceInterrupts;
 use coracle_virtio::transport::{COMMON_BYTES, Effect, Transport};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::config::{ConfigSpace, Identity};
 use super::msix::Msix;
-use super::{BARS, Bar, Function, Outcome};
+use super::{BARS, Bar, Function, Outcome, Saved};
 use crate::Error;
 use crate::irq::{Interrupts, Wires};
 
@@ -172,6 +172,10 @@ impl Virtio {
 }
 
 impl Function for Virtio {
+    fn name(&self) -> &'static str {
+        self.transport.device_ref().name()
+    }
+
     fn transport(&mut self) -> Option<&mut Transport> {
         Some(&mut self.transport)
     }
@@ -221,6 +225,20 @@ impl Function for Virtio {
             }
             None => Outcome::None,
         }
+    }
+
+    fn save(&self) -> Option<Saved> {
+        let config = self.config.bytes().to_vec();
+        Some(Saved { config, msix: self.msix.save(), transport: self.transport.save()? })
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<Outcome, Broken> {
+        if !self.config.restore(&saved.config) || !self.msix.restore(&saved.msix) {
+            return Err(Broken::new("it is of another kind"));
+        }
+        self.move_doorbells();
+        let active = self.transport.restore(&saved.transport)?;
+        Ok(if active { Outcome::Watch } else { Outcome::None })
     }
 
     fn read(&mut self, _: usize, offset: u64, data: &mut [u8]) {

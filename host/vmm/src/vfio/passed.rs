@@ -482,6 +482,10 @@ fn mappable(region: &Region, table: Option<&Table>) -> Vec<(u64, u64)> {
 }
 
 impl Function for Passed {
+    fn name(&self) -> &'static str {
+        "a device of the host's"
+    }
+
     fn transport(&mut self) -> Option<&mut Transport> {
         None
     }

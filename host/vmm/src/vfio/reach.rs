@@ -54,6 +54,11 @@ impl Reach {
         Self { memory, state: Mutex::new(state), held: Arc::default() }
     }
 
+    /// Parts of the memory that the guest has: each one's address and bytes.
+    pub(crate) fn parts(&self) -> Vec<(u64, u64)> {
+        self.state().parts.iter().map(|(start, bytes)| (*start, *bytes)).collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -109,6 +109,9 @@ impl Given {
             files.push((folder.into(), 0o040_755, Vec::new()));
         }
         files.push(("bin/busybox".into(), 0o100_755, std::fs::read("/bin/busybox").unwrap()));
+        if let Some(agent) = std::env::var_os("CORACLE_TEST_AGENT") {
+            files.push(("bin/agent".into(), 0o100_755, std::fs::read(agent).unwrap()));
+        }
         let mut load = String::new();
         for name in modules {
             // What a kernel has built in is no file.
@@ -217,6 +220,16 @@ pub(crate) const DISK: [&str; 7] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_console",
+];
+
+/// Those that the agent needs beside the disk's, in their order.
+pub(crate) const AGENT: [&str; 6] = [
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
+    "rng-core",
+    "virtio-rng",
+    "virtio_balloon",
 ];
 
 /// No mapping of the monitor itself is as large in bytes; the guest's memory is larger.

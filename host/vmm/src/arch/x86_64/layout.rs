@@ -23,6 +23,8 @@ pub(crate) const CONVENTIONAL_END: u64 = 0x9_f000;
 /// ACPI tables: the area in which a kernel that was not told looks for them.
 pub(crate) const ACPI: u64 = 0xe_0000;
 pub(crate) const ACPI_END: u64 = 0x10_0000;
+/// In the last page of that area: the number that a machine has alone, 16 bytes, another one each time that it goes on where it was saved.
+pub(crate) const GENERATION: u64 = 0xf_f000;
 /// RAM above the first MiB.
 pub(crate) const EXTENDED: u64 = 0x10_0000;
 

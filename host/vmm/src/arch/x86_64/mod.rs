@@ -5,6 +5,8 @@ pub(crate) mod boot;
 mod cpuid;
 pub(crate) mod layout;
 mod processor;
+mod state;
 
 pub(crate) use acpi::{Count, OFF, write_tables};
 pub(crate) use processor::{Processors, create_interrupt_controller};
+pub(crate) use state::{Chips, Processor, registers};

@@ -40,10 +40,15 @@ impl Processors {
         Ok(Self { supported, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer), count })
     }
 
+    /// What the processor `id` says of itself.
+    pub(crate) fn cpuid(&self, id: u8) -> Result<CpuId, Error> {
+        cpuid::for_processor(&self.supported, id, self.count, self.tsc_deadline)
+    }
+
     /// Makes the processor `id`. The first one begins at `entry`, the others wait for the kernel to start them.
-    pub(crate) fn create(&self, vm: &VmFd, id: u8, entry: &Entry) -> Result<VcpuFd, Error> {
+    pub(crate) fn create(&self, vm: &VmFd, id: u8, entry: Option<&Entry>) -> Result<VcpuFd, Error> {
         let processor = vm.create_vcpu(u64::from(id)).map_err(Error::kvm("make a processor"))?;
-        let cpuid = cpuid::for_processor(&self.supported, id, self.count, self.tsc_deadline)?;
+        let cpuid = self.cpuid(id)?;
         processor.set_cpuid2(&cpuid).map_err(Error::kvm("describe a processor"))?;
         let default = kvm_msr_entry { index: MSR_MTRR_DEFAULT, data: MTRR_ENABLED_WRITE_BACK, ..Default::default() };
         let registers = Msrs::from_entries(&[default]).map_err(|_| Error::Invalid("too many registers".into()))?;
@@ -52,7 +57,7 @@ impl Processors {
         // processor comes: one that comes later would never be started (Linux: `kvm_recalculate_apic_map`).
         let apic = processor.get_lapic().map_err(Error::kvm("read a processor's APIC"))?;
         processor.set_lapic(&apic).map_err(Error::kvm("set a processor's APIC"))?;
-        if id == 0 {
+        if let Some(entry) = entry.filter(|_| id == 0) {
             start_at(&processor, entry)?;
         }
         Ok(processor)

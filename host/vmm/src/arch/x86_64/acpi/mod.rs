@@ -20,6 +20,8 @@ use crate::Error;
 const OEM: [u8; 6] = *b"CORACL";
 const TABLE: [u8; 8] = *b"CORACLE ";
 const REVISION: u32 = 1;
+/// The device by which a guest learns that it goes on in another machine.
+const GENERATION: &str = "_SB_.VGEN";
 /// `\_S5`, the state "off", as this machine numbers it.
 pub(crate) const OFF: u8 = 5;
 
@@ -72,7 +74,7 @@ impl Place<'_> {
     fn put(&mut self, table: &[u8]) -> Result<u64, Error> {
         let at = self.next.next_multiple_of(64);
         self.next = at + table.len() as u64;
-        if self.next > layout::ACPI_END {
+        if self.next > layout::GENERATION {
             return Err(too_large());
         }
         self.memory.write_slice(table, GuestAddress(at)).map_err(|_| too_large())?;
@@ -139,6 +141,18 @@ fn dsdt(processors: Count, window_64: u64) -> Vec<u8> {
             &aml::Name::new(Path::new("_HID"), &"QEMU0001"),
             &aml::Name::new(Path::new("_CRS"), &panic),
             &aml::Name::new(Path::new("_STA"), &0xf_u8),
+        ],
+    ));
+    let half = |shift: u32| u32::try_from(layout::GENERATION >> shift & 0xffff_ffff).unwrap_or(0);
+    let address = (half(0), half(32));
+    put(&aml::Device::new(
+        Path::new(GENERATION),
+        vec![
+            // Names by which drivers know it (Microsoft, Virtual Machine Generation ID; Linux: drivers/virt/vmgenid.c).
+            &aml::Name::new(Path::new("_HID"), &"VMGENCTR"),
+            &aml::Name::new(Path::new("_CID"), &"VM_GEN_COUNTER"),
+            &aml::Name::new(Path::new("_DDN"), &"VM_Gen_Counter"),
+            &aml::Name::new(Path::new("ADDR"), &aml::Package::new(vec![&address.0, &address.1])),
         ],
     ));
     put(&aml::Name::new(Path::new("_S5_"), &aml::Package::new(vec![&OFF, &aml::ZERO, &aml::ZERO, &aml::ZERO])));

@@ -2,7 +2,7 @@
 //! the kernel's drivers.
 //!
 //! ```text
-//! interrupt ─▶ \_SB.GED._EVT ─┬─▶ \_SB.PCI0.SCAN ─▶ Notify(\_SB.PCI0.Sxx, come or go)
+//! interrupt ─▶ \_SB.GED._EVT ─┬─▶ \_SB.PCI0.SCAN ─▶ Notify(\_SB.PCI0.Sxx, come or go), Notify(\_SB.VGEN, changed)
 //!                             └─▶ \_SB.CPUS.SCAN ─▶ Notify(\_SB.CPUS.Cxxx, come or go)
 //! the kernel, when it has let go ─▶ _EJ0 of the object ─▶ the register GONE, or that of processors
 //! ```
@@ -12,7 +12,7 @@ use acpi_tables::aml::{self, FieldAccessType, FieldEntry, FieldLockRule, FieldUp
 use acpi_tables::madt::{EnabledStatus, ProcessorLocalApic};
 
 use super::{bytes, layout};
-use crate::plug::{COME, DEVICE_CHECK, EJECT_REQUEST, GO, GONE, NEWS, PRESENT, PROCESSOR, PROCESSOR_GONE};
+use crate::plug::{COME, DEVICE_CHECK, EJECT_REQUEST, GO, GONE, NEWS, PRESENT, PROCESSOR, PROCESSOR_GONE, RESTORED};
 
 /// The registers by their names in the namespace, in their order; each has 32 bits, without gaps.
 const REGISTERS: [(&[u8; 4], u16); 7] = [
@@ -24,6 +24,9 @@ const REGISTERS: [(&[u8; 4], u16); 7] = [
     (b"CNEW", NEWS),
     (b"CGON", PROCESSOR_GONE),
 ];
+
+/// `Notify` of the generation counter: it has changed (Microsoft, Virtual Machine Generation ID).
+const GENERATION_CHANGED: u8 = 0x80;
 
 /// What is encoded already.
 struct Raw(Vec<u8>);
@@ -101,6 +104,9 @@ fn put_slot_scan(put: &mut impl FnMut(&dyn Aml)) {
     let (come, go) = (Path::new("COME"), Path::new("GO__"));
     let read = [aml::Store::new(&aml::Local(0), &come), aml::Store::new(&aml::Local(1), &go)];
     let mut body: Vec<u8> = read.iter().flat_map(|part| bytes(part)).collect();
+    let is_set = aml::And::new(&aml::ZERO, &aml::Local(0), &RESTORED);
+    let generation = Path::new(&format!("\\{}", super::GENERATION));
+    body.extend(bytes(&aml::If::new(&is_set, vec![&aml::Notify::new(&generation, &GENERATION_CHANGED)])));
     for number in 1..32_u8 {
         for (local, event) in [(0, DEVICE_CHECK), (1, EJECT_REQUEST)] {
             let (bit, slot, local) = (1_u32 << number, Path::new(&slot(number)), aml::Local(local));

@@ -1,0 +1,74 @@
+//! Machines that are saved into a folder, and others that start where they stood. What is in the files only the monitor knows.
+
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use coracle_machine::{DeviceKind, Error, MachineSpec, MemoryKind, Result};
+use coracle_monitor_api::{self as api, Request};
+
+use crate::control::Client;
+use crate::describe::{Descriptors, open_vhost, readable};
+use crate::hotplug::Outcome;
+
+/// The files of a saved machine.
+const STATE: &str = "state";
+const MEMORY: &str = "memory";
+
+/// What keeps a machine of this specification from being saved, and from being started from a saved one: others know of its guest, too.
+pub(crate) fn obstacle(spec: &MachineSpec) -> Option<Error> {
+    let savable = [DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::Balloon, DeviceKind::Block, DeviceKind::Net];
+    let mut kinds = spec.devices.iter().map(coracle_machine::Device::kind);
+    let other = kinds.clone().find(|kind| !savable.contains(kind));
+    let what = match other {
+        _ if spec.memory.kind == MemoryKind::Shared => "memory that device servers map".to_owned(),
+        _ if spec.memory.huge_pages => "huge pages".to_owned(),
+        Some(kind) => format!("a device {kind:?}"),
+        None if kinds.any(|kind| kind == DeviceKind::Net) && open_vhost().is_some() => {
+            "network links that vhost-net serves".to_owned()
+        }
+        None => return None,
+    };
+    Some(Error::Unsupported(format!("saving it with {what}")))
+}
+
+/// How a machine starts from a saved one.
+pub(crate) fn start(folder: &Path, fds: &mut Descriptors) -> Result<api::Start> {
+    let mend = "save a machine into this folder first";
+    let mut open = |name: &str| Ok::<_, Error>(fds.add(readable("the saved machine", &folder.join(name), mend)?));
+    Ok(api::Start::Saved { state_fd: open(STATE)?, memory_fd: open(MEMORY)? })
+}
+
+/// A folder that is gone again unless it is kept.
+struct Attempt(Option<PathBuf>);
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(folder) = self.0.take()
+            && let Err(error) = std::fs::remove_dir_all(&folder)
+        {
+            log::warn!("what was saved of a machine stays in {}: {error}", folder.display());
+        }
+    }
+}
+
+/// Saves the machine into a new folder. When this future is dropped, nothing is left of it.
+pub(crate) async fn save(control: &Client, folder: PathBuf) -> Outcome<()> {
+    let made = DirBuilder::new().mode(0o700).create(&folder);
+    made.map_err(|error| Error::Invalid(format!("a machine can't be saved into {}: {error}", folder.display())))?;
+    let mut attempt = Attempt(Some(folder.clone()));
+    let create = |name: &str| {
+        // What the guest has in its memory is nobody's business.
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(folder.join(name));
+        file.map_err(Error::system(format!("make {}", folder.join(name).display())))
+    };
+    let files = [create(STATE)?, create(MEMORY)?];
+    let again: std::io::Result<Vec<_>> = files.iter().map(File::try_clone).collect();
+    let again = again.map_err(Error::system("save a machine"))?;
+    control.ask_with(&Request::Save, &files.map(Into::into)).await?;
+    // The machine runs again. A folder that is there is whole, whatever happens to the host.
+    let synced = tokio::task::spawn_blocking(move || again.iter().try_for_each(File::sync_all)).await;
+    synced.map_err(std::io::Error::other).flatten().map_err(Error::system("save a machine"))?;
+    attempt.0 = None;
+    Ok(())
+}

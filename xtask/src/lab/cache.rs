@@ -1,0 +1,47 @@
+//! What the lab has unpacked once, and keeps.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::steps::{self, command, step};
+
+/// The folder of that name in the cache, which `make` fills if it is not there.
+pub(super) fn kept(cache: &Path, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    std::fs::create_dir_all(cache).with_context(|| format!("make {}", cache.display()))?;
+    // One at a time: another lab that wants the same waits, and finds it made. The lock ends with this process.
+    let lock = File::create(cache.join("lock")).context("the cache's lock")?;
+    lock.lock().context("the cache's lock")?;
+    let folder = cache.join(name);
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let part = cache.join("part");
+    let remove = || match std::fs::remove_dir_all(&part) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    // One that was killed has left it.
+    remove().with_context(|| format!("remove {}", part.display()))?;
+    std::fs::create_dir(&part).with_context(|| format!("make {}", part.display()))?;
+    let made = make(&part)
+        .and_then(|()| std::fs::rename(&part, &folder).with_context(|| format!("make {}", folder.display())));
+    if made.is_err() {
+        let _ = remove();
+    }
+    made.map(|()| folder)
+}
+
+/// Unpacks a package's files.
+pub(super) fn unpack(package: &Path, folder: &Path) -> Result<()> {
+    let mut extract = command("dpkg-deb", &["--extract"]);
+    extract.arg(package).arg(folder);
+    step(&format!("unpacking {}", package.display()), || steps::run(extract))
+}
+
+/// The packages in a folder.
+pub(super) fn packages(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "deb")).collect()
+}
