@@ -196,6 +196,11 @@ impl Guest {
         self.lost
     }
 
+    /// It can't be told any more what the device may write: its queues are not where the driver has put them.
+    pub fn lose_track(&mut self) {
+        self.lost = true;
+    }
+
     /// The driver has reset the device: it has no queues.
     pub fn forget(&mut self) {
         self.look();

@@ -17,13 +17,14 @@ pub mod pci;
 pub mod registers;
 pub mod rig;
 pub mod rng;
+pub mod snapshot;
 pub mod vsock;
 
 /// What runs one input.
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("balloon", balloon::one),
     ("block", block::one),
     ("chain", chain::one),
@@ -34,6 +35,7 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("pci", pci::one),
     ("registers", registers::one),
     ("rng", rng::one),
+    ("snapshot", snapshot::one),
     ("vsock", vsock::one),
 ];
 

@@ -11,7 +11,7 @@ use crate::guest::Guest;
 use crate::input::Input;
 
 /// Devices on the bus, in slots 1 and up.
-const DEVICES: u64 = 3;
+pub(crate) const DEVICES: u64 = 3;
 /// Slots that are accessed, one without a device behind them.
 const SLOTS: u64 = DEVICES + 2;
 /// Accesses of one input.
@@ -34,7 +34,7 @@ pub fn one(data: &[u8]) {
     let guest = Guest::new();
     let devices = (0..DEVICES).map(|_| Box::new(Rng::new()) as Box<dyn Device>).collect();
     let bench = Bench::new(devices, guest.memory()).unwrap();
-    let msix = capabilities(&bench, 1).into_iter().find(|(number, _)| *number == MSIX).unwrap().1;
+    let msix = msix(&bench);
     let fixed: Vec<_> = (0..SLOTS).map(|slot| fixed(&bench, slot)).collect();
     let mut input = Input::new(data);
     for _ in 0..ACCESSES_MAX {
@@ -72,8 +72,13 @@ pub fn one(data: &[u8]) {
     }
 }
 
+/// Where the capability of message-signalled interrupts is, in each device.
+pub(crate) fn msix(bench: &Bench) -> u64 {
+    capabilities(bench, 1).into_iter().find(|(number, _)| *number == MSIX).unwrap().1
+}
+
 /// One access of the guest's.
-fn access(bench: &Bench, msix: u64, input: &mut Input<'_>) {
+pub(crate) fn access(bench: &Bench, msix: u64, input: &mut Input<'_>) {
     let kind = input.byte();
     let slot = u64::from(kind >> 5) % SLOTS;
     let width = input.of(&[4_usize, 1, 2, 8, 3]);
@@ -109,7 +114,7 @@ fn access(bench: &Bench, msix: u64, input: &mut Input<'_>) {
 }
 
 /// What KVM knows is what the guest has set.
-fn check(bench: &Bench, msix: u64) -> Known {
+pub(crate) fn check(bench: &Bench, msix: u64) -> Known {
     let (places, known) = (bench.places(), bench.known());
     assert_eq!(known.refused, 0, "KVM was asked for what it never grants");
     let mut watched = BTreeSet::new();

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::guest::{AVAILABLE, DATA, END, Guest, INDIRECT, NEXT, QUEUE_BYTES, SEAM, USED, WRITE};
 use crate::held::peak;
 use crate::input::Input;
+use crate::snapshot;
 
 /// The most things that one input does.
 const ACTIONS_MAX: usize = 256;
@@ -93,7 +94,19 @@ impl Rig {
     /// Does what the bytes say. `host` is what happens on the host's side meanwhile.
     pub fn run(&mut self, input: &mut Input<'_>, host: &mut dyn FnMut(&mut Input<'_>)) {
         self.set_up(input);
-        for _ in 0..ACTIONS_MAX {
+        self.act_with(input, ACTIONS_MAX, host);
+        for queue in 0..self.transport.device().queue_sizes().len() as u16 {
+            self.ring(queue);
+        }
+    }
+
+    /// Does so many things, or as many as the bytes say.
+    pub fn act(&mut self, input: &mut Input<'_>, actions: usize) {
+        self.act_with(input, actions.min(ACTIONS_MAX), &mut |_| {});
+    }
+
+    fn act_with(&mut self, input: &mut Input<'_>, actions: usize, host: &mut dyn FnMut(&mut Input<'_>)) {
+        for _ in 0..actions {
             if input.is_empty() || self.guest.is_tired() {
                 break;
             }
@@ -132,8 +145,40 @@ impl Rig {
                 _ => self.set_up(input),
             }
         }
-        for queue in 0..self.transport.device().queue_sizes().len() as u16 {
-            self.ring(queue);
+    }
+
+    /// Puts another device in the place of this one, as in a machine that goes on where it was saved; what was saved may have been edited.
+    pub fn go_on(&mut self, device: Box<dyn Device>, input: &mut Input<'_>) {
+        let mut saved = serde_json::to_vec(&self.transport.save().unwrap()).unwrap();
+        let mut other = transport(device, &self.guest);
+        let edits = snapshot::edit(&mut saved, input);
+        let was_active = self.transport.is_active();
+        let restored = match serde_json::from_slice(&saved) {
+            Ok(saved) => self.guest.watch(was_active, || other.restore(&saved)).is_ok(),
+            Err(_) => false,
+        };
+        assert!(restored || edits > 0, "a device can't take the place of its like");
+        self.transport = other;
+        if edits == 0 {
+            assert_eq!(self.transport.is_active(), was_active);
+            let again = serde_json::to_vec(&self.transport.save().unwrap()).unwrap();
+            assert_eq!(String::from_utf8(again), String::from_utf8(saved), "what was saved is not what is there");
+            for queue in 0..self.guest.queues.len() as u16 {
+                self.ring(queue);
+            }
+            return;
+        }
+        if !restored {
+            // It is of no use, and whoever has made it makes another.
+            self.transport.reset();
+            self.guest.forget();
+            return;
+        }
+        self.learn_queues();
+        self.guest.lose_track();
+        let queues = self.transport.device().queue_sizes().len() as u16;
+        for queue in 0..queues {
+            self.turn(Event::Doorbell(queue));
         }
     }
 

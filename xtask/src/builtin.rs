@@ -11,7 +11,7 @@ use crate::lab;
 use crate::steps::{command, output, run, step, succeeded};
 
 /// The tests that run each time: their program, and the beginnings of their names. What is not here runs by `--all`.
-const EACH_TIME: [(&str, &[&str]); 11] = [
+const EACH_TIME: [(&str, &[&str]); 12] = [
     ("contract", &["the_builtin_monitor_keeps_the_contract"]),
     (
         "machine",
@@ -45,6 +45,7 @@ const EACH_TIME: [(&str, &[&str]); 11] = [
     ("storage", &["layers_show_what_they_say", "a_changed_block_is_never_read"]),
     ("pods", &["a_pod_has_the_network_that_cni_has_made", "a_pod_whose_monitor_is_killed"]),
     ("sizes", &["a_machine_follows_the_limits", "memory_that_was_freed"]),
+    ("snapshot", &["clones_go_on", "what_a_machine_has_gained", "a_full_disk"]),
     ("volumes", &["a_direct_volume_is_mounted"]),
 ];
 
@@ -237,7 +238,7 @@ fn every(programs: &[(String, PathBuf)]) -> Vec<Ran> {
 }
 
 /// Programs of which one test runs at a time: their machines gain processors, and two at once made the lab's clone stand still.
-const ALONE: [&str; 2] = ["sizes", "machine"];
+const ALONE: [&str; 3] = ["sizes", "machine", "snapshot"];
 
 /// What runs a program of tests, in so many threads. In the lab what has failed runs once more, alone: the emulated processor makes guests crash and hang now
 /// and then (docs/reliability.md). Both are shown, and the first one is not counted as a result.

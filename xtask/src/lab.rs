@@ -30,8 +30,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Level};
-pub(crate) use held::hold as hold_machine;
 use emulator::Emulator;
+pub(crate) use held::hold as hold_machine;
 use kernel::Kernel;
 use machine::{Machine, Plan};
 use output::End;

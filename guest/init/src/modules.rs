@@ -105,7 +105,9 @@ fn is_loaded(name: &str) -> Result<(), String> {
     if Path::new("/sys/module").join(&module).exists() {
         return Ok(());
     }
-    Err(format!("the module {module} was given up at the boot, for this machine had no slot that a device can come into"))
+    Err(format!(
+        "the module {module} was given up at the boot, for this machine had no slot that a device can come into"
+    ))
 }
 
 #[cfg(test)]

@@ -432,6 +432,30 @@ mod tests {
     const ERROR: (u16, u16) = (3, 0);
 
     #[test]
+    fn another_device_has_what_the_guest_had() {
+        let mut bench = bench();
+        bench.mem.resize(4 * BLOCK_BYTES).unwrap();
+        assert_eq!(bench.ask(kind::PLUG, 2, 2), ACK);
+        assert_eq!(bench.ask(kind::PLUG, 7, 1), ACK);
+        let saved = bench.mem.save().unwrap();
+        let mut other = self::bench();
+        other.mem.restore(&saved).unwrap();
+        assert_eq!(other.told.lock().unwrap().last(), Some(&3));
+        assert_eq!([other.field(PLUGGED_AT), other.field(REQUESTED_AT)], [3 * BLOCK_BYTES, 4 * BLOCK_BYTES]);
+        assert_eq!((other.ask(kind::PLUG, 7, 1), other.ask(kind::PLUG, 0, 1)), (ERROR, ACK));
+        assert_eq!(other.ask(kind::PLUG, 1, 1), NACK);
+        for (at, byte) in [(0, 1), (5, 1), (9, 2)] {
+            let mut edited = saved.clone();
+            edited[at] ^= byte;
+            assert!(self::bench().mem.restore(&edited).is_err(), "{at}");
+        }
+        assert!(self::bench().mem.restore(&saved[..saved.len() - 1]).is_err());
+        let observer = Told { uses: Arc::default(), refuses: Some(START + 7 * BLOCK_BYTES) };
+        let mut refused = Mem::new(START, BLOCKS * BLOCK_BYTES, BLOCK_BYTES, Box::new(observer)).unwrap();
+        assert!(refused.restore(&saved).is_err(), "somebody can't have it");
+    }
+
+    #[test]
     fn the_guest_takes_what_it_is_offered_and_no_more() {
         let mut bench = bench();
         assert_eq!([bench.field(0), bench.field(16), bench.field(24)], [BLOCK_BYTES, START, BLOCKS * BLOCK_BYTES]);

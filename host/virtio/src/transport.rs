@@ -381,7 +381,10 @@ impl Transport {
     /// # Errors
     /// [`Broken`] where this device can't be the one that was saved; it is not usable then.
     pub fn restore(&mut self, saved: &Saved) -> Result<bool, Broken> {
-        let (name, missing) = (self.device.name(), saved.driver_features & !self.offered());
+        let name = self.device.name();
+        // What a driver has written before it was asked whether that can be is anything.
+        let agreed = if saved.status & status::FEATURES_OK != 0 { saved.driver_features } else { 0 };
+        let missing = agreed & !self.offered();
         if saved.device != name || saved.queues.len() != self.queues.len() {
             return Err(Broken(format!("a {} was saved, with {} queues", saved.device, saved.queues.len())));
         }
@@ -405,6 +408,10 @@ impl Transport {
         self.device.restore(&saved.own)?;
         if !saved.active {
             return Ok(false);
+        }
+        // An active device's driver has come to an agreement with it.
+        if agreed & VERSION_1 == 0 || saved.status & status::DRIVER_OK == 0 {
+            return Err(Broken(format!("{name} can't be active with a driver that is not ready")));
         }
         self.activate(true)?;
         self.active = true;
@@ -490,5 +497,81 @@ mod tests {
         assert_eq!(status_with(true, VERSION_1), refused);
         assert_eq!(status_with(true, ACCESS_PLATFORM), refused);
         assert_eq!(status_with(true, VERSION_1 | ACCESS_PLATFORM), agreed);
+    }
+
+    /// A source of randomness behind its registers, which a driver of `queue` has set up.
+    fn transport(memory: &Memory) -> Transport {
+        let eventfd = || EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
+        let interrupts = Arc::new(Interrupts::new(vec![eventfd(), eventfd()], 1));
+        Transport::new(Box::new(Rng::new()), memory.clone(), interrupts, vec![eventfd()])
+    }
+
+    #[test]
+    fn another_device_goes_on_in_the_middle_of_a_ring() {
+        use crate::driver::{DATA, Driver};
+        let memory = memory();
+        let (mut first, mut driver) = (transport(&memory), Driver::new(&memory, 0, 8));
+        let agreed = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
+        let registers = driver.ring(false).registers();
+        let set_up: [(u64, &[u8]); 9] = [
+            (8, &1_u32.to_le_bytes()),
+            (12, &1_u32.to_le_bytes()),
+            (20, &[agreed]),
+            (24, &8_u16.to_le_bytes()),
+            (26, &1_u16.to_le_bytes()),
+            (32, &registers.desc_table.to_le_bytes()),
+            (40, &registers.avail_ring.to_le_bytes()),
+            (48, &registers.used_ring.to_le_bytes()),
+            (28, &1_u16.to_le_bytes()),
+        ];
+        for (offset, value) in set_up {
+            assert_eq!(first.write_common(offset, value), Effect::None);
+        }
+        assert_eq!(first.write_common(20, &[agreed | status::DRIVER_OK]), Effect::Activated);
+        for _ in 0..3 {
+            driver.chain(&[(DATA, 4, true)]);
+        }
+        let _ = first.device().on_queue(0).unwrap();
+        assert_eq!(driver.used(), [(0, 4), (1, 4), (2, 4)]);
+        // One that is offered before, and one after.
+        driver.chain(&[(DATA, 5, true)]);
+        let saved = first.save().unwrap();
+        drop(first);
+        let mut second = transport(&memory);
+        assert!(second.restore(&saved).unwrap() && second.is_active());
+        assert!(second.interrupts.descriptor(Some(0)).unwrap().read().is_ok(), "whatever was lost on the way");
+        driver.chain(&[(DATA, 6, true)]);
+        let _ = second.device().on_queue(0).unwrap();
+        assert_eq!(driver.used(), [(3, 5), (4, 6)]);
+        assert_eq!(second.save().unwrap(), saved);
+    }
+
+    #[test]
+    fn what_can_not_have_been_saved_is_refused() {
+        let memory = memory();
+        let saved = transport(&memory).save().unwrap();
+        assert!(!transport(&memory).restore(&saved).unwrap(), "it was not active");
+        let agreed = status::FEATURES_OK | status::DRIVER_OK;
+        type Edit = (&'static str, fn(&mut Saved));
+        let edits: [Edit; 7] = [
+            ("another device", |saved| saved.device = "block".into()),
+            ("more queues", |saved| saved.queues.extend(saved.queues.clone())),
+            ("a larger queue", |saved| saved.queues[0].0.size = 128),
+            ("an odd queue", |saved| saved.queues[0].0.size = 3),
+            ("another configuration", |saved| saved.own = vec![1]),
+            ("a driver that is not ready", |saved| saved.active = true),
+            ("a queue outside of the memory", |saved| {
+                (saved.active, saved.driver_features) = (true, VERSION_1);
+                saved.queues[0].0 = QueueRegisters { ready: true, descriptors: 1 << 40, ..saved.queues[0].0 };
+            }),
+        ];
+        for (what, edit) in edits {
+            let mut edited = saved.clone();
+            edit(&mut edited);
+            edited.status = if edited.driver_features == 0 { 0 } else { agreed };
+            assert!(transport(&memory).restore(&edited).is_err(), "{what}");
+        }
+        let unknown = Saved { status: agreed, driver_features: VERSION_1 | 1 << 40, ..saved };
+        assert!(transport(&memory).restore(&unknown).unwrap_err().0.contains("0x10000000000"));
     }
 }

@@ -26,6 +26,12 @@ pub const NOTIFY: u64 = pci::NOTIFY;
 /// Bytes of a doorbell.
 pub const NOTIFY_BYTES: u64 = pci::NOTIFY_BYTES;
 
+/// Whether bytes are a saved machine's state, behind its checksum.
+#[must_use]
+pub fn is_state(body: &[u8]) -> bool {
+    crate::snapshot::is_state(body)
+}
+
 /// What KVM would have been asked for so far.
 #[derive(Debug, Default)]
 struct Asked {
@@ -174,6 +180,19 @@ impl Bench {
     /// The guest writes at an address. Whether a device was to be watched after that.
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         self.bus.write(address, data)
+    }
+
+    /// What is saved of the devices, as a state has it.
+    #[must_use]
+    pub fn save(&self) -> Vec<u8> {
+        let saved: Vec<_> =
+            self.bus.hold().iter().map(|place| place.as_ref().and_then(|place| place.function.save())).collect();
+        serde_json::to_vec(&saved).unwrap_or_default()
+    }
+
+    /// Puts the devices, which were just made, in the place of those that were saved. Whether they could be.
+    pub fn restore(&self, saved: &[u8]) -> bool {
+        serde_json::from_slice::<Vec<_>>(saved).is_ok_and(|saved| self.bus.restore(&saved).is_ok())
     }
 
     /// The devices.

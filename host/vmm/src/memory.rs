@@ -151,8 +151,9 @@ fn private_region(file: &File, offset: u64, size: usize) -> io::Result<MmapRegio
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
     // SAFETY: a new mapping at a place that the kernel chooses; nothing is there that it could replace.
     #[expect(unsafe_code, reason = "mappings are unsafe by declaration")]
-    let start =
-        unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset)? };
+    let start = unsafe {
+        rustix::mm::mmap(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset)?
+    };
     // SAFETY: the mapping above has `size` bytes, is readable and writable and never unmapped.
     #[expect(unsafe_code, reason = "vm-memory takes a mapping made elsewhere by its pointer")]
     let builder = unsafe { MmapRegionBuilder::new(size).with_raw_mmap_pointer(start.cast()) };

@@ -161,7 +161,9 @@ impl Plug {
     pub(crate) fn restore(&self, saved: Saved) -> Result<(), Error> {
         let (most, had) = (self.state().processors.len(), saved.0.processors.len());
         if most != had {
-            return Err(Error::Invalid(format!("the machine has {most} processors at most; that which was saved, {had}")));
+            return Err(Error::Invalid(format!(
+                "the machine has {most} processors at most; that which was saved, {had}"
+            )));
         }
         self.change(|state| {
             *state = saved.0;

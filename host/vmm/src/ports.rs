@@ -88,7 +88,9 @@ impl Ports {
             (None, None) => return Ok(Self { serial: None }),
             (found, _) => {
                 let has = if found.is_some() { "has" } else { "has no" };
-                return Err(Error::Invalid(format!("the machine {has} console; that which was saved is the other way round")));
+                return Err(Error::Invalid(format!(
+                    "the machine {has} console; that which was saved is the other way round"
+                )));
             }
         };
         let [baud_divisor_low, baud_divisor_high, interrupt_enable, interrupt_identification, rest @ ..] = saved;
@@ -106,7 +108,8 @@ impl Ports {
             in_buffer: Vec::new(),
         };
         let serial = Serial::from_state(&state, Line(event), vm_superio::serial::NoEvents, Output(file));
-        let serial = serial.map_err(|error| Error::Invalid(format!("the serial port can't be as it was: {error:?}")))?;
+        let serial =
+            serial.map_err(|error| Error::Invalid(format!("the serial port can't be as it was: {error:?}")))?;
         Ok(Self { serial: Some(Mutex::new(serial)) })
     }
 

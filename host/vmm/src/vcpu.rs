@@ -93,7 +93,11 @@ impl Gate {
 
     /// On a processor's thread: waits while the machine is paused, or does not have this processor. Whoever wants to know its state is told
     /// by `tell` meanwhile; where that has ended the machine, so.
-    fn pass(&self, number: usize, mut tell: impl FnMut() -> Result<Result<arch::Processor, Error>, Ended>) -> Option<Ended> {
+    fn pass(
+        &self,
+        number: usize,
+        mut tell: impl FnMut() -> Result<Result<arch::Processor, Error>, Ended>,
+    ) -> Option<Ended> {
         let mut state = self.state();
         let waits = |state: &State| state.paused || state.parked.contains(&number);
         if !waits(&state) {

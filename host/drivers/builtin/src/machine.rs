@@ -85,18 +85,7 @@ impl BuiltinMachine {
             sender.send_replace(Some(End { reason }));
         });
         let (hotplug, size) = (Mutex::new(Hotplug::of(&spec, passed, pid)), Mutex::new(Size::of(&spec, is_restored)));
-        Self {
-            address,
-            hello,
-            control,
-            console,
-            end: Ends::new(end),
-            stop,
-            hotplug,
-            spec,
-            size,
-            pid,
-        }
+        Self { address, hello, control, console, end: Ends::new(end), stop, hotplug, spec, size, pid }
     }
 
     async fn ask(&self, request: Request) -> Result<Answer> {

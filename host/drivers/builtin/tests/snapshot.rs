@@ -228,7 +228,11 @@ async fn a_hundred_lives_of_one_machine() {
     let last = counts_to(&*machine, stood + 1).await.last().unwrap().clone();
     ran += began.elapsed();
     let drift = (last.3 - first.3) - ran.as_secs_f64();
-    println!("{LIVES} lives: {} s by the guest, {:.1} s by the host; KiB saved: {sizes:?}", last.3 - first.3, ran.as_secs_f64());
+    println!(
+        "{LIVES} lives: {} s by the guest, {:.1} s by the host; KiB saved: {sizes:?}",
+        last.3 - first.3,
+        ran.as_secs_f64()
+    );
     assert!(drift.abs() < DRIFT_MAX * f64::from(LIVES), "{drift} s");
     let (early, late) = (sizes[LIVES as usize / 10], *sizes.last().unwrap());
     assert!(late < early + 32 * 1024, "the guest's memory grows with its lives: {sizes:?}");

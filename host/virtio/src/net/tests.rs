@@ -484,6 +484,28 @@ fn the_driver_says_how_many_pairs_it_uses() {
 }
 
 #[test]
+fn another_device_goes_on_with_as_many_pairs() {
+    let mut first = bench(3, CTRL_VQ | MQ);
+    assert_eq!(first.command(6, &[4, 0, 2, 0]), 0);
+    let saved = first.net.save().unwrap();
+    let mut second = bench(3, CTRL_VQ | MQ);
+    second.net.restore(&saved).unwrap();
+    second.net.resumed().unwrap();
+    second.queues[2].chain(&[(DATA + 0x1000, 2000, true)]);
+    second.arrive(1, &packet(100));
+    assert_eq!(second.net.on_source(1).unwrap(), Turn::Done);
+    assert_eq!(second.queues[2].used().len(), 1, "the second pair is in use");
+    let (taps, _peers): (Vec<_>, Vec<_>) = (0..3).map(|_| link()).unzip();
+    let mut other = Net::with(taps, [2, 0, 0, 0, 0, 2], ask).unwrap();
+    assert!(other.restore(&saved).is_err() && other.restore(&[]).is_err(), "another address");
+    assert!(bench(2, CTRL_VQ | MQ).net.restore(&saved).is_err(), "other queues");
+    let mut more = saved.clone();
+    more[10] = 4;
+    second.net.restore(&more).unwrap();
+    assert!(second.net.resumed().is_err(), "it has three");
+}
+
+#[test]
 fn pairs_that_the_driver_has_not_set_up_can_not_be_used() {
     let mut bench = bench(2, CTRL_VQ | MQ);
     let rings =

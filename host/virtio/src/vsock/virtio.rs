@@ -152,3 +152,55 @@ impl Device for Vsock {
         self.packets.counters()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Memory;
+    use crate::driver::{DATA, Driver, activation, memory, peek};
+
+    fn resumed(drivers: &[Driver], memory: &Memory) -> (Vsock, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut vsock = Vsock::new(Muxer::new(3, &folder.path().join("v")).unwrap());
+        let rings = drivers.iter().map(|driver| Some(driver.ring(false))).collect();
+        vsock.activate(activation(memory, 0, rings)).unwrap();
+        vsock.resumed().unwrap();
+        (vsock, folder)
+    }
+
+    #[test]
+    fn a_guest_that_goes_on_elsewhere_hears_once_that_its_connections_are_gone() {
+        let memory = memory();
+        let mut drivers = [0, 1, 2].map(|index| Driver::new(&memory, index, 8));
+        drivers[2].chain(&[(DATA, 4, true)]);
+        drivers[2].chain(&[(DATA + 16, 4, true)]);
+        crate::driver::poke(&memory, DATA, &[7; 4]);
+        let (mut vsock, _folder) = resumed(&drivers, &memory);
+        assert_eq!((drivers[2].used(), peek(&memory, DATA, 4)), (vec![(0, 4)], vec![0; 4]));
+        assert!(drivers[2].interrupted());
+        assert_eq!(vsock.on_queue(2).unwrap(), Turn::Done);
+        assert_eq!(drivers[2].used(), [], "once");
+    }
+
+    #[test]
+    fn one_without_a_buffer_hears_of_it_later_and_one_with_a_small_one_never() {
+        let memory = memory();
+        let mut drivers = [0, 1, 2].map(|index| Driver::new(&memory, index, 8));
+        let (mut vsock, _folder) = resumed(&drivers, &memory);
+        drivers[2].chain(&[(DATA, 8, true)]);
+        assert_eq!(vsock.on_queue(2).unwrap(), Turn::Done);
+        assert_eq!(drivers[2].used(), [(0, 4)]);
+        let mut drivers = [0, 1, 2].map(|index| Driver::new(&memory, index, 8));
+        drivers[2].chain(&[(DATA, 3, true)]);
+        let (mut vsock, _folder) = resumed(&drivers, &memory);
+        assert_eq!(drivers[2].used(), [(0, 0)]);
+        drivers[2].chain(&[(DATA, 4, true)]);
+        assert_eq!(vsock.on_queue(2).unwrap(), Turn::Done);
+        assert_eq!(drivers[2].used(), []);
+        // A driver that has begun anew has no connections to lose.
+        let drivers = [0, 1, 2].map(|index| Driver::new(&memory, index, 8));
+        let (mut vsock, _folder) = resumed(&drivers, &memory);
+        vsock.reset();
+        assert_eq!(vsock.on_queue(2).unwrap(), Turn::Done);
+    }
+}

@@ -6,6 +6,7 @@
 
 mod files;
 mod namespaces;
+mod requests;
 mod syscalls;
 
 use coracle_monitor_api::Jail;

@@ -249,11 +249,16 @@ impl Bus {
                 (found, _) => {
                     let (this, that) = if found.is_some() { ("has a", "had none") } else { ("has no", "had one") };
                     let number = index + usize::from(FIRST);
-                    return Err(Error::Invalid(format!("the machine {this} device {number}; that which was saved {that}")));
+                    return Err(Error::Invalid(format!(
+                        "the machine {this} device {number}; that which was saved {that}"
+                    )));
                 }
             };
             let outcome = place.function.restore(saved).map_err(|broken| {
-                Error::Invalid(format!("the machine's device {} is not the one that was saved: {broken}", index + usize::from(FIRST)))
+                Error::Invalid(format!(
+                    "the machine's device {} is not the one that was saved: {broken}",
+                    index + usize::from(FIRST)
+                ))
             })?;
             slot.set(place.function.bars());
             place.follow(index, &outcome);

@@ -37,6 +37,24 @@ pub(super) fn write(file: &File, state: &State) -> Result<(), Error> {
 pub(super) fn read(file: &File) -> Result<State, Error> {
     let mut head = [0; HEAD_BYTES];
     read_at(file, &mut head, 0)?;
+    let (length, checksum) = take_head(&head)?;
+    // Before there is room for it.
+    let size = file.metadata().map_err(Error::system("read the machine's state"))?.len();
+    match size.cmp(&((HEAD_BYTES + length) as u64)) {
+        std::cmp::Ordering::Less => return Err(unusable("it is cut off")),
+        std::cmp::Ordering::Greater => return Err(unusable("something follows it")),
+        std::cmp::Ordering::Equal => {}
+    }
+    let mut body = vec![0; length];
+    read_at(file, &mut body, HEAD_BYTES as u64)?;
+    if Sha256::digest(&body).as_slice() != checksum {
+        return Err(unusable("it has been changed since it was written"));
+    }
+    take_body(&body)
+}
+
+/// The state's length and its checksum.
+fn take_head(head: &[u8; HEAD_BYTES]) -> Result<(usize, &[u8]), Error> {
     let parts = head.split_first_chunk::<16>().and_then(|(magic, rest)| {
         let (version, rest) = rest.split_first_chunk::<4>()?;
         let (length, checksum) = rest.split_first_chunk::<4>()?;
@@ -50,20 +68,12 @@ pub(super) fn read(file: &File) -> Result<State, Error> {
         return Err(unusable(&format!("it has version {version}, and this monitor reads version {VERSION}")));
     }
     let length = usize::try_from(length).ok().filter(|length| *length <= STATE_BYTES_MAX);
-    let length = length.ok_or_else(|| unusable("it says that it is longer than any"))?;
-    // Before there is room for it.
-    let size = file.metadata().map_err(Error::system("read the machine's state"))?.len();
-    match size.cmp(&((HEAD_BYTES + length) as u64)) {
-        std::cmp::Ordering::Less => return Err(unusable("it is cut off")),
-        std::cmp::Ordering::Greater => return Err(unusable("something follows it")),
-        std::cmp::Ordering::Equal => {}
-    }
-    let mut body = vec![0; length];
-    read_at(file, &mut body, HEAD_BYTES as u64)?;
-    if Sha256::digest(&body).as_slice() != checksum {
-        return Err(unusable("it has been changed since it was written"));
-    }
-    serde_json::from_slice(&body).map_err(|error| unusable(&error.to_string()))
+    length.map(|length| (length, checksum)).ok_or_else(|| unusable("it says that it is longer than any"))
+}
+
+/// What the checksum is of.
+pub(super) fn take_body(body: &[u8]) -> Result<State, Error> {
+    serde_json::from_slice(body).map_err(|error| unusable(&error.to_string()))
 }
 
 fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<(), Error> {
@@ -71,4 +81,40 @@ fn read_at(file: &File, bytes: &mut [u8], at: u64) -> Result<(), Error> {
         io::ErrorKind::UnexpectedEof => unusable("it is cut off"),
         _ => Error::system("read the machine's state")(error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Vec<u8>)) -> String {
+        let body = br#"{"number":[1]}"#;
+        let mut bytes =
+            [&MAGIC[..], &VERSION.to_le_bytes(), &14_u32.to_le_bytes(), &Sha256::digest(body), body].concat();
+        change(&mut bytes);
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        let error = read(&file).map(drop).unwrap_err();
+        assert!(error.is_invalid(), "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said() {
+        for (change, text) in [
+            ((|bytes| bytes.truncate(20)) as fn(&mut Vec<u8>), "it is cut off"),
+            (Vec::clear, "it is cut off"),
+            (|bytes| bytes[0] = b'C', "the file is something else"),
+            (|bytes| bytes[16] = 2, "it has version 2, and this monitor reads version 1"),
+            (|bytes| bytes[23] = 0xff, "longer than any"),
+            (|bytes| bytes[20] = 15, "it is cut off"),
+            (|bytes| bytes.push(0), "something follows it"),
+            (|bytes| bytes[60] ^= 1, "it has been changed since it was written"),
+            (|bytes| bytes[30] ^= 1, "it has been changed since it was written"),
+            (|_| {}, "invalid length 1"),
+        ] {
+            let found = refused(change);
+            assert!(found.contains(text), "{found}, not {text}");
+        }
+    }
 }

@@ -97,7 +97,8 @@ mod tests {
             file.read_exact_at(&mut byte, at).unwrap();
             byte[0]
         };
-        let found: Vec<u8> = places.iter().map(|place| byte(if *place < high { *place } else { place - high + (16 << 20) })).collect();
+        let found: Vec<u8> =
+            places.iter().map(|place| byte(if *place < high { *place } else { place - high + (16 << 20) })).collect();
         assert_eq!(found, [1, 2, 3, 4, 5, 0], "the last one is not the guest's");
         assert!(file.metadata().unwrap().blocks() * 512 <= 16 * page, "holes");
         check(&file, 32 << 20, &[9; 16]).unwrap();

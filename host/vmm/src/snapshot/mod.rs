@@ -87,6 +87,12 @@ struct State {
     devices: Vec<Option<pci::Saved>>,
 }
 
+/// Whether a state can be read, whose checksum is right.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn is_state(body: &[u8]) -> bool {
+    file::take_body(body).is_ok()
+}
+
 /// A saved machine whose place is taken.
 pub(crate) struct Snapshot {
     state: State,
@@ -221,8 +227,7 @@ mod tests {
 
     #[test]
     fn what_differs_is_named() {
-        let shape =
-            Shape { cpus: 1, cpus_max: 4, memory_mib: 256, growth_mib: 1024, sealed: false, console: true };
+        let shape = Shape { cpus: 1, cpus_max: 4, memory_mib: 256, growth_mib: 1024, sealed: false, console: true };
         assert!(shape.differences(&shape).is_empty());
         let other = Shape { memory_mib: 512, console: false, ..shape.clone() };
         assert_eq!(shape.differences(&other), ["MiB of memory: 512 then, 256 now", "console: 0 then, 1 now"]);

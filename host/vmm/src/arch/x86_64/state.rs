@@ -104,7 +104,8 @@ impl Processor {
 fn read_registers(processor: &VcpuFd, mut wanted: &[u32]) -> Result<Vec<kvm_msr_entry>, Error> {
     let mut found = Vec::with_capacity(wanted.len());
     while !wanted.is_empty() {
-        let entries: Vec<_> = wanted.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+        let entries: Vec<_> =
+            wanted.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
         let mut registers = Msrs::from_entries(&entries).map_err(|_| too_many())?;
         let count = processor.get_msrs(&mut registers).map_err(Error::kvm("read a processor's registers"))?;
         found.extend(registers.as_slice().iter().take(count));
@@ -122,7 +123,9 @@ fn write_registers(processor: &VcpuFd, mut entries: &[kvm_msr_entry]) -> Result<
         // One that KVM lists and does not take back was never written: that is its state from the start.
         if refused.data != 0 {
             let (index, data) = (refused.index, refused.data);
-            return Err(Error::Invalid(format!("this host's processors can't have {data:#x} in their register {index:#x}")));
+            return Err(Error::Invalid(format!(
+                "this host's processors can't have {data:#x} in their register {index:#x}"
+            )));
         }
         entries = rest;
     }
@@ -249,7 +252,10 @@ mod tests {
         processor.extended.region[1023] = 0xffff_ffff;
         let text = serde_json::to_string(&processor).unwrap();
         let found: Processor = serde_json::from_str(&text).unwrap();
-        assert_eq!((found.apic.regs[1023], found.extended.region[1023], found.general.rip), (-1, 0xffff_ffff, u64::MAX));
+        assert_eq!(
+            (found.apic.regs[1023], found.extended.region[1023], found.general.rip),
+            (-1, 0xffff_ffff, u64::MAX)
+        );
         assert_eq!(serde_json::to_string(&found).unwrap(), text);
     }
 }

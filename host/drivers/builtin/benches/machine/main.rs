@@ -3,8 +3,9 @@
 //!
 //! The guest's init is `guest-probe`, which prints the guest's clock at its first instruction.
 
-#[path = "../tests/guest/mod.rs"]
+#[path = "../../tests/guest/mod.rs"]
 mod guest;
+mod saved;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,6 +28,8 @@ async fn main() {
     report.insert("disk_reads", disk_reads(&given, folder.path()).await);
     report.insert("idle", idle(&given, folder.path()).await);
     report.insert("agent_ready", agent_ready(&given, folder.path()).await);
+    report.insert("saved", saved::restores(&given, folder.path()).await);
+    report.insert("sizes", saved::sizes(&given, folder.path()).await);
     report.insert("kvm_calls_to_first_entry", kvm_calls(&given, folder.path()).await);
     println!("{:#}", json!(report));
 }
