@@ -90,21 +90,20 @@ impl Lane<'_> {
             println!("no test of the built-in monitor holds {}", filter.join(", "));
             return Ok(());
         }
-        let script = script(&words, if all { filter } else { &[] }, !has_kvm(self.built)?);
+        let in_lab = !has_kvm(self.built)?;
         let limit = if all { LIMIT_ALL } else { LIMIT };
-        let (place, mut tests) = self.where_kvm_works(&["sh", "-c", &script], limit)?;
-        self.give(&mut tests, &package);
-        step(&format!("lane builtin ({place})"), || {
-            let status = tests.status().with_context(|| format!("start {tests:?}"))?;
-            if status.code() != Some(lab::FAILED.into()) {
-                return succeeded(&tests, status);
-            }
-            // The lab has failed, not a test: the clone's kernel has crashed, which is the emulator's fault or the kernel's.
-            eprintln!(
-                "xtask: the lab's clone itself has failed (see docs/reliability.md): once more, all of it, in a new one"
-            );
-            run(tests)
-        })
+        // A clone for each program in the lab: where one fails, little has to run again.
+        let groups = words.chunks(if in_lab { 1 } else { words.len() });
+        let mut failed = Vec::new();
+        for group in groups {
+            let script = script(group, if all { filter } else { &[] }, in_lab);
+            let (place, mut tests) = self.where_kvm_works(&["sh", "-c", &script], limit)?;
+            self.give(&mut tests, &package);
+            let names: Vec<_> = group.iter().map(Ran::name).collect();
+            // The others run all the same: whoever reads wants to know what else has failed.
+            failed.extend(step(&format!("lane builtin ({place}): {}", names.join(" ")), || in_a_clone(tests)).err());
+        }
+        failed.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Passes a device of the host on, in a clone that has one behind an IOMMU: whoever has KVM may have none to spare.
@@ -116,14 +115,7 @@ impl Lane<'_> {
         let script = script(&[Ran { program, tests, is_sealed: false }], &[], true);
         let mut tests = lab::clone_for(&["sh", "-c", &script], LIMIT, true)?;
         self.give(&mut tests, &lab::newest_kernel()?);
-        step("lane passthrough (the lab)", || {
-            let status = tests.status().with_context(|| format!("start {tests:?}"))?;
-            if status.code() != Some(lab::FAILED.into()) {
-                return succeeded(&tests, status);
-            }
-            eprintln!("xtask: the lab's clone itself has failed (see docs/reliability.md): once more, in a new one");
-            run(tests)
-        })
+        step("lane passthrough (the lab)", || in_a_clone(tests))
     }
 
     /// The figures of the built-in monitor beside QEMU's.
@@ -164,6 +156,22 @@ impl Lane<'_> {
             tests.env("CORACLE_TEST_OTHER_GUEST", other);
         }
     }
+}
+
+/// How often tests are begun whose clone fails under them.
+const CLONES_MAX: u32 = 3;
+
+/// Runs tests, in another clone of the lab where theirs has failed, and not a test.
+fn in_a_clone(mut tests: Command) -> Result<()> {
+    for _ in 1..CLONES_MAX {
+        let status = tests.status().with_context(|| format!("start {tests:?}"))?;
+        if status.code() != Some(lab::FAILED.into()) {
+            return succeeded(&tests, status);
+        }
+        // The clone's kernel has crashed, which is the emulator's fault or the kernel's.
+        eprintln!("xtask: the lab's clone itself has failed (see docs/reliability.md): once more, in a new one");
+    }
+    run(tests)
 }
 
 /// Whether KVM works here, as our own shim finds it.
@@ -218,6 +226,15 @@ struct Ran {
     tests: Vec<String>,
     /// Whether its machines are sealed.
     is_sealed: bool,
+}
+
+impl Ran {
+    /// What it is called, for people.
+    fn name(&self) -> String {
+        let file = self.program.file_name().unwrap_or_default().to_string_lossy();
+        let name = file.rsplit_once('-').map_or(&*file, |(name, _)| name);
+        if self.is_sealed { format!("{name} (sealed)") } else { name.to_owned() }
+    }
 }
 
 /// The programs of a set with those of their tests that hold one of `filter`.

@@ -12,6 +12,7 @@ pub mod console;
 pub mod device;
 pub mod drain;
 pub mod fs;
+pub mod limit;
 pub mod mem;
 pub mod net;
 mod reclaim;

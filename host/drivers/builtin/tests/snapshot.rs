@@ -238,3 +238,40 @@ async fn a_hundred_lives_of_one_machine() {
     assert!(late < early + 32 * 1024, "the guest's memory grows with its lives: {sizes:?}");
     machine.stop().await.unwrap();
 }
+
+/// Times that a machine grows and shrinks.
+const CYCLES: u32 = 200;
+
+#[tokio::test]
+async fn a_machine_grows_and_shrinks_two_hundred_times() {
+    let Some(given) = given() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut spec = given.image(folder.path());
+    spec.cpus = Cpus { boot: 1, max: 2 };
+    let least = spec.memory.size_mib;
+    spec.memory.max_mib = least + 128;
+    let machine = given.driver(true).boot(spec).await.unwrap();
+    let _greeting = greets(&*machine).await;
+    let monitor = guest::children().pop().unwrap();
+    let mut seen = Vec::new();
+    for cycle in 0..CYCLES {
+        for (cpus, memory_mib) in [(2, least + 128), (1, least)] {
+            machine.resize(cpus, memory_mib).await.unwrap_or_else(|error| panic!("cycle {cycle}: {error}"));
+            let settled = async {
+                while machine.stats().await.unwrap().memory_bytes != memory_mib << 20 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            assert!(tokio::time::timeout(PATIENCE, settled).await.is_ok(), "cycle {cycle}: {:?}", machine.console(30));
+            assert_eq!(machine.stats().await.unwrap().cpus, cpus, "cycle {cycle}: {:?}", machine.console(30));
+        }
+        let descriptors = std::fs::read_dir(format!("/proc/{monitor}/fd")).unwrap().count();
+        let threads = std::fs::read_dir(format!("/proc/{monitor}/task")).unwrap().count();
+        seen.push((descriptors, threads, guest::memory(monitor).anonymous));
+    }
+    let (early, late) = (seen[10], *seen.last().unwrap());
+    println!("descriptors, threads, KiB of the monitor's own: {early:?} after 10 cycles, {late:?} after {CYCLES}");
+    assert_eq!((early.0, early.1), (late.0, late.1), "{seen:?}");
+    assert!(late.2 < early.2 + 512, "{seen:?}");
+    machine.stop().await.unwrap();
+}

@@ -1,0 +1,247 @@
+//! How fast a device may be: a bucket of bytes and one of operations, which fill as time passes, and a timer for who has to wait.
+//!
+//! What is begun is done, whatever it takes: a bucket may be left with less than nothing, and is waited for until it has something again. So a request that is
+//! larger than a bucket passes, and the rate is right all the same.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+
+use crate::device::Counters;
+use crate::drain::Budget;
+
+/// How much a bucket holds, in time: what a device may do at once after it has done nothing.
+const BURST: Duration = Duration::from_millis(100);
+
+/// The most that a device may do; 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Bytes that pass through it in a second.
+    pub bytes_per_second: u64,
+    /// Requests or packets in a second.
+    pub operations_per_second: u64,
+}
+
+/// One bucket. What is in it is counted in billionths, so that no rate and no moment is too small.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    rate: u64,
+    level: i128,
+}
+
+/// Billionths of one.
+const ONE: i128 = 1_000_000_000;
+
+impl Bucket {
+    fn new(rate: u64) -> Self {
+        let mut bucket = Self { rate, level: 0 };
+        bucket.level = bucket.size();
+        bucket
+    }
+
+    /// A moment's worth, and one at least.
+    fn size(&self) -> i128 {
+        (i128::from(self.rate) * i128::try_from(BURST.as_nanos()).unwrap_or(0)).max(ONE)
+    }
+
+    fn fill(&mut self, passed: Duration) {
+        let gained = i128::from(self.rate) * i128::try_from(passed.as_nanos()).unwrap_or(i128::MAX >> 64);
+        self.level = self.level.saturating_add(gained).min(self.size());
+    }
+
+    /// What may be begun now, of `most`; none while there is less than one in it.
+    fn may(&self, most: usize) -> Option<usize> {
+        if self.rate == 0 {
+            return Some(most);
+        }
+        usize::try_from(self.level / ONE).ok().filter(|whole| *whole > 0).map(|whole| whole.min(most))
+    }
+
+    fn take(&mut self, count: u64) {
+        if self.rate > 0 {
+            self.level = self.level.saturating_sub(i128::from(count) * ONE);
+        }
+    }
+
+    /// How long it is until there is one in it again.
+    fn wait(&self) -> Duration {
+        let missing = (ONE - self.level).max(0);
+        let nanoseconds = missing.checked_div(i128::from(self.rate)).map_or(0, |whole| whole + 1);
+        Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Limiter {
+    bytes: Bucket,
+    operations: Bucket,
+    /// When they were filled last.
+    filled: Instant,
+    timer: OwnedFd,
+}
+
+impl Limiter {
+    /// Without limits.
+    ///
+    /// # Errors
+    /// Where the kernel has no timer.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        Ok(Self { bytes: Bucket::new(0), operations: Bucket::new(0), filled: Instant::now(), timer })
+    }
+
+    /// Sets other limits. Whoever waits is woken, and finds out how long by these.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set(&mut self, limits: Limits, now: Instant) -> io::Result<()> {
+        (self.bytes, self.operations) =
+            (Bucket::new(limits.bytes_per_second), Bucket::new(limits.operations_per_second));
+        self.filled = now;
+        self.wake_in(Duration::from_nanos(1))
+    }
+
+    /// What a turn may do now, of `budget`; `None` where it has to wait: the timer tells when.
+    ///
+    /// # Errors
+    /// Where the timer can't be set.
+    pub fn budget(&mut self, budget: Budget, now: Instant) -> io::Result<Option<Budget>> {
+        if self.bytes.rate == 0 && self.operations.rate == 0 {
+            return Ok(Some(budget));
+        }
+        let passed = now.saturating_duration_since(self.filled);
+        self.bytes.fill(passed);
+        self.operations.fill(passed);
+        self.filled = now;
+        match (self.bytes.may(budget.bytes), self.operations.may(budget.chains)) {
+            (Some(bytes), Some(chains)) => Ok(Some(Budget { chains, bytes })),
+            _ => {
+                self.wake_in(self.bytes.wait().max(self.operations.wait()))?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// What a turn has done, by the device's counts before it and after.
+    pub fn took(&mut self, before: &Counters, after: &Counters) {
+        let bytes = |counters: &Counters| counters.bytes_in.wrapping_add(counters.bytes_out);
+        let operations = |counters: &Counters| {
+            counters.operations_in.wrapping_add(counters.operations_out).wrapping_add(counters.errors)
+        };
+        self.bytes.take(bytes(after).wrapping_sub(bytes(before)));
+        self.operations.take(operations(after).wrapping_sub(operations(before)));
+    }
+
+    /// Readable when somebody may go on who had to wait.
+    #[must_use]
+    pub fn timer(&self) -> BorrowedFd<'_> {
+        self.timer.as_fd()
+    }
+
+    /// The timer was heard.
+    pub fn heard(&self) {
+        let mut count = [0; 8];
+        // It may have been heard already.
+        let _ = rustix::io::read(&self.timer, &mut count);
+    }
+
+    fn wake_in(&self, time: Duration) -> io::Result<()> {
+        // One that is over at once never was set.
+        let time = time.max(Duration::from_nanos(1));
+        let it_value = Timespec::try_from(time).unwrap_or(Timespec { tv_sec: i64::from(u32::MAX), tv_nsec: 0 });
+        let once = Itimerspec { it_interval: Timespec::default(), it_value };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Budget = Budget { chains: 32, bytes: 16 << 20 };
+
+    fn limiter(bytes_per_second: u64, operations_per_second: u64, now: Instant) -> Limiter {
+        let mut limiter = Limiter::new().unwrap();
+        limiter.set(Limits { bytes_per_second, operations_per_second }, now).unwrap();
+        limiter
+    }
+
+    fn done(operations: u64, bytes: u64) -> Counters {
+        Counters { operations_out: operations, bytes_in: bytes, ..Counters::default() }
+    }
+
+    /// Does all that it may, in requests of `bytes`, for `seconds` of a clock that counts milliseconds; how many.
+    fn run(limiter: &mut Limiter, start: Instant, seconds: u64, bytes: u64) -> u64 {
+        let mut requests = 0;
+        for millisecond in 0..seconds * 1000 {
+            let now = start + Duration::from_millis(millisecond);
+            while let Some(budget) = limiter.budget(ALL, now).unwrap() {
+                assert!((1..=ALL.chains).contains(&budget.chains) && (1..=ALL.bytes).contains(&budget.bytes));
+                limiter.took(&done(0, 0), &done(1, bytes));
+                requests += 1;
+            }
+        }
+        requests
+    }
+
+    #[test]
+    fn rates_are_kept_whatever_the_size_of_requests() {
+        let now = Instant::now();
+        for bytes in [512, 4096, 1 << 20, 16 << 20] {
+            let passed = run(&mut limiter(4 << 20, 0, now), now, 20, bytes) * bytes;
+            // A bucket's worth at first, and one request beyond.
+            let most = (4 << 20) * 20 + (4 << 20) / 10 + bytes;
+            assert!(passed <= most && passed + bytes + (1 << 19) >= (4 << 20) * 20, "{passed} bytes in {bytes}s");
+        }
+        let operations = run(&mut limiter(0, 50, now), now, 20, 1 << 20);
+        assert!((1000..=1006).contains(&operations), "{operations}");
+        let both = run(&mut limiter(1 << 30, 7, now), now, 10, 512);
+        assert!((70..=71).contains(&both), "{both}");
+    }
+
+    #[test]
+    fn who_waits_is_told_when_and_without_limits_nobody_waits() {
+        let now = Instant::now();
+        let mut limiter = Limiter::new().unwrap();
+        let budget = limiter.budget(ALL, now).unwrap().unwrap();
+        assert_eq!((budget.chains, budget.bytes), (ALL.chains, ALL.bytes));
+        limiter.took(&done(0, 0), &done(1 << 40, 1 << 60));
+        assert!(limiter.budget(ALL, now).unwrap().is_some());
+        let mut limiter = self::limiter(1000, 0, now);
+        limiter.took(&done(0, 0), &done(1, 1100));
+        assert!(limiter.budget(ALL, now).unwrap().is_none());
+        assert_eq!(limiter.bytes.wait(), Duration::from_nanos(1_001_000_001), "1000 bytes too many, and one");
+        assert!(limiter.budget(ALL, now + Duration::from_millis(1000)).unwrap().is_none());
+        assert!(limiter.budget(ALL, now + Duration::from_millis(1002)).unwrap().is_some());
+        // The timer was set to a second; another limit wakes at once.
+        let ready = |limiter: &Limiter, patience: i64| {
+            let patience = Timespec { tv_sec: patience, tv_nsec: 0 };
+            let timer = rustix::event::PollFd::new(&limiter.timer, rustix::event::PollFlags::IN);
+            rustix::event::poll(&mut [timer], Some(&patience)).unwrap() == 1
+        };
+        limiter.took(&done(0, 0), &done(1, 1 << 40));
+        assert!(limiter.budget(ALL, now).unwrap().is_none() && !ready(&limiter, 0));
+        limiter.set(Limits::default(), now).unwrap();
+        assert!(ready(&limiter, 60));
+        limiter.heard();
+        assert!(!ready(&limiter, 0) && limiter.budget(ALL, now).unwrap().is_some());
+    }
+
+    #[test]
+    fn rates_without_end_and_clocks_that_go_back_break_nothing() {
+        let now = Instant::now();
+        let mut limiter = limiter(u64::MAX, 1, now);
+        for step in [0, 1 << 30, 5, 1 << 31] {
+            let _ = limiter.budget(ALL, now + Duration::from_secs(step)).unwrap();
+            limiter.took(&done(0, u64::MAX), &done(u64::MAX, 0));
+        }
+        assert!(limiter.budget(ALL, now).unwrap().is_none());
+    }
+}
