@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 
-use crate::{Cpus, Device, DeviceKind, Driver, Error, MachineSpec, MemoryKind};
+use crate::{Cpus, Device, DeviceKind, Driver, Error, Limits, MachineSpec, MemoryKind, Rate};
 
 /// How long a machine may take where only an event is waited for; emulation on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -71,6 +71,10 @@ pub async fn says_unsupported(driver: &dyn Driver, spec: MachineSpec) {
             assert!(matches!(machine.detach(device.clone()).await, Err(Error::Unsupported(_))), "detach {device:?}");
         }
     }
+    for device in [Device::Rng, Device::Vsock] {
+        let limited = machine.limit(device.clone(), Limits::default()).await;
+        assert!(matches!(limited, Err(Error::Unsupported(_))), "limit {device:?}");
+    }
     if !capabilities.resize {
         assert!(matches!(machine.resize(2, 1024).await, Err(Error::Unsupported(_))), "resize");
     }
@@ -112,7 +116,8 @@ pub async fn grows_and_shrinks(driver: &dyn Driver, mut spec: MachineSpec) {
 
 /// Disks come and go where that is promised, again and again by one name, and what can't be is refused.
 pub async fn gains_and_loses_disks(driver: &dyn Driver, spec: MachineSpec) {
-    if !driver.capabilities(&spec).hotplug.contains(&DeviceKind::Block) {
+    let capabilities = driver.capabilities(&spec);
+    if !capabilities.hotplug.contains(&DeviceKind::Block) {
         return;
     }
     let file = spec.folder.with_extension("disk");
@@ -132,6 +137,16 @@ pub async fn gains_and_loses_disks(driver: &dyn Driver, spec: MachineSpec) {
         let twice = patiently("attach", machine.attach(first.clone())).await;
         assert!(matches!(twice, Err(Error::Invalid(_))), "a second one of that name: {twice:?}");
         let larger = (round + 2) << 20;
+        let rate = Rate { bytes_per_second: 1 << 20, operations_per_second: 100 * round };
+        let limits = Limits { to_guest: rate, from_guest: rate };
+        let limited = patiently("limit", machine.limit(first.clone(), limits)).await;
+        if capabilities.limits.contains(&DeviceKind::Block) {
+            limited.expect("a slower disk");
+            let nobody = patiently("limit", machine.limit(disk(Path::new("/nowhere/disk"), "nobody"), limits)).await;
+            assert!(matches!(nobody, Err(Error::Invalid(_))), "one that is not there: {nobody:?}");
+        } else {
+            assert!(matches!(limited, Err(Error::Unsupported(_))), "limit: {limited:?}");
+        }
         patiently("resize", machine.resize_disk(first.clone(), larger)).await.expect("a larger disk");
         assert_eq!(std::fs::metadata(&file).expect("the file").len(), larger, "the file grows with the disk");
         let smaller = patiently("resize", machine.resize_disk(first.clone(), larger / 2)).await;

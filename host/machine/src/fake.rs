@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::{
     Accelerator, AgentAddress, Capabilities, Device, DeviceKind, Driver, End, Ends, Error, GuestListener, GuestStream,
-    Machine, MachineSpec, Result, Stats, unsupported,
+    Limits, Machine, MachineSpec, Result, Stats, unsupported,
 };
 
 /// The guest's port number on the host, for a fake.
@@ -58,6 +58,7 @@ impl Driver for FakeDriver {
         Capabilities {
             coldplug: vec![DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::SharedFs],
             hotplug: Vec::new(),
+            limits: Vec::new(),
             resize: false,
             pause: false,
             snapshot: false,
@@ -127,6 +128,10 @@ impl Machine for FakeMachine {
 
     fn resize_disk(&self, _: Device, _: u64) -> BoxFuture<'_, Result<()>> {
         unsupported("resizing a disk")
+    }
+
+    fn limit(&self, _: Device, _: Limits) -> BoxFuture<'_, Result<()>> {
+        unsupported("limiting a device")
     }
 
     fn resize(&self, _: u32, _: u64) -> BoxFuture<'_, Result<()>> {

@@ -24,8 +24,8 @@ pub use error::Error;
 pub use pci::{NoAddress, PciAddress};
 pub use sizes::Sizes;
 pub use spec::{
-    Accelerator, Architecture, Capabilities, Cpus, Descriptor, Device, DeviceKind, Forward, Kernel, KernelForm,
-    MachineSpec, Memory, MemoryKind, NET_QUEUES_MAX, NETS_MAX, Platform, mac_text,
+    Accelerator, Architecture, Capabilities, Cpus, Descriptor, Device, DeviceKind, Forward, Kernel, KernelForm, Limits,
+    MachineSpec, Memory, MemoryKind, NET_QUEUES_MAX, NETS_MAX, Platform, Rate, mac_text,
 };
 
 /// What the port gives back.
@@ -74,6 +74,12 @@ pub trait Machine: Send + Sync {
 
     /// Gives a disk of the machine so many bytes, and no fewer than it has: the host's file grows with it, and the guest hears of it.
     fn resize_disk(&self, disk: Device, bytes: u64) -> BoxFuture<'_, Result<()>>;
+
+    /// Holds a device of the machine to these rates from now on, in the place of those before.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a kind that the capabilities do not name; [`Error::Invalid`] where the machine has no such device.
+    fn limit(&self, device: Device, limits: Limits) -> BoxFuture<'_, Result<()>>;
 
     /// Changes processors and memory, within what the specification has at most and not below what it has from the start. It ends
     /// when the guest has taken what was asked for, or takes no more of it. Memory that it is to give it gives by itself, when it can;

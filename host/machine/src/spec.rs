@@ -280,6 +280,24 @@ pub const NETS_MAX: usize = 16;
 /// The most pairs of queues of a network device. Every driver takes so many.
 pub const NET_QUEUES_MAX: u32 = 8;
 
+/// The most that may pass one way in a second; 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rate {
+    /// Bytes.
+    pub bytes_per_second: u64,
+    /// Requests of a disk, packets of a link.
+    pub operations_per_second: u64,
+}
+
+/// The most that a device may do. A moment's worth may pass at once after it has done nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// What the guest reads, or receives.
+    pub to_guest: Rate,
+    /// What it writes, or sends.
+    pub from_guest: Rate,
+}
+
 /// What a machine can do: a function of driver, specification and architecture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
@@ -287,6 +305,8 @@ pub struct Capabilities {
     pub coldplug: Vec<DeviceKind>,
     /// Devices that it can gain and lose.
     pub hotplug: Vec<DeviceKind>,
+    /// Devices that can be held to a rate.
+    pub limits: Vec<DeviceKind>,
     /// Whether its size can change, between that from the start and that at most.
     pub resize: bool,
     /// Whether it can be paused.

@@ -64,6 +64,15 @@ pub enum Request {
     TakeProcessor,
     /// Ask the guest for no processor any more: what it has it keeps.
     KeepProcessors,
+    /// Hold a disk or a link to these rates from now on.
+    Limit {
+        /// Its number on the guest's bus.
+        number: u8,
+        /// What the guest reads or receives.
+        to_guest: Rate,
+        /// What it writes or sends.
+        from_guest: Rate,
+    },
     /// Give a disk another size, and what is behind it where that is a file.
     ResizeDisk {
         /// Its number on the guest's bus.
@@ -71,6 +80,15 @@ pub enum Request {
         /// No fewer than it has.
         bytes: u64,
     },
+}
+
+/// The most that may pass one way in a second; 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Rate {
+    /// Bytes.
+    pub bytes_per_second: u64,
+    /// Requests of a disk, packets of a link.
+    pub operations_per_second: u64,
 }
 
 /// What the monitor says.

@@ -104,6 +104,7 @@ fn join(place: &Place) -> Result<()> {
     let mut folder = place.mount.clone();
     for part in &place.path {
         let parent = folder.clone();
+        pass_controllers_on(&parent);
         folder.push(part);
         match std::fs::create_dir(&folder) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(named(&folder, &error)),
@@ -112,6 +113,18 @@ fn join(place: &Place) -> Result<()> {
         }
     }
     std::fs::write(folder.join(MEMBERS), "0").map_err(|error| named(&folder, &error))
+}
+
+/// Lets groups below this one be counted and limited by all that it is itself (version 2): without it they have no figures of memory, and no
+/// limits. A group that has processes of its own can't, nor can whoever may not; then they go without.
+fn pass_controllers_on(folder: &Path) {
+    // Of version 1 there is no such file.
+    let controllers = std::fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
+    for controller in controllers.split_whitespace() {
+        if let Err(error) = std::fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}")) {
+            log::debug!("{} passes {controller} on to nobody: {error}", folder.display());
+        }
+    }
 }
 
 /// How long processes that were killed may take to be gone.

@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
+use crate::limit::Limits;
 use crate::ring::Ring;
 
 /// The guest's memory as devices see it: it may grow.
@@ -192,6 +193,15 @@ pub trait Device: Send {
     /// else the kernel's.
     fn resize(&mut self, bytes: u64) -> std::io::Result<()> {
         let _ = bytes;
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    /// Lets it do no more than this in a second from now on.
+    ///
+    /// # Errors
+    /// [`std::io::ErrorKind::Unsupported`] where it can't be limited; else the kernel's.
+    fn limit(&mut self, limits: Limits) -> std::io::Result<()> {
+        let _ = limits;
         Err(std::io::ErrorKind::Unsupported.into())
     }
 

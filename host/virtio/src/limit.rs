@@ -1,4 +1,4 @@
-//! How fast a device may be: a bucket of bytes and one of operations, which fill as time passes, and a timer for who has to wait.
+//! How fast a device may be: a bucket of bytes and one of operations each way, which fill as time passes, and a timer for who has to wait.
 //!
 //! What is begun is done, whatever it takes: a bucket may be left with less than nothing, and is waited for until it has something again. So a request that is
 //! larger than a bucket passes, and the rate is right all the same.
@@ -17,13 +17,33 @@ use crate::drain::Budget;
 /// How much a bucket holds, in time: what a device may do at once after it has done nothing.
 const BURST: Duration = Duration::from_millis(100);
 
-/// The most that a device may do; 0 is no limit.
+/// The most that may pass one way; 0 is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Limits {
-    /// Bytes that pass through it in a second.
+pub struct Rate {
+    /// Bytes in a second.
     pub bytes_per_second: u64,
     /// Requests or packets in a second.
     pub operations_per_second: u64,
+}
+
+/// The most that a device may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// What the guest reads or receives.
+    pub to_guest: Rate,
+    /// What it writes or sends.
+    pub from_guest: Rate,
+}
+
+/// Which way a turn's work goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// To the guest.
+    ToGuest,
+    /// From it.
+    FromGuest,
+    /// Either: what comes next is not known before it is begun, and waits for both.
+    Either,
 }
 
 /// One bucket. What is in it is counted in billionths, so that no rate and no moment is too small.
@@ -75,11 +95,41 @@ impl Bucket {
     }
 }
 
+/// What may pass one way.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    bytes: Bucket,
+    operations: Bucket,
+}
+
+impl Pass {
+    fn new(rate: Rate) -> Self {
+        Self { bytes: Bucket::new(rate.bytes_per_second), operations: Bucket::new(rate.operations_per_second) }
+    }
+
+    fn is_limited(&self) -> bool {
+        self.bytes.rate > 0 || self.operations.rate > 0
+    }
+
+    fn fill(&mut self, passed: Duration) {
+        self.bytes.fill(passed);
+        self.operations.fill(passed);
+    }
+
+    fn may(&self, budget: Budget) -> Option<Budget> {
+        Some(Budget { chains: self.operations.may(budget.chains)?, bytes: self.bytes.may(budget.bytes)? })
+    }
+
+    fn wait(&self) -> Duration {
+        self.bytes.wait().max(self.operations.wait())
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Limiter {
-    bytes: Bucket,
-    operations: Bucket,
+    to_guest: Pass,
+    from_guest: Pass,
     /// When they were filled last.
     filled: Instant,
     timer: OwnedFd,
@@ -93,7 +143,8 @@ impl Limiter {
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        Ok(Self { bytes: Bucket::new(0), operations: Bucket::new(0), filled: Instant::now(), timer })
+        let none = Pass::new(Rate::default());
+        Ok(Self { to_guest: none, from_guest: none, filled: Instant::now(), timer })
     }
 
     /// Sets other limits. Whoever waits is woken, and finds out how long by these.
@@ -101,41 +152,45 @@ impl Limiter {
     /// # Errors
     /// The kernel's.
     pub fn set(&mut self, limits: Limits, now: Instant) -> io::Result<()> {
-        (self.bytes, self.operations) =
-            (Bucket::new(limits.bytes_per_second), Bucket::new(limits.operations_per_second));
+        (self.to_guest, self.from_guest) = (Pass::new(limits.to_guest), Pass::new(limits.from_guest));
         self.filled = now;
         self.wake_in(Duration::from_nanos(1))
+    }
+
+    /// Whether there is a limit.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.to_guest.is_limited() || self.from_guest.is_limited()
     }
 
     /// What a turn may do now, of `budget`; `None` where it has to wait: the timer tells when.
     ///
     /// # Errors
     /// Where the timer can't be set.
-    pub fn budget(&mut self, budget: Budget, now: Instant) -> io::Result<Option<Budget>> {
-        if self.bytes.rate == 0 && self.operations.rate == 0 {
-            return Ok(Some(budget));
-        }
+    pub fn budget(&mut self, budget: Budget, way: Way, now: Instant) -> io::Result<Option<Budget>> {
         let passed = now.saturating_duration_since(self.filled);
-        self.bytes.fill(passed);
-        self.operations.fill(passed);
+        self.to_guest.fill(passed);
+        self.from_guest.fill(passed);
         self.filled = now;
-        match (self.bytes.may(budget.bytes), self.operations.may(budget.chains)) {
-            (Some(bytes), Some(chains)) => Ok(Some(Budget { chains, bytes })),
-            _ => {
-                self.wake_in(self.bytes.wait().max(self.operations.wait()))?;
-                Ok(None)
-            }
+        let passes = match way {
+            Way::ToGuest => &[self.to_guest][..],
+            Way::FromGuest => &[self.from_guest],
+            Way::Either => &[self.to_guest, self.from_guest],
+        };
+        let allowed = passes.iter().try_fold(budget, |budget, pass| pass.may(budget));
+        if allowed.is_none() {
+            self.wake_in(passes.iter().map(Pass::wait).max().unwrap_or_default())?;
         }
+        Ok(allowed)
     }
 
-    /// What a turn has done, by the device's counts before it and after.
+    /// What a turn has done, by the device's counts before it and after. What was refused counts as written: it cost as much.
     pub fn took(&mut self, before: &Counters, after: &Counters) {
-        let bytes = |counters: &Counters| counters.bytes_in.wrapping_add(counters.bytes_out);
-        let operations = |counters: &Counters| {
-            counters.operations_in.wrapping_add(counters.operations_out).wrapping_add(counters.errors)
-        };
-        self.bytes.take(bytes(after).wrapping_sub(bytes(before)));
-        self.operations.take(operations(after).wrapping_sub(operations(before)));
+        self.to_guest.bytes.take(after.bytes_in.wrapping_sub(before.bytes_in));
+        self.to_guest.operations.take(after.operations_in.wrapping_sub(before.operations_in));
+        self.from_guest.bytes.take(after.bytes_out.wrapping_sub(before.bytes_out));
+        let written = |counters: &Counters| counters.operations_out.wrapping_add(counters.errors);
+        self.from_guest.operations.take(written(after).wrapping_sub(written(before)));
     }
 
     /// Readable when somebody may go on who had to wait.
@@ -167,14 +222,23 @@ mod tests {
 
     const ALL: Budget = Budget { chains: 32, bytes: 16 << 20 };
 
+    fn limits(bytes_per_second: u64, operations_per_second: u64) -> Limits {
+        let rate = Rate { bytes_per_second, operations_per_second };
+        Limits { to_guest: rate, ..Limits::default() }
+    }
+
     fn limiter(bytes_per_second: u64, operations_per_second: u64, now: Instant) -> Limiter {
         let mut limiter = Limiter::new().unwrap();
-        limiter.set(Limits { bytes_per_second, operations_per_second }, now).unwrap();
+        limiter.set(limits(bytes_per_second, operations_per_second), now).unwrap();
         limiter
     }
 
     fn done(operations: u64, bytes: u64) -> Counters {
-        Counters { operations_out: operations, bytes_in: bytes, ..Counters::default() }
+        Counters { operations_in: operations, bytes_in: bytes, ..Counters::default() }
+    }
+
+    fn may(limiter: &mut Limiter, way: Way, now: Instant) -> Option<Budget> {
+        limiter.budget(ALL, way, now).unwrap()
     }
 
     /// Does all that it may, in requests of `bytes`, for `seconds` of a clock that counts milliseconds; how many.
@@ -182,7 +246,7 @@ mod tests {
         let mut requests = 0;
         for millisecond in 0..seconds * 1000 {
             let now = start + Duration::from_millis(millisecond);
-            while let Some(budget) = limiter.budget(ALL, now).unwrap() {
+            while let Some(budget) = may(limiter, Way::Either, now) {
                 assert!((1..=ALL.chains).contains(&budget.chains) && (1..=ALL.bytes).contains(&budget.bytes));
                 limiter.took(&done(0, 0), &done(1, bytes));
                 requests += 1;
@@ -207,19 +271,35 @@ mod tests {
     }
 
     #[test]
+    fn each_way_has_its_own() {
+        let now = Instant::now();
+        let mut limiter = limiter(1000, 0, now);
+        assert!(limiter.is_limited());
+        limiter.took(&done(0, 0), &done(1, 5000));
+        assert!(may(&mut limiter, Way::ToGuest, now).is_none() && may(&mut limiter, Way::Either, now).is_none());
+        assert!(may(&mut limiter, Way::FromGuest, now).is_some());
+        let rate = Rate { bytes_per_second: 0, operations_per_second: 10 };
+        limiter.set(Limits { from_guest: rate, ..Limits::default() }, now).unwrap();
+        let written = Counters { operations_out: 1, errors: 1, ..Counters::default() };
+        limiter.took(&Counters::default(), &written);
+        assert!(may(&mut limiter, Way::FromGuest, now).is_none() && may(&mut limiter, Way::ToGuest, now).is_some());
+    }
+
+    #[test]
     fn who_waits_is_told_when_and_without_limits_nobody_waits() {
         let now = Instant::now();
         let mut limiter = Limiter::new().unwrap();
-        let budget = limiter.budget(ALL, now).unwrap().unwrap();
+        assert!(!limiter.is_limited());
+        let budget = may(&mut limiter, Way::Either, now).unwrap();
         assert_eq!((budget.chains, budget.bytes), (ALL.chains, ALL.bytes));
         limiter.took(&done(0, 0), &done(1 << 40, 1 << 60));
-        assert!(limiter.budget(ALL, now).unwrap().is_some());
+        assert!(may(&mut limiter, Way::Either, now).is_some());
         let mut limiter = self::limiter(1000, 0, now);
         limiter.took(&done(0, 0), &done(1, 1100));
-        assert!(limiter.budget(ALL, now).unwrap().is_none());
-        assert_eq!(limiter.bytes.wait(), Duration::from_nanos(1_001_000_001), "1000 bytes too many, and one");
-        assert!(limiter.budget(ALL, now + Duration::from_millis(1000)).unwrap().is_none());
-        assert!(limiter.budget(ALL, now + Duration::from_millis(1002)).unwrap().is_some());
+        assert!(may(&mut limiter, Way::Either, now).is_none());
+        assert_eq!(limiter.to_guest.wait(), Duration::from_nanos(1_001_000_001), "1000 bytes too many, and one");
+        assert!(may(&mut limiter, Way::Either, now + Duration::from_millis(1000)).is_none());
+        assert!(may(&mut limiter, Way::Either, now + Duration::from_millis(1002)).is_some());
         // The timer was set to a second; another limit wakes at once.
         let ready = |limiter: &Limiter, patience: i64| {
             let patience = Timespec { tv_sec: patience, tv_nsec: 0 };
@@ -227,11 +307,11 @@ mod tests {
             rustix::event::poll(&mut [timer], Some(&patience)).unwrap() == 1
         };
         limiter.took(&done(0, 0), &done(1, 1 << 40));
-        assert!(limiter.budget(ALL, now).unwrap().is_none() && !ready(&limiter, 0));
+        assert!(may(&mut limiter, Way::Either, now).is_none() && !ready(&limiter, 0));
         limiter.set(Limits::default(), now).unwrap();
         assert!(ready(&limiter, 60));
         limiter.heard();
-        assert!(!ready(&limiter, 0) && limiter.budget(ALL, now).unwrap().is_some());
+        assert!(!ready(&limiter, 0) && may(&mut limiter, Way::Either, now).is_some());
     }
 
     #[test]
@@ -239,9 +319,9 @@ mod tests {
         let now = Instant::now();
         let mut limiter = limiter(u64::MAX, 1, now);
         for step in [0, 1 << 30, 5, 1 << 31] {
-            let _ = limiter.budget(ALL, now + Duration::from_secs(step)).unwrap();
+            let _ = may(&mut limiter, Way::Either, now + Duration::from_secs(step));
             limiter.took(&done(0, u64::MAX), &done(u64::MAX, 0));
         }
-        assert!(limiter.budget(ALL, now).unwrap().is_none());
+        assert!(may(&mut limiter, Way::Either, now).is_none());
     }
 }

@@ -9,7 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use coracle_monitor_api::{Answer, DESCRIPTORS_MAX, Fault, LINE_BYTES_MAX, Machine as Spec, Message, Request};
+use coracle_monitor_api::{Answer, DESCRIPTORS_MAX, Fault, LINE_BYTES_MAX, Machine as Spec, Message, Rate, Request};
+use coracle_virtio::limit::{self, Limits};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -204,6 +205,13 @@ impl Channel {
             }
             Request::Detach { number } => machine.detach(number)?,
             Request::ResizeDisk { number, bytes } => machine.resize_device(number, bytes)?,
+            Request::Limit { number, to_guest, from_guest } => {
+                let rate = |rate: Rate| limit::Rate {
+                    bytes_per_second: rate.bytes_per_second,
+                    operations_per_second: rate.operations_per_second,
+                };
+                machine.limit(number, Limits { to_guest: rate(to_guest), from_guest: rate(from_guest) })?;
+            }
             Request::AddProcessor => machine.add_processor()?,
             Request::TakeProcessor => machine.take_processor(),
             Request::KeepProcessors => machine.keep_processors(),

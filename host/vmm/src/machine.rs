@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use coracle_monitor_api as api;
 use coracle_virtio::device::Device;
+use coracle_virtio::limit::Limits;
 use coracle_virtio::mem::{BLOCK_BYTES, Mem, Observer};
+use coracle_virtio::transport::Transport;
 use kvm_bindings::{CpuId, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -184,16 +186,32 @@ impl Machine {
 
     /// Gives the device of this number so many bytes: a disk has them, the memory device offers them.
     pub(crate) fn resize_device(&self, number: u8, bytes: u64) -> Result<(), Error> {
+        self.change(number, "give a device another size", |transport| {
+            transport.device().resize(bytes)?;
+            transport.config_changed();
+            Ok(())
+        })
+    }
+
+    /// Holds the device of this number to these rates.
+    pub(crate) fn limit(&self, number: u8, limits: Limits) -> Result<(), Error> {
+        self.change(number, "limit a device", |transport| transport.device().limit(limits))
+    }
+
+    fn change(
+        &self,
+        number: u8,
+        step: &'static str,
+        change: impl FnOnce(&mut Transport) -> std::io::Result<()>,
+    ) -> Result<(), Error> {
         let mut place = self.shared.bus.slot(number).map(|slot| slot.place());
         let place = place.as_mut().and_then(|place| place.as_mut());
         let transport = place.and_then(|place| place.function.transport());
         let transport = transport.ok_or_else(|| Error::Invalid(format!("there is no device {number}")))?;
-        transport.device().resize(bytes).map_err(|error| match error.kind() {
+        change(transport).map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidInput | std::io::ErrorKind::Unsupported => Error::Invalid(error.to_string()),
-            _ => Error::system("give a device another size")(error),
-        })?;
-        transport.config_changed();
-        Ok(())
+            _ => Error::system(step)(error),
+        })
     }
 
     /// Has the guest use so much memory, of which it has a part from its start.

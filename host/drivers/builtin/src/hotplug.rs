@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use coracle_machine::{Device, DeviceKind, Error, MachineSpec, Result};
-use coracle_monitor_api::{Answer, Request};
+use coracle_machine::{Device, DeviceKind, Error, Limits, MachineSpec, Rate, Result};
+use coracle_monitor_api::{self as api, Answer, Request};
 
 use crate::control::{Client, Failure};
 use crate::describe::{Descriptors, plugged};
@@ -147,6 +147,19 @@ impl Hotplug {
                 self.passed.give_back(device);
             }
         }
+    }
+
+    /// Holds a disk or a link to these rates.
+    pub(crate) async fn limit(&self, control: &Client, device: &Device, limits: Limits) -> Outcome<()> {
+        let gone = || Error::Invalid("the guest has let go of this device".into());
+        let number = self.number(device)?.ok_or_else(gone)?;
+        let rate = |rate: Rate| api::Rate {
+            bytes_per_second: rate.bytes_per_second,
+            operations_per_second: rate.operations_per_second,
+        };
+        let Limits { to_guest, from_guest } = limits;
+        control.ask(&Request::Limit { number, to_guest: rate(to_guest), from_guest: rate(from_guest) }).await?;
+        Ok(())
     }
 
     /// Gives a disk so many bytes.

@@ -54,6 +54,7 @@ impl Driver for Builtin {
         Capabilities {
             coldplug,
             hotplug: machine::hotplugged(spec),
+            limits: machine::limited(spec),
             resize: !is_sealed && Sizes::of(spec).is_some(),
             pause: true,
             snapshot: snapshot::obstacle(spec).is_none(),

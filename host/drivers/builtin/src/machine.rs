@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_machine::{
-    Accelerator, AgentAddress, Device, DeviceKind, End, Ends, Error, GuestListener, GuestStream, Machine, MachineSpec,
-    Result, Stats,
+    Accelerator, AgentAddress, Device, DeviceKind, End, Ends, Error, GuestListener, GuestStream, Limits, Machine,
+    MachineSpec, Result, Stats,
 };
 use coracle_monitor_api::{self as api, Answer, Ended, Request};
 use coracle_process::{Child, ExitStatus, Ring};
@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 
 use crate::boot::Root;
 use crate::control::{Client, Failure};
+use crate::describe::open_vhost;
 use crate::hotplug::{Hotplug, Outcome, Refused};
 use crate::resize::Size;
 use crate::snapshot;
@@ -124,6 +125,13 @@ impl BuiltinMachine {
 /// What a machine of this specification gains and loses while it runs.
 pub(crate) fn hotplugged(spec: &MachineSpec) -> Vec<DeviceKind> {
     if spec.access_platform { Vec::new() } else { vec![DeviceKind::Block, DeviceKind::Net, DeviceKind::Vfio] }
+}
+
+/// What a machine of this specification can hold to a rate. A link that the host's kernel serves is for the host's kernel to limit.
+pub(crate) fn limited(spec: &MachineSpec) -> Vec<DeviceKind> {
+    let has_links = spec.devices.iter().any(|device| device.kind() == DeviceKind::Net);
+    let by_kernel = has_links && open_vhost().is_some();
+    if by_kernel { vec![DeviceKind::Block] } else { vec![DeviceKind::Block, DeviceKind::Net] }
 }
 
 /// Lets the monitor's threads run on these processors alone, or on any.
@@ -239,6 +247,17 @@ impl Machine for BuiltinMachine {
         Box::pin(async move {
             self.end.check()?;
             let outcome = self.hotplug.lock().await.resize_disk(&self.control, &disk, bytes).await;
+            self.plugged(outcome).await
+        })
+    }
+
+    fn limit(&self, device: Device, limits: Limits) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.end.check()?;
+            if !limited(&self.spec).contains(&device.kind()) {
+                return Err(Error::Unsupported(format!("limiting {:?}", device.kind())));
+            }
+            let outcome = self.hotplug.lock().await.limit(&self.control, &device, limits).await;
             self.plugged(outcome).await
         })
     }

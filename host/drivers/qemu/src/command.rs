@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(blocks[0], expected);
         assert!(blocks[1].to_str().unwrap().contains("read-only=off,discard=unmap,cache.direct=on"));
         let devices = after(&all, "-device");
-        assert_eq!(devices[3], "virtio-blk-device,drive=disk-layer-0,serial=layer-0");
+        assert_eq!(devices[3], "virtio-blk-device,id=disk-layer-0,drive=disk-layer-0,serial=layer-0");
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub(crate) fn add(
                     ),
                 ]);
                 let disk = bus("virtio-blk");
-                add(&["-device", &format!("{disk},drive={node},serial={serial}{modern}")]);
+                add(&["-device", &format!("{disk},id={node},drive={node},serial={serial}{modern}")]);
             }
             Device::Vfio { .. } if vfio::is_possible(config, spec) => {}
             other => return Err(Error::Unsupported(format!("the device {:?}", other.kind()))),

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use coracle_machine::{Descriptor, Device, DeviceKind, Error, MachineSpec, Result};
+use coracle_machine::{Descriptor, Device, DeviceKind, Error, Limits, MachineSpec, Result};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
@@ -202,5 +202,22 @@ pub(crate) async fn resize_disk(control: &qmp::Client, name: &str, bytes: u64) -
         return Err(Error::Invalid(format!("the disk {name} has {size} bytes: with {bytes} it would lose some")));
     }
     control.execute("block_resize", json!({ "node-name": name, "size": bytes })).await?;
+    Ok(())
+}
+
+/// Holds a disk to these rates.
+pub(crate) async fn limit_disk(control: &qmp::Client, name: &str, limits: Limits) -> Result<()> {
+    if !is_there(control, name).await? {
+        return Err(Error::Invalid(format!("the machine has no disk {name}")));
+    }
+    let Limits { to_guest, from_guest } = limits;
+    // QEMU takes no more than this of anything (util/throttle.c).
+    let most = |rate: u64| rate.min(1_000_000_000_000_000);
+    let rates = json!({
+        "id": name, "bps": 0, "iops": 0,
+        "bps_rd": most(to_guest.bytes_per_second), "iops_rd": most(to_guest.operations_per_second),
+        "bps_wr": most(from_guest.bytes_per_second), "iops_wr": most(from_guest.operations_per_second),
+    });
+    control.execute("block_set_io_throttle", rates).await?;
     Ok(())
 }

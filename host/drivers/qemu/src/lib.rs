@@ -102,6 +102,7 @@ impl Driver for Qemu {
         Capabilities {
             coldplug,
             hotplug: if devices::has_hotplug(&self.config, spec) { HOTPLUGGED.to_vec() } else { Vec::new() },
+            limits: vec![DeviceKind::Block],
             resize: command::can_grow(&self.config, spec),
             pause: true,
             snapshot: false,

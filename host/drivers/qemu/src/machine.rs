@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use coracle_machine::{
-    Accelerator, AgentAddress, Device, End, Ends, Error, GuestListener, GuestStream, Machine, MachineSpec, Result,
-    Stats, unsupported,
+    Accelerator, AgentAddress, Device, End, Ends, Error, GuestListener, GuestStream, Limits, Machine, MachineSpec,
+    Result, Stats, unsupported,
 };
 use coracle_process::{Child, ExitStatus, Ring};
 use futures::future::BoxFuture;
@@ -249,6 +249,16 @@ impl Machine for QemuMachine {
             };
             let name = devices::disk_name(serial)?;
             self.until_end(hotplug::resize_disk(&self.control, &name, bytes)).await
+        })
+    }
+
+    fn limit(&self, device: Device, limits: Limits) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let Device::Block { serial, .. } = &device else {
+                return Err(Error::Unsupported(format!("limiting {:?}", device.kind())));
+            };
+            let name = devices::disk_name(serial)?;
+            self.until_end(hotplug::limit_disk(&self.control, &name, limits)).await
         })
     }
 

@@ -623,3 +623,37 @@ fn a_hostile_driver_writes_nothing_that_is_read_only() {
 fn a_driver_that_changes_its_rings_gets_nowhere() {
     torment(false, false, |victim| victim.torment_while_it_changes(2, 5_000));
 }
+
+#[test]
+fn a_limit_holds_requests_back_until_it_is_another() {
+    use crate::limit::{Limits, Rate};
+    let file = disk();
+    let memory = memory();
+    let mut block = Block::new(config(&file)).unwrap();
+    let mut queue = Driver::new(&memory, 0, 64);
+    let ring = queue.ring(false);
+    let doorbell = ring.doorbell().try_clone().unwrap();
+    block.activate(activation(&memory, FLUSH, vec![Some(ring)])).unwrap();
+    let slow = Rate { bytes_per_second: 0, operations_per_second: 1 };
+    block.limit(Limits { to_guest: slow, ..Limits::default() }).unwrap();
+    // Until the limit's own news was heard.
+    assert_eq!(block.on_source(0).unwrap(), Turn::Done);
+    poke(&memory, HEADER, &header(0, 0));
+    for _ in 0..4 {
+        queue.chain(&[(HEADER, 16, false), (BUFFER, 512, true), (STATUS, 1, true)]);
+    }
+    assert_eq!(block.on_queue(0).unwrap(), Turn::More);
+    assert_eq!(queue.used().len(), 1, "one a second");
+    assert_eq!(block.on_queue(0).unwrap(), Turn::Done, "the timer tells when there is more to do");
+    assert_eq!((queue.used().len(), doorbell.read().is_err()), (0, true));
+    block.limit(Limits { from_guest: slow, ..Limits::default() }).unwrap();
+    assert_eq!(block.on_source(0).unwrap(), Turn::Done);
+    assert!(doorbell.read().is_ok(), "it is to look again");
+    while block.on_queue(0).unwrap() == Turn::More {}
+    assert_eq!(queue.used().len(), 3, "what is read is not limited any more");
+    // A driver that begins anew has nothing that waits.
+    block.limit(Limits { to_guest: slow, ..Limits::default() }).unwrap();
+    block.reset();
+    assert_eq!(block.on_source(0).unwrap(), Turn::Done);
+    assert!(doorbell.read().is_err());
+}

@@ -1,20 +1,25 @@
 //! The block device.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use super::config;
 use super::disk::Disk;
 use super::request::{HEADER_BYTES, ID_BYTES, Refused, Rules, Status, serve};
 use crate::chain::{Buffers, walk};
-use crate::device::{Activation, Broken, Counters, Device, Turn};
+use crate::device::{Activation, Broken, Counters, Device, Source, Turn};
 use crate::drain::{Budget, Served, drain};
+use crate::limit::{Limiter, Limits, Way};
 use crate::ring::{Chain, Ring};
 
 /// The most queues.
 pub const QUEUES_MAX: u16 = 64;
 
 const QUEUE_SIZE: u16 = 256;
+/// The source that tells when a limit lets those go on who wait.
+const TIMER: u16 = 0;
 const BUDGET: Budget = Budget { chains: 32, bytes: 16 << 20 };
 
 /// Features (section 5.2.3).
@@ -55,6 +60,9 @@ pub struct Block {
     sizes: Vec<u16>,
     rings: Vec<Option<Ring>>,
     tally: Tally,
+    limiter: Limiter,
+    /// Queues that have to wait for it.
+    waiting: BTreeSet<u16>,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +99,8 @@ impl Block {
             rules: Rules { read_only, id, durable: true },
             rings: Vec::new(),
             tally: Tally::default(),
+            limiter: Limiter::new()?,
+            waiting: BTreeSet::new(),
             disk,
         })
     }
@@ -183,14 +193,51 @@ impl Device for Block {
         Ok(())
     }
 
+    fn sources(&self) -> Vec<Source<'_>> {
+        vec![Source { token: TIMER, fd: self.limiter.timer(), edge: false }]
+    }
+
     fn on_queue(&mut self, queue: u16) -> Result<Turn, Broken> {
         let Some(Some(ring)) = self.rings.get_mut(usize::from(queue)) else { return Ok(Turn::Done) };
+        let mut budget = BUDGET;
+        let is_limited = self.limiter.is_limited();
+        if is_limited {
+            let allowed = self.limiter.budget(BUDGET, Way::Either, Instant::now());
+            match allowed.map_err(|error| Broken(format!("its limit can't be kept: {error}")))? {
+                Some(allowed) => budget = allowed,
+                None => {
+                    self.waiting.insert(queue);
+                    return Ok(Turn::Done);
+                }
+            }
+        }
         let (disk, rules, tally) = (&mut self.disk, &self.rules, &mut self.tally);
-        drain(ring, BUDGET, |chain| Ok(request(disk, rules, tally, chain)))
+        let before = tally.counters;
+        let turn = drain(ring, budget, |chain| Ok(request(disk, rules, tally, chain)));
+        if is_limited {
+            self.limiter.took(&before, &self.tally.counters);
+        }
+        turn
+    }
+
+    /// Those who had to wait look again.
+    fn on_source(&mut self, _: u16) -> Result<Turn, Broken> {
+        self.limiter.heard();
+        for queue in std::mem::take(&mut self.waiting) {
+            if let Some(Some(ring)) = self.rings.get(usize::from(queue)) {
+                let _ = ring.doorbell().write(1);
+            }
+        }
+        Ok(Turn::Done)
     }
 
     fn reset(&mut self) {
         self.rings.clear();
+        self.waiting.clear();
+    }
+
+    fn limit(&mut self, limits: Limits) -> io::Result<()> {
+        self.limiter.set(limits, Instant::now())
     }
 
     fn resize(&mut self, bytes: u64) -> io::Result<()> {

@@ -8,10 +8,11 @@ use super::tap::Tap;
 use super::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, HEADER_BYTES};
 use crate::chain::{Slices, walk};
 use crate::device::{Broken, Counters, Turn};
+use crate::drain::Budget;
 use crate::ring::Ring;
 
-/// The most packets of one turn.
-const PACKETS_MAX: usize = 64;
+/// The most of one turn.
+pub(super) const BUDGET: Budget = Budget { chains: 64, bytes: 64 * PACKET_BYTES_MAX };
 const PACKET_BYTES_MAX: usize = HEADER_BYTES + FRAME_BYTES_MAX;
 /// The most descriptors that are looked at for one packet, and in one turn before its last packet. A driver has one or two a
 /// chain; one that has many hundreds, and no room in them, is not to have them counted over and over.
@@ -58,17 +59,22 @@ impl Receiver {
         (self.ring, self.length) = (None, 0);
     }
 
+    /// The queue, while there is one.
+    pub(super) fn ring(&self) -> Option<&Ring> {
+        self.ring.as_ref()
+    }
+
     /// The tap has something, or may have.
     pub(super) fn wake(&mut self) {
         self.readable = true;
     }
 
-    /// Passes packets on until the tap has none, the guest has no room, or the turn is over.
-    pub(super) fn pump(&mut self, tap: &Tap, counters: &mut Counters) -> Result<Turn, Broken> {
+    /// Passes packets on until the tap has none, the guest has no room, or `budget` is spent.
+    pub(super) fn pump(&mut self, tap: &Tap, counters: &mut Counters, budget: Budget) -> Result<Turn, Broken> {
         let Some(ring) = &mut self.ring else { return Ok(Turn::Done) };
-        let (mut turn, mut delivered, mut looked) = (Turn::More, false, 0);
-        for _ in 0..PACKETS_MAX {
-            if looked > DESCRIPTORS_MAX {
+        let (mut turn, mut delivered, mut looked, mut moved) = (Turn::More, false, 0, 0);
+        for _ in 0..budget.chains {
+            if looked > DESCRIPTORS_MAX || moved >= budget.bytes {
                 break;
             }
             if self.length == 0 {
@@ -99,7 +105,7 @@ impl Receiver {
                 Delivery::Delivered => {
                     counters.operations_in += 1;
                     counters.bytes_in += (self.length - HEADER_BYTES) as u64;
-                    delivered = true;
+                    (delivered, moved) = (true, moved + self.length);
                 }
                 Delivery::Starved => {
                     turn = Turn::Done;

@@ -396,7 +396,7 @@ fn what_the_driver_reads() {
     assert_eq!(three.features() & (CTRL_VQ | MQ), CTRL_VQ | MQ);
     assert_eq!(
         three.sources().iter().map(|source| (source.token, source.edge)).collect::<Vec<_>>(),
-        [(0, true), (1, true), (2, true)]
+        [(0, true), (1, true), (2, true), (u16::MAX, false)]
     );
 }
 
@@ -481,6 +481,34 @@ fn the_driver_says_how_many_pairs_it_uses() {
     assert_eq!(bench.command(6, &[4, 0, 3, 0]), 1);
     REFUSED.take();
     assert_eq!(bench.command(6, &[4, 0, 3, 0]), 0);
+}
+
+#[test]
+fn each_way_of_a_link_has_its_limit() {
+    use crate::limit::{Limits, Rate};
+    let mut bench = bench(1, 0);
+    let one = Rate { bytes_per_second: 0, operations_per_second: 1 };
+    bench.net.limit(Limits { to_guest: one, ..Limits::default() }).unwrap();
+    let timer = u16::MAX;
+    assert_eq!(bench.net.on_source(timer).unwrap(), Turn::Done);
+    for _ in 0..3 {
+        bench.queues[0].chain(&[(DATA + 0x1000, 2000, true)]);
+        bench.queues[1].chain(&[(DATA, 100, false)]);
+        bench.arrive(0, &packet(100));
+    }
+    assert_eq!(bench.net.on_source(0).unwrap(), Turn::More);
+    assert_eq!(bench.net.on_queue(RX).unwrap(), Turn::Done, "the timer tells when there is more to do");
+    assert_eq!(bench.net.on_queue(TX).unwrap(), Turn::Done);
+    assert_eq!((bench.queues[0].used().len(), bench.queues[1].used().len()), (1, 3), "one way is slow");
+    bench.net.limit(Limits { from_guest: one, ..Limits::default() }).unwrap();
+    assert_eq!(bench.net.on_source(timer).unwrap(), Turn::Done);
+    assert_eq!(bench.net.on_queue(RX).unwrap(), Turn::Done);
+    assert_eq!(bench.queues[0].used().len(), 2);
+    bench.queues[1].chain(&[(DATA, 100, false)]);
+    bench.queues[1].chain(&[(DATA, 100, false)]);
+    assert_eq!(bench.net.on_queue(TX).unwrap(), Turn::More);
+    assert_eq!(bench.net.on_queue(TX).unwrap(), Turn::Done);
+    assert_eq!(bench.queues[1].used().len(), 1, "now the other");
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! The network device.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
-use super::receive::Receiver;
+use super::receive::{self, Receiver};
 use super::tap::{Ask, Request, Tap, ask_kernel};
 use super::{HEADER_BYTES, control, transmit};
 use crate::device::{Activation, Broken, Counters, Device, Source, Turn};
+use crate::drain::Budget;
+use crate::limit::{Limiter, Limits, Way};
 use crate::ring::Ring;
 
 /// The most pairs of queues.
@@ -14,6 +18,8 @@ pub const PAIRS_MAX: usize = 64;
 
 /// Entries of a receive or transmit queue.
 const QUEUE_SIZE: u16 = 256;
+/// The source that tells when a limit lets those go on who wait; the others are the pairs' numbers.
+const TIMER: u16 = u16::MAX;
 /// Entries of the control queue.
 const CONTROL_SIZE: u16 = 64;
 
@@ -59,6 +65,9 @@ pub struct Net {
     sizes: Vec<u16>,
     config: [u8; 10],
     counters: Counters,
+    limiter: Limiter,
+    /// Queues that have to wait for it.
+    waiting: BTreeSet<u16>,
 }
 
 impl Net {
@@ -86,7 +95,17 @@ impl Net {
             .into_iter()
             .map(|fd| Ok(Pair { tap: Tap::new(fd, ask)?, rx: Receiver::new(), tx: None }))
             .collect::<io::Result<Vec<_>>>()?;
-        Ok(Self { pairs, active: 0, saved: 1, control: None, sizes, config, counters: Counters::default() })
+        Ok(Self {
+            pairs,
+            active: 0,
+            saved: 1,
+            control: None,
+            sizes,
+            config,
+            counters: Counters::default(),
+            limiter: Limiter::new()?,
+            waiting: BTreeSet::new(),
+        })
     }
 
     /// Lets the driver use so many pairs. False, and the number is as it was, where it can't.
@@ -116,12 +135,56 @@ impl Net {
         let mut turn =
             control::pump(ring, &mut self.counters, |wanted| Self::set_pairs(pairs, active, usize::from(wanted)))?;
         // What came to a queue before it was watched woke nobody.
-        for pair in self.pairs.iter_mut().take(self.active) {
-            if pair.rx.pump(&pair.tap, &mut self.counters)? == Turn::More {
+        for index in 0..self.active {
+            if self.receive(index)? == Turn::More {
                 turn = Turn::More;
             }
         }
         Ok(turn)
+    }
+
+    /// What a turn of a queue may do, as far as there are limits; none where it has to wait.
+    fn budget(&mut self, queue: usize, budget: Budget, way: Way) -> Result<Option<Budget>, Broken> {
+        if !self.limiter.is_limited() {
+            return Ok(Some(budget));
+        }
+        let allowed = self.limiter.budget(budget, way, Instant::now());
+        let allowed = allowed.map_err(|error| Broken(format!("its limit can't be kept: {error}")))?;
+        if allowed.is_none() {
+            self.waiting.extend(u16::try_from(queue).ok());
+        }
+        Ok(allowed)
+    }
+
+    /// Those who had to wait look again.
+    fn go_on(&mut self) {
+        self.limiter.heard();
+        for queue in std::mem::take(&mut self.waiting) {
+            let Some(pair) = self.pairs.get(usize::from(queue / 2)) else { continue };
+            let ring = if queue.is_multiple_of(2) { pair.rx.ring() } else { pair.tx.as_ref() };
+            if let Some(ring) = ring {
+                let _ = ring.doorbell().write(1);
+            }
+        }
+    }
+
+    fn receive(&mut self, index: usize) -> Result<Turn, Broken> {
+        let Some(budget) = self.budget(2 * index, receive::BUDGET, Way::ToGuest)? else { return Ok(Turn::Done) };
+        let Some(pair) = self.pairs.get_mut(index) else { return Ok(Turn::Done) };
+        let before = self.counters;
+        let turn = pair.rx.pump(&pair.tap, &mut self.counters, budget);
+        self.limiter.took(&before, &self.counters);
+        turn
+    }
+
+    fn transmit(&mut self, index: usize) -> Result<Turn, Broken> {
+        let Some(budget) = self.budget(2 * index + 1, transmit::BUDGET, Way::FromGuest)? else { return Ok(Turn::Done) };
+        let Some(pair) = self.pairs.get_mut(index) else { return Ok(Turn::Done) };
+        let Some(tx) = &mut pair.tx else { return Ok(Turn::Done) };
+        let before = self.counters;
+        let turn = transmit::pump(tx, &pair.tap, &mut self.counters, budget);
+        self.limiter.took(&before, &self.counters);
+        turn
     }
 }
 
@@ -240,7 +303,8 @@ impl Device for Net {
     }
 
     fn sources(&self) -> Vec<Source<'_>> {
-        (0..).zip(&self.pairs).map(|(token, pair)| Source { token, fd: pair.tap.fd(), edge: true }).collect()
+        let taps = (0..).zip(&self.pairs).map(|(token, pair)| Source { token, fd: pair.tap.fd(), edge: true });
+        taps.chain([Source { token: TIMER, fd: self.limiter.timer(), edge: false }]).collect()
     }
 
     fn on_queue(&mut self, queue: u16) -> Result<Turn, Broken> {
@@ -248,19 +312,21 @@ impl Device for Net {
             return self.on_control();
         }
         let index = usize::from(queue / 2);
-        let Some(pair) = self.pairs.get_mut(index).filter(|_| index < self.active) else { return Ok(Turn::Done) };
-        if queue.is_multiple_of(2) {
-            return pair.rx.pump(&pair.tap, &mut self.counters);
+        if index >= self.active {
+            return Ok(Turn::Done);
         }
-        let Some(tx) = &mut pair.tx else { return Ok(Turn::Done) };
-        transmit::pump(tx, &pair.tap, &mut self.counters)
+        if queue.is_multiple_of(2) { self.receive(index) } else { self.transmit(index) }
     }
 
     fn on_source(&mut self, token: u16) -> Result<Turn, Broken> {
+        if token == TIMER {
+            self.go_on();
+            return Ok(Turn::Done);
+        }
         let index = usize::from(token);
         let Some(pair) = self.pairs.get_mut(index).filter(|_| index < self.active) else { return Ok(Turn::Done) };
         pair.rx.wake();
-        pair.rx.pump(&pair.tap, &mut self.counters)
+        self.receive(index)
     }
 
     fn queue_of(&self, token: u16) -> u16 {
@@ -290,7 +356,12 @@ impl Device for Net {
         Err(Broken::new("the taps can't be brought to the queues that the guest uses"))
     }
 
+    fn limit(&mut self, limits: Limits) -> io::Result<()> {
+        self.limiter.set(limits, Instant::now())
+    }
+
     fn reset(&mut self) {
+        self.waiting.clear();
         (self.active, self.control) = (0, None);
         for pair in &mut self.pairs {
             pair.rx.stop();

@@ -74,6 +74,8 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
             libc::SYS_sendto,
             libc::SYS_shutdown,
             libc::SYS_statx,
+            libc::SYS_timerfd_create,
+            libc::SYS_timerfd_settime,
             libc::SYS_writev,
         ],
         Kind::Disk => &[
@@ -89,6 +91,7 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
             libc::SYS_pwrite64,
             libc::SYS_pwritev,
             libc::SYS_pwritev2,
+            libc::SYS_timerfd_settime,
         ],
         // Processors have no more than it has.
         Kind::Nursery => &[
