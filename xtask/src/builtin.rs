@@ -22,6 +22,7 @@ const EACH_TIME: [(&str, &[&str]); 12] = [
             "processors_and_memory_are_those",
             "a_disk_is_read_and_written",
             "a_disk_comes_to_a_running_guest",
+            "a_disk_is_held_to_a_rate",
             "processors_come_and_go",
             "what_is_no_kernel_is_refused",
         ],

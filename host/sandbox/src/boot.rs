@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
 
 use crate::agent::{Agent, Patience};
-use crate::devices::Devices;
+use crate::devices::{self, Devices};
 use crate::files::Files;
 use crate::mirror::Mirrors;
 use crate::network::Network;
@@ -85,6 +85,10 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         Ok(machine) => machine,
         Err(error) => return Err(server_failed(virtiofsd.as_ref()).await.unwrap_or_else(|| error.into())),
     };
+    if let Err(error) = devices::limit(&*machine, &setup.devices, config.disk_limits).await {
+        machine.stop().await?;
+        return Err(error);
+    }
     let passt = served.as_ref().and_then(|served| served.passt.as_ref());
     let greeted = greet(config, &*machine, &[("virtiofsd", virtiofsd.as_ref()), ("passt", passt)]).await;
     let lifeline = match greeted {
@@ -125,7 +129,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         placed: Mutex::new(Some(Place::default())),
         updates: Mutex::default(),
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
-        devices: Devices::new(capabilities.hotplug.clone(), &setup.devices),
+        devices: Devices::new(capabilities.hotplug.clone(), &setup.devices, config.disk_limits),
         mirrors: Mirrors::default(),
         virtiofsd,
         has_shm: !setup.sandbox_id.is_empty(),

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use coracle_machine::{Device, DeviceKind, Machine};
+use coracle_machine::{Device, DeviceKind, Limits, Machine};
 use tokio::sync::Mutex;
 
 use crate::{Error, Result};
@@ -13,6 +13,8 @@ use crate::{Error, Result};
 pub(crate) struct Devices {
     /// What the machine takes while it runs.
     takes: Vec<DeviceKind>,
+    /// What each of its disks may do.
+    limits: Limits,
     /// Held while one is attached or detached.
     held: Mutex<Vec<Held>>,
 }
@@ -44,10 +46,10 @@ impl Held {
 }
 
 impl Devices {
-    /// Those that the machine has from its start.
-    pub(crate) fn new(takes: Vec<DeviceKind>, from_boot: &[Device]) -> Self {
+    /// Those that the machine has from its start, and what its disks may do.
+    pub(crate) fn new(takes: Vec<DeviceKind>, from_boot: &[Device], limits: Limits) -> Self {
         let held = |device: &Device| Held { device: device.clone(), users: 0, kind: Kind::FromBoot, place: None };
-        Self { takes, held: Mutex::new(from_boot.iter().map(held).collect()) }
+        Self { takes, limits, held: Mutex::new(from_boot.iter().map(held).collect()) }
     }
 
     /// Whether a root can be made of these: the machine has them for it, or would take them.
@@ -104,6 +106,12 @@ impl Devices {
             None if !self.takes.contains(&wanted.kind()) => Err(refused()),
             None => {
                 let place = machine.attach(wanted.clone()).await?;
+                if let Err(error) = limit(machine, std::slice::from_ref(wanted), self.limits).await {
+                    if let Err(error) = machine.detach(wanted.clone()).await {
+                        log::warn!("{} stays in the machine: {error}", shown(wanted));
+                    }
+                    return Err(error);
+                }
                 held.push(Held { device: wanted.clone(), users: 1, kind: Kind::Added, place: place.clone() });
                 Ok(place)
             }
@@ -114,6 +122,18 @@ impl Devices {
     pub(crate) async fn detach(&self, machine: &dyn Machine, devices: &[Device]) {
         let_go(&mut *self.held.lock().await, machine, devices).await;
     }
+}
+
+/// Holds the disks among a machine's devices to what they may do.
+///
+/// # Errors
+/// What the machine says.
+pub(crate) async fn limit(machine: &dyn Machine, devices: &[Device], limits: Limits) -> Result<()> {
+    let disks = devices.iter().filter(|device| device.kind() == DeviceKind::Block);
+    for disk in disks.filter(|_| limits != Limits::default()) {
+        machine.limit(disk.clone(), limits).await?;
+    }
+    Ok(())
 }
 
 /// What a device is called, for people.
@@ -201,7 +221,7 @@ mod tests {
         let (_folder, machine) = machine().await;
         let (layer, writable) = (disk("layer", true), disk("writable", false));
         let all = [layer.clone(), writable.clone()];
-        let disks = Devices::new(Vec::new(), &all);
+        let disks = Devices::new(Vec::new(), &all, Limits::default());
         assert!(disks.can_have(&all).await && !disks.can_have(&[disk("other", true)]).await);
         disks.attach(&*machine, &all).await.unwrap();
         disks.detach(&*machine, &all).await;

@@ -49,7 +49,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use coracle_machine::{Driver, Kernel};
+use coracle_machine::{Driver, Kernel, Limits};
 use coracle_protocol::oci;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 
@@ -87,6 +87,8 @@ pub struct Config {
     pub host_cpus: Vec<u32>,
     /// See [`Self::host_cpus`].
     pub host_nodes: Vec<u32>,
+    /// What each of the machine's disks may do.
+    pub disk_limits: Limits,
     /// Processors where containers ask for none.
     pub vcpus: u32,
     /// Where virtiofsd is looked for. None: the machine's file system is in place already (a fake).

@@ -310,6 +310,10 @@ settings! {
         "Processors of the host on which a pod's machine runs: with QEMU each of its own processors is pinned to one of them, in turn, and its other threads run on all of them; all of the built-in monitor's run on all. \"\" is any; where containers have a `cpuset`, the machine runs on all of theirs.";
     machine_host_nodes: Numbers = "machine.host_nodes", Numbers::default(),
         "Nodes of the host (NUMA) whose memory a pod's machine has, and no other. \"\" is any.";
+    machine_disk_bytes_per_second: Limit = "machine.disk_bytes_per_second", Limit(None),
+        "The most bytes in a second that are read from each of a machine's disks, and as many again that are written to it; swap is not counted. 0 is no limit.";
+    machine_disk_operations_per_second: Limit = "machine.disk_operations_per_second", Limit(None),
+        "The most requests in a second by which each of a machine's disks is read, and as many again by which it is written to. 0 is no limit.";
     machine_guest_swap: bool = "machine.guest_swap", false,
         "Whether a guest gets swap where a container's annotations ask for it (`io.katacontainers.container.resource.swappiness` above 0, and `swap_in_bytes`). On machines that gain disks while they run.";
     machine_swap_folder: PathBuf = "machine.swap_folder", "/var/lib/coracle/swap".into(),

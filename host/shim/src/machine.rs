@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coracle_driver_builtin::{Builtin, Config as BuiltinConfig};
 use coracle_driver_qemu::{Config as QemuConfig, KvmState, MachineType, Qemu, probe_kvm};
-use coracle_machine::{Accelerator, Driver, Forward, Kernel, KernelForm};
+use coracle_machine::{Accelerator, Driver, Forward, Kernel, KernelForm, Limits, Rate};
 use coracle_sandbox::{Config, Error, UserNetwork};
 use coracle_settings::{self as settings, EmptyDir, Limit, NetworkModel, Settings, SharedFs};
 
@@ -63,6 +63,15 @@ pub(crate) fn driver(settings: &Settings) -> Result<Arc<dyn Driver>, Error> {
         kernel_vsock: settings.qemu_kernel_vsock,
         extra_arguments: settings.qemu_arguments.clone(),
     })))
+}
+
+/// What each of a machine's disks may do, read and write alike.
+fn disk_limits(settings: &Settings) -> Limits {
+    let rate = Rate {
+        bytes_per_second: settings.machine_disk_bytes_per_second.0.unwrap_or(0),
+        operations_per_second: settings.machine_disk_operations_per_second.0.unwrap_or(0),
+    };
+    Limits { to_guest: rate, from_guest: rate }
 }
 
 /// Memory that a machine may have at most; 0 where it may not grow: the kernel would count all of it as taken.
@@ -130,6 +139,7 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         memory_max_mib: settings.machine_max_memory_mib.min(host_memory_mib()),
         vcpus_max: settings.machine_max_vcpus.min(host_processors()),
         huge_pages: settings.machine_huge_pages,
+        disk_limits: disk_limits(settings),
         vcpus: settings.machine_vcpus,
         virtiofsd: Some(settings.virtiofsd_path.clone()),
         shares_files: settings.storage_shared_fs == SharedFs::VirtioFs && !settings.machine_sealed,

@@ -62,6 +62,7 @@ fn config(folder: &Path) -> Config {
         command_line: String::new(),
         memory_mib: 64,
         huge_pages: false,
+        disk_limits: coracle_machine::Limits::default(),
         vcpus: 1,
         virtiofsd: None,
         memory_max_mib: 256,

@@ -18,6 +18,8 @@ pub(crate) struct Hotplug {
     devices: Vec<(Device, Option<u8>)>,
     /// Those from its start.
     from_start: Vec<Device>,
+    /// Places that nobody asks for: that of the memory that it can gain.
+    own: usize,
     cpus: u32,
     /// Those of the host's.
     passed: Passed,
@@ -25,6 +27,9 @@ pub(crate) struct Hotplug {
     monitor: i32,
     memory_bytes: u64,
 }
+
+/// Places on the guest's bus.
+const SLOTS: usize = 31;
 
 /// Why it could not be.
 #[derive(Debug)]
@@ -67,7 +72,8 @@ impl Hotplug {
     pub(crate) fn of(spec: &MachineSpec, passed: Passed, monitor: i32) -> Self {
         let devices = spec.devices.iter().cloned().zip((1..).map(Some)).collect();
         let from_start = spec.devices.clone();
-        Self { devices, from_start, cpus: spec.cpus.boot, passed, monitor, memory_bytes: most_bytes(spec) }
+        let own = usize::from(spec.memory.max_mib > spec.memory.size_mib);
+        Self { devices, from_start, own, cpus: spec.cpus.boot, passed, monitor, memory_bytes: most_bytes(spec) }
     }
 
     /// Whether the machine has the devices of its start, in their places, and no others.
@@ -98,6 +104,9 @@ impl Hotplug {
         self.see_what_has_gone(control);
         if let Ok(Some(_)) = self.number(device) {
             return Err(Error::Invalid(format!("the machine has this {:?} already", device.kind())).into());
+        }
+        if self.devices.iter().filter(|(_, number)| number.is_some()).count() + self.own >= SLOTS {
+            return Err(Error::Unsupported(format!("more than {SLOTS} devices")).into());
         }
         if device.kind() == DeviceKind::Vfio {
             vfio::allow_to_keep(self.monitor, self.memory_bytes)?;

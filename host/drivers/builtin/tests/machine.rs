@@ -2,7 +2,7 @@
 
 mod guest;
 
-use coracle_machine::{Cpus, Device, Driver, Error, Kernel, KernelForm};
+use coracle_machine::{Cpus, Device, Driver, Error, Kernel, KernelForm, Limits, Rate};
 use guest::given;
 
 #[tokio::test]
@@ -129,6 +129,45 @@ async fn a_disk_comes_to_a_running_guest_and_goes() {
         }
         guest::says(&*machine, &format!("{round} gone")).await;
     }
+    machine.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_is_held_to_a_rate_that_changes_while_it_is_read() {
+    let Some(given) = given() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    // Four MiB each time, by the guest's clock in seconds.
+    let script = "n=0; while :; do a=$(cut -d. -f1 /proc/uptime)\n\
+                  dd if=/dev/vda of=/dev/null bs=64k count=64 iflag=direct 2>/dev/null\n\
+                  echo read $n in $(($(cut -d. -f1 /proc/uptime) - a)) s; n=$((n+1)); sleep 0.1; done";
+    let path = folder.path().join("disk");
+    std::fs::write(&path, vec![7; 4 << 20]).unwrap();
+    let mut spec = given.spec(folder.path(), &guest::DISK, script);
+    let disk = Device::Block { path, read_only: true, direct: false, serial: "slow".into() };
+    spec.devices = vec![disk.clone()];
+    let machine = given.driver(true).boot(spec).await.unwrap();
+    let reads = || -> Vec<u64> {
+        let console = machine.console(200);
+        let lines =
+            console.iter().filter_map(|line| line.strip_prefix("read ")?.strip_suffix(" s")?.split_once(" in "));
+        lines.filter_map(|(_, seconds)| seconds.parse().ok()).collect()
+    };
+    guest::says(&*machine, "read 1 in").await;
+    let rate = |bytes_per_second, operations_per_second| Limits {
+        to_guest: Rate { bytes_per_second, operations_per_second },
+        ..Limits::default()
+    };
+    machine.limit(disk.clone(), rate(1 << 20, 0)).await.unwrap();
+    let before = reads().len();
+    guest::says(&*machine, &format!("read {} in", before + 2)).await;
+    // The one that was under way does not count. Another takes four seconds, less a bucket.
+    let slow = reads().get(before + 1..).unwrap().to_vec();
+    assert!(slow.iter().all(|seconds| *seconds >= 3), "{slow:?} of {:?}", reads());
+    // Minutes for the next one, but for who changes his mind.
+    machine.limit(disk.clone(), rate(0, 1)).await.unwrap();
+    machine.limit(disk.clone(), rate(0, 0)).await.unwrap();
+    let before = reads().len();
+    guest::says(&*machine, &format!("read {} in", before + 3)).await;
     machine.stop().await.unwrap();
 }
 
