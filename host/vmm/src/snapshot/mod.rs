@@ -202,9 +202,10 @@ impl Machine {
 
     fn save_all(&self, shape: Shape, state_file: &File, memory_file: &File) -> Result<(), Error> {
         let number = random_number()?;
-        // Disks have threads of their own.
-        let held = self.shared.bus.hold();
+        // Before the devices are held: a processor may have to ask one for the rest of what it was about to read.
         let processors = vcpu::states(&self.processors, &self.shared)?;
+        // Disks have threads of their own. What they have done since, and told by an interrupt, the other machine's devices tell again.
+        let held = self.shared.bus.hold();
         memory::write(memory_file, &self.memory.map, &self.maker.reach.parts(), &number)?;
         let devices = held.iter().map(|place| place.as_ref().and_then(|place| place.function.save())).collect();
         let state = State {
