@@ -3,12 +3,13 @@
 use std::os::fd::OwnedFd;
 
 use coracle_virtio::block::{Block, BlockConfig};
+use coracle_virtio::limit::{Limits, Rate};
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use rustix::io::{pread, pwrite};
 
 use crate::guest::DATA;
 use crate::input::Input;
-use crate::rig::{Rig, Shape, Spec};
+use crate::rig::{Event, Rig, Shape, Spec};
 
 const SECTORS: u64 = 128;
 const DISK_BYTES: usize = SECTORS as usize * 512;
@@ -89,7 +90,12 @@ fn with(data: &[u8], disk: &OwnedFd, content: &[u8]) {
     let file = disk.try_clone().unwrap();
     let config = BlockConfig { file, read_only, direct: false, serial: "serial".to_owned(), queues };
     let mut rig = Rig::new(Box::new(Block::new(config).unwrap()), SPEC);
+    // So little that nothing passes but what is begun first.
+    let rate = Rate { bytes_per_second: u64::from(kind >> 4 & 1), operations_per_second: u64::from(kind >> 5 & 1) };
+    rig.transport.device().limit(Limits { to_guest: rate, from_guest: Rate::default() }).unwrap();
     rig.run(&mut input, &mut |_| {});
+    rig.transport.device().limit(Limits::default()).unwrap();
+    rig.turn(Event::Source(0));
     assert_eq!(fstat(disk).unwrap().st_size, DISK_BYTES as i64, "the disk's size has changed");
     let mut now = vec![0; DISK_BYTES];
     assert_eq!(pread(disk, now.as_mut_slice(), 0), Ok(DISK_BYTES));
