@@ -416,4 +416,14 @@ fn print_report(report: &Value) {
     show("idle monitor, wake-ups in 10 s", &monitor["idle"]["wakeups_in_10_s_by_thread"]);
     show("KVM calls before the first entry", &monitor["kvm_calls_to_first_entry"]);
     show("from start to agent ready", &monitor["agent_ready"]);
+    let saved = &monitor["saved"];
+    show(
+        "to agent ready, restored against booted (at most 0.1)",
+        &saved["ratio_of_restore_to_boot_until_the_agent_greets"],
+    );
+    show(
+        "five restored machines, KiB that each guest has written",
+        &saved["clones"]["private_dirty_kib_of_the_guests"],
+    );
+    show("growing by 1 GiB and a processor, and back", &monitor["sizes"]);
 }
