@@ -174,6 +174,11 @@ impl Rig {
             self.guest.forget();
             return;
         }
+        if !self.transport.is_active() {
+            // What its driver has written so far is nobody's queue yet.
+            self.guest.forget();
+            return;
+        }
         self.learn_queues();
         self.guest.lose_track();
         let queues = self.transport.device().queue_sizes().len() as u16;
