@@ -43,12 +43,12 @@ pub(crate) fn is_name(path: &str) -> bool {
 
 /// The disk that `source` names; one that the kernel does not see yet is waited for.
 pub(crate) fn find(source: &str) -> Result<Disk> {
-    await_device(|| find_in(Path::new(DISKS), source))
+    await_device(|| opens(find_in(Path::new(DISKS), source)?))
 }
 
 /// The disk at a place on the PCI bus, likewise.
 pub(crate) fn at(slots: &[u32]) -> Result<Disk> {
-    pci::await_at(slots, of_function)
+    pci::await_at(slots, |function| opens(of_function(function)?))
 }
 
 /// The disk of a device of the wire: by the name that udev gives it, or by its PCI path.
@@ -64,6 +64,19 @@ fn of_function(function: &Path) -> Result<Disk> {
     let missing = || Error::NotFound(format!("a disk at {}", function.display()));
     let virtio = pci::entry(function, &|name| name.starts_with("virtio")).ok_or_else(missing)?;
     Disk::of(&pci::entry(&virtio.join("block"), &|_| true).ok_or_else(missing)?)
+}
+
+/// The disk, once it can be opened: the kernel lists one a moment before, and says that it has come behind that (Linux: `device_add_disk`).
+fn opens(disk: Disk) -> Result<Disk> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = disk.path();
+    match std::fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT)) => {
+            Err(Error::NotFound(format!("{path}, which is listed, can't be opened: {error}")))
+        }
+        // Whatever else is wrong with it, waiting does not mend.
+        _ => Ok(disk),
+    }
 }
 
 fn find_in(disks: &Path, source: &str) -> Result<Disk> {
@@ -106,6 +119,13 @@ mod tests {
         for other in ["/dev/vda", "/dev/disk/by-id/virtio-", "", "../vda"] {
             assert!(matches!(find_in(disks.path(), other), Err(Error::Invalid(_))), "{other}");
         }
+    }
+
+    #[test]
+    fn a_disk_that_is_only_listed_is_waited_for() {
+        let disk = |name: &str| Disk { name: name.into(), number: "254:16".into() };
+        assert!(matches!(opens(disk("no-such-disk")), Err(Error::NotFound(_))));
+        assert_eq!(opens(disk("null")).unwrap(), disk("null"));
     }
 
     #[test]
