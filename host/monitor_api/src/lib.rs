@@ -327,8 +327,8 @@ pub struct Stats {
     pub devices: Vec<DeviceStats>,
     /// Memory that the guest has, in bytes.
     pub memory_bytes: u64,
-    /// Of it, what the host has given so far.
-    pub memory_resident_bytes: u64,
+    /// Of it, what the host has given so far; none where that can't be told: of a machine that goes on where another was saved.
+    pub memory_resident_bytes: Option<u64>,
     /// Processors that the guest has.
     pub cpus: u32,
     /// From the monitor's start to the first entry into the guest, in microseconds.

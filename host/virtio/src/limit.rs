@@ -133,6 +133,8 @@ pub struct Limiter {
     /// When they were filled last.
     filled: Instant,
     timer: OwnedFd,
+    /// When it rings; none where nobody waits for that.
+    rings: Option<Instant>,
 }
 
 impl Limiter {
@@ -144,7 +146,7 @@ impl Limiter {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         let none = Pass::new(Rate::default());
-        Ok(Self { to_guest: none, from_guest: none, filled: Instant::now(), timer })
+        Ok(Self { to_guest: none, from_guest: none, filled: Instant::now(), timer, rings: None })
     }
 
     /// Sets other limits. Whoever waits is woken, and finds out how long by these.
@@ -154,7 +156,8 @@ impl Limiter {
     pub fn set(&mut self, limits: Limits, now: Instant) -> io::Result<()> {
         (self.to_guest, self.from_guest) = (Pass::new(limits.to_guest), Pass::new(limits.from_guest));
         self.filled = now;
-        self.wake_in(Duration::from_nanos(1))
+        self.rings = None;
+        self.ring_at(now, now)
     }
 
     /// Whether there is a limit.
@@ -179,18 +182,25 @@ impl Limiter {
         };
         let allowed = passes.iter().try_fold(budget, |budget, pass| pass.may(budget));
         if allowed.is_none() {
-            self.wake_in(passes.iter().map(Pass::wait).max().unwrap_or_default())?;
+            let wait = passes.iter().map(Pass::wait).max().unwrap_or_default();
+            // Later than any that matters.
+            self.ring_at(now.checked_add(wait).unwrap_or_else(|| now + Duration::from_secs(1 << 30)), now)?;
         }
         Ok(allowed)
     }
 
-    /// What a turn has done, by the device's counts before it and after. What was refused counts as written: it cost as much.
-    pub fn took(&mut self, before: &Counters, after: &Counters) {
+    /// What a turn has done, by the device's counts before it and after. What was refused cost as much as what passed `refused` way.
+    pub fn took(&mut self, refused: Way, before: &Counters, after: &Counters) {
+        let errors = after.errors.wrapping_sub(before.errors);
+        if refused == Way::ToGuest {
+            self.to_guest.operations.take(errors);
+        } else {
+            self.from_guest.operations.take(errors);
+        }
         self.to_guest.bytes.take(after.bytes_in.wrapping_sub(before.bytes_in));
         self.to_guest.operations.take(after.operations_in.wrapping_sub(before.operations_in));
         self.from_guest.bytes.take(after.bytes_out.wrapping_sub(before.bytes_out));
-        let written = |counters: &Counters| counters.operations_out.wrapping_add(counters.errors);
-        self.from_guest.operations.take(written(after).wrapping_sub(written(before)));
+        self.from_guest.operations.take(after.operations_out.wrapping_sub(before.operations_out));
     }
 
     /// Readable when somebody may go on who had to wait.
@@ -200,18 +210,24 @@ impl Limiter {
     }
 
     /// The timer was heard.
-    pub fn heard(&self) {
+    pub fn heard(&mut self) {
+        self.rings = None;
         let mut count = [0; 8];
         // It may have been heard already.
         let _ = rustix::io::read(&self.timer, &mut count);
     }
 
-    fn wake_in(&self, time: Duration) -> io::Result<()> {
+    /// Has the timer ring at `moment`, or before: somebody else may have less to wait.
+    fn ring_at(&mut self, moment: Instant, now: Instant) -> io::Result<()> {
+        if self.rings.is_some_and(|rings| rings <= moment) {
+            return Ok(());
+        }
         // One that is over at once never was set.
-        let time = time.max(Duration::from_nanos(1));
+        let time = moment.saturating_duration_since(now).max(Duration::from_nanos(1));
         let it_value = Timespec::try_from(time).unwrap_or(Timespec { tv_sec: i64::from(u32::MAX), tv_nsec: 0 });
         let once = Itimerspec { it_interval: Timespec::default(), it_value };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+        self.rings = Some(moment);
         Ok(())
     }
 }
@@ -248,7 +264,7 @@ mod tests {
             let now = start + Duration::from_millis(millisecond);
             while let Some(budget) = may(limiter, Way::Either, now) {
                 assert!((1..=ALL.chains).contains(&budget.chains) && (1..=ALL.bytes).contains(&budget.bytes));
-                limiter.took(&done(0, 0), &done(1, bytes));
+                limiter.took(Way::FromGuest, &done(0, 0), &done(1, bytes));
                 requests += 1;
             }
         }
@@ -275,14 +291,23 @@ mod tests {
         let now = Instant::now();
         let mut limiter = limiter(1000, 0, now);
         assert!(limiter.is_limited());
-        limiter.took(&done(0, 0), &done(1, 5000));
+        limiter.took(Way::FromGuest, &done(0, 0), &done(1, 5000));
         assert!(may(&mut limiter, Way::ToGuest, now).is_none() && may(&mut limiter, Way::Either, now).is_none());
         assert!(may(&mut limiter, Way::FromGuest, now).is_some());
         let rate = Rate { bytes_per_second: 0, operations_per_second: 10 };
         limiter.set(Limits { from_guest: rate, ..Limits::default() }, now).unwrap();
         let written = Counters { operations_out: 1, errors: 1, ..Counters::default() };
-        limiter.took(&Counters::default(), &written);
+        limiter.took(Way::FromGuest, &Counters::default(), &written);
         assert!(may(&mut limiter, Way::FromGuest, now).is_none() && may(&mut limiter, Way::ToGuest, now).is_some());
+        // Who has less to wait is not held up by who has more.
+        let rate = |bytes_per_second| Rate { bytes_per_second, operations_per_second: 0 };
+        limiter.set(Limits { to_guest: rate(1000), from_guest: rate(1) }, now).unwrap();
+        limiter.heard();
+        limiter.took(Way::ToGuest, &Counters::default(), &Counters { bytes_in: 101, bytes_out: 1000, ..written });
+        assert!(may(&mut limiter, Way::ToGuest, now).is_none());
+        let early = limiter.rings.unwrap();
+        assert!(may(&mut limiter, Way::FromGuest, now).is_none() && limiter.rings == Some(early));
+        assert!(early < now + Duration::from_secs(1));
     }
 
     #[test]
@@ -292,10 +317,10 @@ mod tests {
         assert!(!limiter.is_limited());
         let budget = may(&mut limiter, Way::Either, now).unwrap();
         assert_eq!((budget.chains, budget.bytes), (ALL.chains, ALL.bytes));
-        limiter.took(&done(0, 0), &done(1 << 40, 1 << 60));
+        limiter.took(Way::FromGuest, &done(0, 0), &done(1 << 40, 1 << 60));
         assert!(may(&mut limiter, Way::Either, now).is_some());
         let mut limiter = self::limiter(1000, 0, now);
-        limiter.took(&done(0, 0), &done(1, 1100));
+        limiter.took(Way::FromGuest, &done(0, 0), &done(1, 1100));
         assert!(may(&mut limiter, Way::Either, now).is_none());
         assert_eq!(limiter.to_guest.wait(), Duration::from_nanos(1_001_000_001), "1000 bytes too many, and one");
         assert!(may(&mut limiter, Way::Either, now + Duration::from_millis(1000)).is_none());
@@ -306,7 +331,7 @@ mod tests {
             let timer = rustix::event::PollFd::new(&limiter.timer, rustix::event::PollFlags::IN);
             rustix::event::poll(&mut [timer], Some(&patience)).unwrap() == 1
         };
-        limiter.took(&done(0, 0), &done(1, 1 << 40));
+        limiter.took(Way::FromGuest, &done(0, 0), &done(1, 1 << 40));
         assert!(may(&mut limiter, Way::Either, now).is_none() && !ready(&limiter, 0));
         limiter.set(Limits::default(), now).unwrap();
         assert!(ready(&limiter, 60));
@@ -320,7 +345,7 @@ mod tests {
         let mut limiter = limiter(u64::MAX, 1, now);
         for step in [0, 1 << 30, 5, 1 << 31] {
             let _ = may(&mut limiter, Way::Either, now + Duration::from_secs(step));
-            limiter.took(&done(0, u64::MAX), &done(u64::MAX, 0));
+            limiter.took(Way::FromGuest, &done(0, u64::MAX), &done(u64::MAX, 0));
         }
         assert!(may(&mut limiter, Way::Either, now).is_none());
     }

@@ -8,7 +8,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 /// The host's pages, in bytes.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 
-/// Gives the host's pages behind a part of the guest's memory back, whole ones only. It reads as zeros after that.
+/// Gives the host's pages behind a part of the guest's memory back, whole ones only. It reads as zeros after that; in a machine that goes on where
+/// another was saved, as what was saved: the guest's own words of then.
 ///
 /// Memory of a file (a memfd) loses the file's pages, so that every process that maps it does; memory of this process alone loses its own.
 ///

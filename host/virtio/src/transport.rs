@@ -406,6 +406,10 @@ impl Transport {
         (self.driver_features, self.queue_select) = (saved.driver_features, saved.queue_select);
         self.generation = saved.generation;
         self.device.restore(&saved.own)?;
+        if saved.status & status::DRIVER_OK != 0 {
+            // Whatever it was to be told when the machine was saved: that its configuration has changed, or that it must be reset.
+            self.interrupts.signal(None);
+        }
         if !saved.active {
             return Ok(false);
         }

@@ -85,7 +85,7 @@ impl Machine {
         let ram = layout::ram(ram_bytes);
         let kind = memory::Kind { shared: spec.shared, huge_pages: spec.huge_pages, nodes: &spec.host_nodes };
         let memory = match &snapshot {
-            Some(snapshot) => snapshot.memory(&ram, growth)?,
+            Some(snapshot) => snapshot.memory(&ram, growth, &spec.host_nodes)?,
             None => Memory::new(&ram, growth, kind)?,
         };
         give_memory(&vm, &memory.map)?;
@@ -96,6 +96,8 @@ impl Machine {
         let wires: Arc<dyn Wires> = Arc::clone(&vm) as _;
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&wires)));
         let console = if spec.console { Some((console()?, interrupts.pin(layout::SERIAL_IRQ)?)) } else { None };
+        let serial = console.as_ref().map(|(_, event)| event.try_clone()).transpose();
+        let serial = serial.map_err(Error::system("make an eventfd"))?;
         let maker = Maker {
             wires: Arc::clone(&wires),
             interrupts,
@@ -124,7 +126,12 @@ impl Machine {
         let confined = spec.jail.enabled;
         let makes_processors =
             Arc::new(nursery::Maker { factory, vm: Arc::clone(&vm), entry, shared: Arc::clone(&shared), confined });
+        let goes_on = snapshot.is_some();
         let processors = begin(&makes_processors, count, snapshot)?;
+        if let Some(serial) = serial.filter(|_| goes_on) {
+            // Whatever it was about to tell when the machine was saved.
+            let _ = serial.write(1);
+        }
         serve_disks(&shared, loops, confined)?;
         let start_microseconds = u64::try_from(host.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         // Confined before the guest runs, as all other threads; and no processor runs before all are made.

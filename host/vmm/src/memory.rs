@@ -27,10 +27,20 @@ pub(crate) struct Memory {
     pub(crate) map: GuestMemoryMmap,
     /// What the guest has from its start.
     pub(crate) ram: GuestMemoryMmap,
-    /// Of a memfd.
-    file: Option<File>,
+    backing: Backing,
     /// The size in bytes from the start.
     pub(crate) bytes: u64,
+}
+
+/// What stands behind it.
+#[derive(Debug)]
+enum Backing {
+    /// Nothing: it is this process's.
+    Own,
+    /// A memfd.
+    File(File),
+    /// A saved machine's memory.
+    Saved,
 }
 
 /// What memory is made of.
@@ -76,39 +86,50 @@ impl Memory {
             regions.push(Arc::new(region));
             offset += length;
         }
-        Self::of(regions, ram, file)
+        Self::of(regions, ram, file.map_or(Backing::Own, Backing::File))
     }
 
     /// The memory of a machine that was saved, as it is in `file`, each part behind the other. Nothing of it is read before the guest touches it,
     /// and what the guest writes stays this machine's: the file is left as it is, and serves any number of machines at once. It must not
     /// become shorter meanwhile.
-    pub(crate) fn saved(ram: &[(u64, u64)], growth: Option<(u64, u64)>, file: &File) -> Result<Self, Error> {
+    /// The copies come from these nodes of the host; none is any.
+    pub(crate) fn saved(
+        ram: &[(u64, u64)],
+        growth: Option<(u64, u64)>,
+        file: &File,
+        nodes: &[u32],
+    ) -> Result<Self, Error> {
         let mut offset = 0;
         let mut regions = Vec::with_capacity(ram.len() + 1);
         for (start, length) in ram.iter().copied().chain(growth) {
             let size = usize::try_from(length).map_err(|_| Error::Invalid("too much memory".into()))?;
             let region = private_region(file, offset, size).map_err(Error::system("map a saved machine's memory"))?;
+            if !nodes.is_empty() {
+                bind(&region, nodes)?;
+            }
             let region = GuestRegionMmap::new(region, GuestAddress(start))
                 .ok_or_else(|| Error::Invalid("memory beyond the end of the address space".into()))?;
             regions.push(Arc::new(region));
             offset += length;
         }
-        Self::of(regions, ram, None)
+        Self::of(regions, ram, Backing::Saved)
     }
 
-    fn of(regions: Vec<Arc<GuestRegionMmap>>, ram: &[(u64, u64)], file: Option<File>) -> Result<Self, Error> {
+    fn of(regions: Vec<Arc<GuestRegionMmap>>, ram: &[(u64, u64)], backing: Backing) -> Result<Self, Error> {
         let of =
             |regions| GuestMemoryMmap::from_arc_regions(regions).map_err(|error| Error::Invalid(error.to_string()));
         let from_start = regions.iter().take(ram.len()).cloned().collect();
         let bytes = ram.iter().map(|(_, bytes)| bytes).sum();
-        Ok(Self { map: of(regions)?, ram: of(from_start)?, file, bytes })
+        Ok(Self { map: of(regions)?, ram: of(from_start)?, backing, bytes })
     }
 
-    /// What the host has given of it so far, in bytes.
-    pub(crate) fn resident_bytes(&self) -> u64 {
-        match &self.file {
-            Some(file) => file.metadata().map(|data| data.blocks() * 512).unwrap_or(0),
-            None => self.map.iter().map(resident_bytes_of).sum(),
+    /// What the host has given of it so far, in bytes. Of a saved machine's nobody can tell from in here: what is not this one's own is
+    /// all of theirs who started from it.
+    pub(crate) fn resident_bytes(&self) -> Option<u64> {
+        match &self.backing {
+            Backing::File(file) => Some(file.metadata().map(|data| data.blocks() * 512).unwrap_or(0)),
+            Backing::Own => Some(self.map.iter().map(resident_bytes_of).sum()),
+            Backing::Saved => None,
         }
     }
 }
@@ -242,10 +263,11 @@ mod tests {
         for shared in [true, false] {
             let memory =
                 Memory::new(&[(0, 64 << 20)], Some((1 << 32, 64 << 20)), Kind { shared, ..Kind::default() }).unwrap();
-            assert_eq!((memory.bytes, memory.resident_bytes()), (64 << 20, 0));
+            assert_eq!((memory.bytes, memory.resident_bytes()), (64 << 20, Some(0)));
             memory.map.write_obj(7_u64, GuestAddress(1 << 32)).unwrap();
             assert_eq!(memory.map.read_obj::<u64>(GuestAddress(1 << 32)).unwrap(), 7);
-            assert!((4096..=4 << 20).contains(&memory.resident_bytes()), "{}", memory.resident_bytes());
+            let resident = memory.resident_bytes().unwrap();
+            assert!((4096..=4 << 20).contains(&resident), "{resident}");
             assert!(memory.map.read_obj::<u64>(GuestAddress(64 << 20)).is_err());
             assert!(memory.ram.read_obj::<u64>(GuestAddress(1 << 32)).is_err(), "it is gained later");
         }
@@ -256,7 +278,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(3 << 20).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[7; 8], 1 << 20).unwrap();
-        let saved = || Memory::saved(&[(0, 1 << 20)], Some((1 << 32, 1 << 20)), &file).unwrap();
+        let saved = || Memory::saved(&[(0, 1 << 20)], Some((1 << 32, 1 << 20)), &file, &[]).unwrap();
         let (one, other) = (saved(), saved());
         assert_eq!(one.map.read_obj::<[u8; 8]>(GuestAddress(1 << 32)).unwrap(), [7; 8]);
         one.map.write_obj(9_u8, GuestAddress(1 << 32)).unwrap();

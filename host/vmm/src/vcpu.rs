@@ -214,7 +214,10 @@ fn run_guest(number: usize, processor: &mut VcpuFd, shared: &Shared, exits: &Exi
     loop {
         let ended = shared.gate.pass(number, || {
             settle(processor, shared, exits)?;
-            Ok(arch::Processor::of(processor, &shared.registers))
+            let state = arch::Processor::of(processor, &shared.registers);
+            // Saving takes its time.
+            arch::tell_of_pause(processor);
+            Ok(state)
         });
         if let Some(ended) = ended {
             return ended;
@@ -345,6 +348,9 @@ pub(crate) fn states(processors: &[Processor], shared: &Shared) -> Result<Vec<ar
     state.asked = (0..processors.len()).collect();
     shared.gate.changed.notify_all();
     while state.told.len() < processors.len() {
+        if state.left > 0 {
+            return Err(Error::Invalid("the machine is ending".into()));
+        }
         state = shared.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
     std::mem::take(&mut state.told).into_values().collect()

@@ -54,7 +54,7 @@ impl Driver for Builtin {
         Capabilities {
             coldplug,
             hotplug: machine::hotplugged(spec),
-            limits: machine::limited(spec),
+            limits: machine::limited(),
             resize: !is_sealed && Sizes::of(spec).is_some(),
             pause: true,
             snapshot: snapshot::obstacle(spec).is_none(),

@@ -127,11 +127,9 @@ pub(crate) fn hotplugged(spec: &MachineSpec) -> Vec<DeviceKind> {
     if spec.access_platform { Vec::new() } else { vec![DeviceKind::Block, DeviceKind::Net, DeviceKind::Vfio] }
 }
 
-/// What a machine of this specification can hold to a rate. A link that the host's kernel serves is for the host's kernel to limit.
-pub(crate) fn limited(spec: &MachineSpec) -> Vec<DeviceKind> {
-    let has_links = spec.devices.iter().any(|device| device.kind() == DeviceKind::Net);
-    let by_kernel = has_links && open_vhost().is_some();
-    if by_kernel { vec![DeviceKind::Block] } else { vec![DeviceKind::Block, DeviceKind::Net] }
+/// What a machine can hold to a rate. Links that the host's kernel serves are for the host's kernel to limit.
+pub(crate) fn limited() -> Vec<DeviceKind> {
+    if open_vhost().is_some() { vec![DeviceKind::Block] } else { vec![DeviceKind::Block, DeviceKind::Net] }
 }
 
 /// Lets the monitor's threads run on these processors alone, or on any.
@@ -209,7 +207,7 @@ fn figures(stats: &api::Stats) -> BTreeMap<String, u64> {
         }
     }
     figures.extend(stats.guest.iter().map(|(name, figure)| (name.clone(), *figure)));
-    figures.insert("memory_resident_bytes".into(), stats.memory_resident_bytes);
+    figures.extend(stats.memory_resident_bytes.map(|bytes| ("memory_resident_bytes".to_owned(), bytes)));
     figures.insert("start_microseconds".into(), stats.start_microseconds);
     figures
 }
@@ -254,7 +252,7 @@ impl Machine for BuiltinMachine {
     fn limit(&self, device: Device, limits: Limits) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.end.check()?;
-            if !limited(&self.spec).contains(&device.kind()) {
+            if !limited().contains(&device.kind()) {
                 return Err(Error::Unsupported(format!("limiting {:?}", device.kind())));
             }
             let outcome = self.hotplug.lock().await.limit(&self.control, &device, limits).await;

@@ -20,10 +20,13 @@ pub(crate) fn obstacle(spec: &MachineSpec) -> Option<Error> {
     let savable = [DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::Balloon, DeviceKind::Block, DeviceKind::Net];
     let mut kinds = spec.devices.iter().map(coracle_machine::Device::kind);
     let other = kinds.clone().find(|kind| !savable.contains(kind));
+    let has_rng = kinds.clone().any(|kind| kind == DeviceKind::Rng);
     let what = match other {
         _ if spec.memory.kind == MemoryKind::Shared => "memory that device servers map".to_owned(),
         _ if spec.memory.huge_pages => "huge pages".to_owned(),
         Some(kind) => format!("a device {kind:?}"),
+        // Its guests would be twins.
+        None if !has_rng => "no randomness from the host (a device Rng)".to_owned(),
         None if kinds.any(|kind| kind == DeviceKind::Net) && open_vhost().is_some() => {
             "network links that vhost-net serves".to_owned()
         }
@@ -52,23 +55,38 @@ impl Drop for Attempt {
     }
 }
 
-/// Saves the machine into a new folder. When this future is dropped, nothing is left of it.
+/// Saves the machine into a new folder. When this future is dropped, nothing is left of it. A folder that is there is whole, whatever happens to
+/// the host: it has another name until all of it is on the disk.
 pub(crate) async fn save(control: &Client, folder: PathBuf) -> Outcome<()> {
-    let made = DirBuilder::new().mode(0o700).create(&folder);
-    made.map_err(|error| Error::Invalid(format!("a machine can't be saved into {}: {error}", folder.display())))?;
-    let mut attempt = Attempt(Some(folder.clone()));
+    let into =
+        |error: std::io::Error| Error::Invalid(format!("a machine can't be saved into {}: {error}", folder.display()));
+    if folder.exists() {
+        return Err(into(std::io::ErrorKind::AlreadyExists.into()).into());
+    }
+    let mut name = folder.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    let part = folder.with_file_name(name);
+    // Of one that was killed meanwhile.
+    let _ = std::fs::remove_dir_all(&part);
+    DirBuilder::new().mode(0o700).create(&part).map_err(into)?;
+    let mut attempt = Attempt(Some(part.clone()));
     let create = |name: &str| {
         // What the guest has in its memory is nobody's business.
-        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(folder.join(name));
-        file.map_err(Error::system(format!("make {}", folder.join(name).display())))
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(part.join(name));
+        file.map_err(Error::system(format!("make {}", part.join(name).display())))
     };
     let files = [create(STATE)?, create(MEMORY)?];
     let again: std::io::Result<Vec<_>> = files.iter().map(File::try_clone).collect();
     let again = again.map_err(Error::system("save a machine"))?;
     control.ask_with(&Request::Save, &files.map(Into::into)).await?;
-    // The machine runs again. A folder that is there is whole, whatever happens to the host.
-    let synced = tokio::task::spawn_blocking(move || again.iter().try_for_each(File::sync_all)).await;
-    synced.map_err(std::io::Error::other).flatten().map_err(Error::system("save a machine"))?;
+    // The machine runs again.
+    let moved = move || {
+        again.iter().try_for_each(File::sync_all)?;
+        std::fs::rename(&part, &folder)?;
+        folder.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    };
+    let moved = tokio::task::spawn_blocking(moved).await;
+    moved.map_err(std::io::Error::other).flatten().map_err(Error::system("save a machine"))?;
     attempt.0 = None;
     Ok(())
 }

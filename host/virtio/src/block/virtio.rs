@@ -1,6 +1,6 @@
 //! The block device.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -61,8 +61,8 @@ pub struct Block {
     rings: Vec<Option<Ring>>,
     tally: Tally,
     limiter: Limiter,
-    /// Queues that have to wait for it.
-    waiting: BTreeSet<u16>,
+    /// Queues that have to wait for it: who has waited longest is first.
+    waiting: VecDeque<u16>,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +100,7 @@ impl Block {
             rings: Vec::new(),
             tally: Tally::default(),
             limiter: Limiter::new()?,
-            waiting: BTreeSet::new(),
+            waiting: VecDeque::new(),
             disk,
         })
     }
@@ -206,7 +206,9 @@ impl Device for Block {
             match allowed.map_err(|error| Broken(format!("its limit can't be kept: {error}")))? {
                 Some(allowed) => budget = allowed,
                 None => {
-                    self.waiting.insert(queue);
+                    if !self.waiting.contains(&queue) {
+                        self.waiting.push_back(queue);
+                    }
                     return Ok(Turn::Done);
                 }
             }
@@ -215,7 +217,7 @@ impl Device for Block {
         let before = tally.counters;
         let turn = drain(ring, budget, |chain| Ok(request(disk, rules, tally, chain)));
         if is_limited {
-            self.limiter.took(&before, &self.tally.counters);
+            self.limiter.took(Way::FromGuest, &before, &self.tally.counters);
         }
         turn
     }

@@ -1,6 +1,6 @@
 //! The network device.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -66,8 +66,8 @@ pub struct Net {
     config: [u8; 10],
     counters: Counters,
     limiter: Limiter,
-    /// Queues that have to wait for it.
-    waiting: BTreeSet<u16>,
+    /// Queues that have to wait for it: who has waited longest is first.
+    waiting: VecDeque<u16>,
 }
 
 impl Net {
@@ -104,7 +104,7 @@ impl Net {
             config,
             counters: Counters::default(),
             limiter: Limiter::new()?,
-            waiting: BTreeSet::new(),
+            waiting: VecDeque::new(),
         })
     }
 
@@ -150,8 +150,9 @@ impl Net {
         }
         let allowed = self.limiter.budget(budget, way, Instant::now());
         let allowed = allowed.map_err(|error| Broken(format!("its limit can't be kept: {error}")))?;
-        if allowed.is_none() {
-            self.waiting.extend(u16::try_from(queue).ok());
+        let queue = u16::try_from(queue).unwrap_or(u16::MAX);
+        if allowed.is_none() && !self.waiting.contains(&queue) {
+            self.waiting.push_back(queue);
         }
         Ok(allowed)
     }
@@ -173,7 +174,7 @@ impl Net {
         let Some(pair) = self.pairs.get_mut(index) else { return Ok(Turn::Done) };
         let before = self.counters;
         let turn = pair.rx.pump(&pair.tap, &mut self.counters, budget);
-        self.limiter.took(&before, &self.counters);
+        self.limiter.took(Way::ToGuest, &before, &self.counters);
         turn
     }
 
@@ -183,7 +184,7 @@ impl Net {
         let Some(tx) = &mut pair.tx else { return Ok(Turn::Done) };
         let before = self.counters;
         let turn = transmit::pump(tx, &pair.tap, &mut self.counters, budget);
-        self.limiter.took(&before, &self.counters);
+        self.limiter.took(Way::FromGuest, &before, &self.counters);
         turn
     }
 }

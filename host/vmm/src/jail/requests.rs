@@ -22,6 +22,8 @@ const KVM_GET_TSC_KHZ: u32 = 0xaea3;
 const KVM_GET_XSAVE: u32 = 0x9000_aea4;
 const KVM_GET_XCRS: u32 = 0x8188_aea6;
 const KVM_RUN: u32 = 0xae80;
+// A guest's watchdogs are told that it stood.
+const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
 const KVM_IRQ_LINE: u32 = 0x4008_ae61;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
@@ -100,6 +102,7 @@ pub(super) fn requests(kind: Kind) -> Vec<u32> {
             KVM_GET_VCPU_EVENTS,
             KVM_GET_XCRS,
             KVM_GET_XSAVE,
+            KVM_KVMCLOCK_CTRL,
             KVM_IRQ_LINE,
             KVM_IRQFD,
             KVM_IOEVENTFD,

@@ -122,8 +122,13 @@ impl Snapshot {
     }
 
     /// Its memory, for this machine alone.
-    pub(crate) fn memory(&self, ram: &[(u64, u64)], growth: Option<(u64, u64)>) -> Result<Memory, Error> {
-        Memory::saved(ram, growth, &self.memory)
+    pub(crate) fn memory(
+        &self,
+        ram: &[(u64, u64)],
+        growth: Option<(u64, u64)>,
+        nodes: &[u32],
+    ) -> Result<Memory, Error> {
+        Memory::saved(ram, growth, &self.memory, nodes)
     }
 
     /// How many processors it had made.
@@ -147,8 +152,8 @@ impl Snapshot {
 
     /// Puts a machine that was just made, and does not run yet, into its state.
     pub(crate) fn put(self, vm: &VmFd, processors: &[VcpuFd], bus: &Bus, plug: &Plug) -> Result<(), Error> {
-        for (state, processor) in self.state.processors.iter().zip(processors) {
-            state.put(processor)?;
+        for (number, (state, processor)) in self.state.processors.iter().zip(processors).enumerate() {
+            state.put(processor, number == 0)?;
         }
         self.state.chips.put(vm)?;
         // Behind the processors, whose APICs take the interrupts of devices.
@@ -180,11 +185,16 @@ impl Machine {
     /// Saves the machine into two files. Nothing goes on in it meanwhile; after that it runs again, if it ran before.
     ///
     /// # Errors
-    /// Where it can't be saved, which is found out before it is touched; or the files can't be written. It goes on all the same.
+    /// Where it can't be saved, which is found out before it is touched, but for a guest that runs virtual machines itself; or the files
+    /// can't be written. It goes on all the same.
     pub(crate) fn save(&mut self, state: &File, memory: &File) -> Result<(), Error> {
         let shape = self.shape.clone().ok_or_else(not_private)?;
+        arch::check_state(&self.vm)?;
+        let mut occupied = Vec::new();
         for (slot, number) in self.shared.bus.slots().iter().zip(1..) {
-            if let Some(place) = slot.place().as_ref().filter(|place| place.function.save().is_none()) {
+            let place = slot.place();
+            occupied.push(place.is_some());
+            if let Some(place) = place.as_ref().filter(|place| place.function.save().is_none()) {
                 let name = place.function.name();
                 return Err(Error::Invalid(format!(
                     "the machine can't be saved: of its device {number} ({name}) others know something, too"
@@ -193,19 +203,23 @@ impl Machine {
         }
         let was_paused = self.is_paused();
         self.pause();
-        let saved = self.save_all(shape, state, memory);
+        let saved = self.save_all(shape, &occupied, state, memory);
         if !was_paused {
             self.resume();
         }
         saved
     }
 
-    fn save_all(&self, shape: Shape, state_file: &File, memory_file: &File) -> Result<(), Error> {
+    fn save_all(&self, shape: Shape, occupied: &[bool], state_file: &File, memory_file: &File) -> Result<(), Error> {
         let number = random_number()?;
         // Before the devices are held: a processor may have to ask one for the rest of what it was about to read.
         let processors = vcpu::states(&self.processors, &self.shared)?;
+        let clock = arch::clock(&self.vm)?;
         // Disks have threads of their own. What they have done since, and told by an interrupt, the other machine's devices tell again.
         let held = self.shared.bus.hold();
+        if held.iter().map(|place| place.is_some()).ne(occupied.iter().copied()) {
+            return Err(Error::Invalid("the guest has let go of a device that it was asked for: try again".into()));
+        }
         memory::write(memory_file, &self.memory.map, &self.maker.reach.parts(), &number)?;
         let devices = held.iter().map(|place| place.as_ref().and_then(|place| place.function.save())).collect();
         let state = State {
@@ -213,7 +227,7 @@ impl Machine {
             shape,
             processors,
             parked: vcpu::parked(&self.shared),
-            chips: arch::Chips::of(&self.vm, &self.cpuid)?,
+            chips: arch::Chips::of(&self.vm, &self.cpuid, clock)?,
             plug: self.shared.plug.save(),
             serial: self.shared.ports.save(),
             devices,

@@ -76,11 +76,11 @@ impl Processor {
         })
     }
 
-    /// Puts a processor into this state. It was just made, with the same CPUID.
+    /// Puts a processor into this state. It was just made, with the same CPUID; the machine's first one goes first.
     ///
     /// # Errors
     /// Where KVM refuses: the state is another host's, or none.
-    pub(crate) fn put(&self, processor: &VcpuFd) -> Result<(), Error> {
+    pub(crate) fn put(&self, processor: &VcpuFd, is_first: bool) -> Result<(), Error> {
         let failed = || Error::kvm("put a processor into its saved state");
         if processor.get_tsc_khz().map_err(failed())? != self.tsc_khz {
             processor.set_tsc_khz(self.tsc_khz).map_err(Error::kvm("count as fast as the saved machine's host"))?;
@@ -95,9 +95,48 @@ impl Processor {
         processor.set_xcrs(&self.extended_control).map_err(failed())?;
         processor.set_debug_regs(&self.debug).map_err(failed())?;
         processor.set_lapic(&self.apic).map_err(failed())?;
+        if is_first {
+            leave_time(processor)?;
+        }
         write_registers(processor, &self.specific)?;
+        tell_of_pause(processor);
         processor.set_vcpu_events(&self.events).map_err(failed())
     }
+}
+
+/// Has a machine's time stamp counter forget when it began. KVM takes a value within a second of what it expects for an attempt to make
+/// processors alike, and keeps what it had (Linux: `kvm_synchronize_tsc`; newer ones do not where it is the first that is set). The next
+/// processors are to be alike, but the first one's value is the saved one.
+fn leave_time(processor: &VcpuFd) -> Result<(), Error> {
+    const TSC: u32 = 0x10;
+    let far = [kvm_msr_entry { index: TSC, data: 1 << 60, ..Default::default() }];
+    write_registers(processor, &far)
+}
+
+/// Lets a guest's watchdogs know that nobody has run it for a while, where it has KVM's clock.
+pub(crate) fn tell_of_pause(processor: &VcpuFd) {
+    if let Err(error) = processor.kvmclock_ctrl() {
+        log::debug!("the guest has no clock of KVM's: {error}");
+    }
+}
+
+/// The guest's clock.
+///
+/// # Errors
+/// Where KVM does not tell.
+pub(crate) fn clock(vm: &VmFd) -> Result<kvm_clock_data, Error> {
+    vm.get_clock().map_err(Error::kvm("tell the guest's clock"))
+}
+
+/// Whether all of the host's processors' state can be saved.
+///
+/// # Errors
+/// Where it can't.
+pub(crate) fn check_state(vm: &VmFd) -> Result<(), Error> {
+    if vm.check_extension_int(kvm_ioctls::Cap::Xsave2) > XSAVE_BYTES {
+        return Err(Error::Invalid("the host's processors have more state than can be saved".into()));
+    }
+    Ok(())
 }
 
 /// Those of the registers that the processor has, with what is in them.
@@ -150,21 +189,17 @@ const CONTROLLERS: [u32; 3] =
     [kvm_bindings::KVM_IRQCHIP_PIC_MASTER, kvm_bindings::KVM_IRQCHIP_PIC_SLAVE, kvm_bindings::KVM_IRQCHIP_IOAPIC];
 
 impl Chips {
-    /// Of a machine that stands still.
+    /// Of a machine that stands still since its clock was so.
     ///
     /// # Errors
     /// Where KVM does not tell.
-    pub(crate) fn of(vm: &VmFd, cpuid: &CpuId) -> Result<Self, Error> {
-        if vm.check_extension_int(kvm_ioctls::Cap::Xsave2) > XSAVE_BYTES {
-            return Err(Error::Invalid("the host's processors have more state than can be saved".into()));
-        }
+    pub(crate) fn of(vm: &VmFd, cpuid: &CpuId, clock: kvm_clock_data) -> Result<Self, Error> {
         let mut controllers = Vec::with_capacity(CONTROLLERS.len());
         for chip_id in CONTROLLERS {
             let mut controller = kvm_irqchip { chip_id, ..Default::default() };
             vm.get_irqchip(&mut controller).map_err(Error::kvm("tell an interrupt controller's state"))?;
             controllers.push(controller);
         }
-        let clock = vm.get_clock().map_err(Error::kvm("tell the guest's clock"))?;
         Ok(Self { controllers, clock, cpuid: cpuid.as_slice().to_vec() })
     }
 
