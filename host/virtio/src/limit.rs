@@ -320,6 +320,8 @@ mod tests {
         limiter.took(Way::FromGuest, &done(0, 0), &done(1 << 40, 1 << 60));
         assert!(may(&mut limiter, Way::Either, now).is_some());
         let mut limiter = self::limiter(1000, 0, now);
+        // That it has a limit.
+        limiter.heard();
         limiter.took(Way::FromGuest, &done(0, 0), &done(1, 1100));
         assert!(may(&mut limiter, Way::Either, now).is_none());
         assert_eq!(limiter.to_guest.wait(), Duration::from_nanos(1_001_000_001), "1000 bytes too many, and one");
