@@ -46,7 +46,7 @@ const EACH_TIME: [(&str, &[&str]); 12] = [
     ("storage", &["layers_show_what_they_say", "a_changed_block_is_never_read"]),
     ("pods", &["a_pod_has_the_network_that_cni_has_made", "a_pod_whose_monitor_is_killed"]),
     ("sizes", &["a_machine_follows_the_limits", "memory_that_was_freed"]),
-    ("snapshot", &["clones_go_on", "what_a_machine_has_gained", "a_full_disk", "a_machine_grows_and_shrinks"]),
+    ("snapshot", &["clones_go_on", "a_full_disk", "a_machine_grows_and_shrinks"]),
     ("volumes", &["a_direct_volume_is_mounted"]),
 ];
 
