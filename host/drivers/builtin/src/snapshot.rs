@@ -83,7 +83,9 @@ pub(crate) async fn save(control: &Client, folder: PathBuf) -> Outcome<()> {
     let moved = move || {
         again.iter().try_for_each(File::sync_all)?;
         std::fs::rename(&part, &folder)?;
-        folder.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+        // Of a bare name that is the folder that this process is in.
+        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
     };
     let moved = tokio::task::spawn_blocking(moved).await;
     moved.map_err(std::io::Error::other).flatten().map_err(Error::system("save a machine"))?;
