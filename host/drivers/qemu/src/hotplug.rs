@@ -211,10 +211,13 @@ pub(crate) async fn limit_disk(control: &qmp::Client, name: &str, limits: Limits
         return Err(Error::Invalid(format!("the machine has no disk {name}")));
     }
     let Limits { to_guest, from_guest } = limits;
+    // On PCI the disk is a part of the device, and what stands behind it is the part's.
+    let (device, part) = (format!("{DEVICES}{name}"), format!("{DEVICES}{name}/virtio-backend"));
+    let has_part = control.execute("qom-list", json!({ "path": part })).await.is_ok();
     // QEMU takes no more than this of anything (util/throttle.c).
     let most = |rate: u64| rate.min(1_000_000_000_000_000);
     let rates = json!({
-        "id": name, "bps": 0, "iops": 0,
+        "id": if has_part { part } else { device }, "bps": 0, "iops": 0,
         "bps_rd": most(to_guest.bytes_per_second), "iops_rd": most(to_guest.operations_per_second),
         "bps_wr": most(from_guest.bytes_per_second), "iops_wr": most(from_guest.operations_per_second),
     });
