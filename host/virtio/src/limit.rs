@@ -3,6 +3,7 @@
 //! What is begun is done, whatever it takes: a bucket may be left with less than nothing, and is waited for until it has something again. So a request that is
 //! larger than a bucket passes, and the rate is right all the same.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-use crate::device::Counters;
+use crate::device::{Broken, Counters};
 use crate::drain::Budget;
 
 /// How much a bucket holds, in time: what a device may do at once after it has done nothing.
@@ -135,6 +136,8 @@ pub struct Limiter {
     timer: OwnedFd,
     /// When it rings; none where nobody waits for that.
     rings: Option<Instant>,
+    /// Queues that wait for it: who has waited longest is first.
+    waiting: VecDeque<u16>,
 }
 
 impl Limiter {
@@ -146,7 +149,14 @@ impl Limiter {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         let none = Pass::new(Rate::default());
-        Ok(Self { to_guest: none, from_guest: none, filled: Instant::now(), timer, rings: None })
+        Ok(Self {
+            to_guest: none,
+            from_guest: none,
+            filled: Instant::now(),
+            timer,
+            rings: None,
+            waiting: VecDeque::new(),
+        })
     }
 
     /// Sets other limits. Whoever waits is woken, and finds out how long by these.
@@ -160,17 +170,27 @@ impl Limiter {
         self.ring_at(now, now)
     }
 
-    /// Whether there is a limit.
-    #[must_use]
-    pub fn is_limited(&self) -> bool {
+    fn is_limited(&self) -> bool {
         self.to_guest.is_limited() || self.from_guest.is_limited()
     }
 
-    /// What a turn may do now, of `budget`; `None` where it has to wait: the timer tells when.
+    /// What a turn of a queue may do now, of `budget`; `None` where it has to wait: the timer tells when, and [`Self::heard`] who.
     ///
     /// # Errors
-    /// Where the timer can't be set.
-    pub fn budget(&mut self, budget: Budget, way: Way, now: Instant) -> io::Result<Option<Budget>> {
+    /// [`Broken`] where the timer can't be set.
+    pub fn turn(&mut self, queue: u16, budget: Budget, way: Way) -> Result<Option<Budget>, Broken> {
+        if !self.is_limited() {
+            return Ok(Some(budget));
+        }
+        let allowed = self.budget(budget, way, Instant::now());
+        let allowed = allowed.map_err(|error| Broken(format!("its limit can't be kept: {error}")))?;
+        if allowed.is_none() && !self.waiting.contains(&queue) {
+            self.waiting.push_back(queue);
+        }
+        Ok(allowed)
+    }
+
+    fn budget(&mut self, budget: Budget, way: Way, now: Instant) -> io::Result<Option<Budget>> {
         let passed = now.saturating_duration_since(self.filled);
         self.to_guest.fill(passed);
         self.from_guest.fill(passed);
@@ -209,12 +229,18 @@ impl Limiter {
         self.timer.as_fd()
     }
 
-    /// The timer was heard.
-    pub fn heard(&mut self) {
+    /// The timer was heard. Those who had to wait, and are to look again: who has waited longest is first.
+    pub fn heard(&mut self) -> VecDeque<u16> {
         self.rings = None;
         let mut count = [0; 8];
         // It may have been heard already.
         let _ = rustix::io::read(&self.timer, &mut count);
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// Nobody waits any more.
+    pub fn reset(&mut self) {
+        self.waiting.clear();
     }
 
     /// Has the timer ring at `moment`, or before: somebody else may have less to wait.

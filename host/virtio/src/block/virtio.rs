@@ -1,6 +1,5 @@
 //! The block device.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -61,8 +60,6 @@ pub struct Block {
     rings: Vec<Option<Ring>>,
     tally: Tally,
     limiter: Limiter,
-    /// Queues that have to wait for it: who has waited longest is first.
-    waiting: VecDeque<u16>,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +97,6 @@ impl Block {
             rings: Vec::new(),
             tally: Tally::default(),
             limiter: Limiter::new()?,
-            waiting: VecDeque::new(),
             disk,
         })
     }
@@ -199,33 +195,17 @@ impl Device for Block {
 
     fn on_queue(&mut self, queue: u16) -> Result<Turn, Broken> {
         let Some(Some(ring)) = self.rings.get_mut(usize::from(queue)) else { return Ok(Turn::Done) };
-        let mut budget = BUDGET;
-        let is_limited = self.limiter.is_limited();
-        if is_limited {
-            let allowed = self.limiter.budget(BUDGET, Way::Either, Instant::now());
-            match allowed.map_err(|error| Broken(format!("its limit can't be kept: {error}")))? {
-                Some(allowed) => budget = allowed,
-                None => {
-                    if !self.waiting.contains(&queue) {
-                        self.waiting.push_back(queue);
-                    }
-                    return Ok(Turn::Done);
-                }
-            }
-        }
+        let Some(budget) = self.limiter.turn(queue, BUDGET, Way::Either)? else { return Ok(Turn::Done) };
         let (disk, rules, tally) = (&mut self.disk, &self.rules, &mut self.tally);
         let before = tally.counters;
         let turn = drain(ring, budget, |chain| Ok(request(disk, rules, tally, chain)));
-        if is_limited {
-            self.limiter.took(Way::FromGuest, &before, &self.tally.counters);
-        }
+        self.limiter.took(Way::FromGuest, &before, &self.tally.counters);
         turn
     }
 
     /// Those who had to wait look again.
     fn on_source(&mut self, _: u16) -> Result<Turn, Broken> {
-        self.limiter.heard();
-        for queue in std::mem::take(&mut self.waiting) {
+        for queue in self.limiter.heard() {
             if let Some(Some(ring)) = self.rings.get(usize::from(queue)) {
                 let _ = ring.doorbell().write(1);
             }
@@ -235,7 +215,7 @@ impl Device for Block {
 
     fn reset(&mut self) {
         self.rings.clear();
-        self.waiting.clear();
+        self.limiter.reset();
     }
 
     fn limit(&mut self, limits: Limits) -> io::Result<()> {

@@ -1,6 +1,5 @@
 //! The network device.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -9,7 +8,6 @@ use super::receive::{self, Receiver};
 use super::tap::{Ask, Request, Tap, ask_kernel};
 use super::{HEADER_BYTES, control, transmit};
 use crate::device::{Activation, Broken, Counters, Device, Source, Turn};
-use crate::drain::Budget;
 use crate::limit::{Limiter, Limits, Way};
 use crate::ring::Ring;
 
@@ -66,8 +64,6 @@ pub struct Net {
     config: [u8; 10],
     counters: Counters,
     limiter: Limiter,
-    /// Queues that have to wait for it: who has waited longest is first.
-    waiting: VecDeque<u16>,
 }
 
 impl Net {
@@ -104,7 +100,6 @@ impl Net {
             config,
             counters: Counters::default(),
             limiter: Limiter::new()?,
-            waiting: VecDeque::new(),
         })
     }
 
@@ -135,32 +130,17 @@ impl Net {
         let mut turn =
             control::pump(ring, &mut self.counters, |wanted| Self::set_pairs(pairs, active, usize::from(wanted)))?;
         // What came to a queue before it was watched woke nobody.
-        for index in 0..self.active {
-            if self.receive(index)? == Turn::More {
+        for pair in (0..).take(self.active) {
+            if self.receive(pair)? == Turn::More {
                 turn = Turn::More;
             }
         }
         Ok(turn)
     }
 
-    /// What a turn of a queue may do, as far as there are limits; none where it has to wait.
-    fn budget(&mut self, queue: usize, budget: Budget, way: Way) -> Result<Option<Budget>, Broken> {
-        if !self.limiter.is_limited() {
-            return Ok(Some(budget));
-        }
-        let allowed = self.limiter.budget(budget, way, Instant::now());
-        let allowed = allowed.map_err(|error| Broken(format!("its limit can't be kept: {error}")))?;
-        let queue = u16::try_from(queue).unwrap_or(u16::MAX);
-        if allowed.is_none() && !self.waiting.contains(&queue) {
-            self.waiting.push_back(queue);
-        }
-        Ok(allowed)
-    }
-
     /// Those who had to wait look again.
     fn go_on(&mut self) {
-        self.limiter.heard();
-        for queue in std::mem::take(&mut self.waiting) {
+        for queue in self.limiter.heard() {
             let Some(pair) = self.pairs.get(usize::from(queue / 2)) else { continue };
             let ring = if queue.is_multiple_of(2) { pair.rx.ring() } else { pair.tx.as_ref() };
             if let Some(ring) = ring {
@@ -169,18 +149,21 @@ impl Net {
         }
     }
 
-    fn receive(&mut self, index: usize) -> Result<Turn, Broken> {
-        let Some(budget) = self.budget(2 * index, receive::BUDGET, Way::ToGuest)? else { return Ok(Turn::Done) };
-        let Some(pair) = self.pairs.get_mut(index) else { return Ok(Turn::Done) };
+    /// A turn of the receiving queue of a pair.
+    fn receive(&mut self, pair: u16) -> Result<Turn, Broken> {
+        let Some(budget) = self.limiter.turn(2 * pair, receive::BUDGET, Way::ToGuest)? else { return Ok(Turn::Done) };
+        let Some(pair) = self.pairs.get_mut(usize::from(pair)) else { return Ok(Turn::Done) };
         let before = self.counters;
         let turn = pair.rx.pump(&pair.tap, &mut self.counters, budget);
         self.limiter.took(Way::ToGuest, &before, &self.counters);
         turn
     }
 
-    fn transmit(&mut self, index: usize) -> Result<Turn, Broken> {
-        let Some(budget) = self.budget(2 * index + 1, transmit::BUDGET, Way::FromGuest)? else { return Ok(Turn::Done) };
-        let Some(pair) = self.pairs.get_mut(index) else { return Ok(Turn::Done) };
+    /// A turn of the transmitting queue of a pair.
+    fn transmit(&mut self, pair: u16) -> Result<Turn, Broken> {
+        let allowed = self.limiter.turn(2 * pair + 1, transmit::BUDGET, Way::FromGuest)?;
+        let Some(budget) = allowed else { return Ok(Turn::Done) };
+        let Some(pair) = self.pairs.get_mut(usize::from(pair)) else { return Ok(Turn::Done) };
         let Some(tx) = &mut pair.tx else { return Ok(Turn::Done) };
         let before = self.counters;
         let turn = transmit::pump(tx, &pair.tap, &mut self.counters, budget);
@@ -312,11 +295,11 @@ impl Device for Net {
         if self.control.as_ref().is_some_and(|(index, _)| *index == queue) {
             return self.on_control();
         }
-        let index = usize::from(queue / 2);
-        if index >= self.active {
+        let pair = queue / 2;
+        if usize::from(pair) >= self.active {
             return Ok(Turn::Done);
         }
-        if queue.is_multiple_of(2) { self.receive(index) } else { self.transmit(index) }
+        if queue.is_multiple_of(2) { self.receive(pair) } else { self.transmit(pair) }
     }
 
     fn on_source(&mut self, token: u16) -> Result<Turn, Broken> {
@@ -327,7 +310,7 @@ impl Device for Net {
         let index = usize::from(token);
         let Some(pair) = self.pairs.get_mut(index).filter(|_| index < self.active) else { return Ok(Turn::Done) };
         pair.rx.wake();
-        self.receive(index)
+        self.receive(token)
     }
 
     fn queue_of(&self, token: u16) -> u16 {
@@ -362,7 +345,7 @@ impl Device for Net {
     }
 
     fn reset(&mut self) {
-        self.waiting.clear();
+        self.limiter.reset();
         (self.active, self.control) = (0, None);
         for pair in &mut self.pairs {
             pair.rx.stop();
