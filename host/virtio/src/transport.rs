@@ -48,6 +48,17 @@ pub enum Effect {
     Broke,
 }
 
+/// The registers that are no queue's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Registers {
+    status: u8,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u16,
+    generation: u8,
+}
+
 /// A queue as its driver has set it up. The fields' names are those of a saved machine's file, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct QueueRegisters {
@@ -63,12 +74,7 @@ struct QueueRegisters {
 pub struct Saved {
     /// The device's name.
     device: String,
-    status: u8,
-    device_features_select: u32,
-    driver_features_select: u32,
-    driver_features: u64,
-    queue_select: u16,
-    generation: u8,
+    registers: Registers,
     active: bool,
     config_vector: u16,
     /// Each with the vector of its interrupts.
@@ -84,19 +90,18 @@ pub struct Transport {
     interrupts: Arc<Interrupts>,
     doorbells: Vec<EventFd>,
     queues: Vec<QueueRegisters>,
-    status: u8,
-    device_features_select: u32,
-    driver_features_select: u32,
-    driver_features: u64,
-    queue_select: u16,
-    generation: u8,
+    registers: Registers,
     active: bool,
     access_platform: bool,
 }
 
 impl std::fmt::Debug for Transport {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Transport").field("device", &self.device.name()).field("status", &self.status).finish()
+        formatter
+            .debug_struct("Transport")
+            .field("device", &self.device.name())
+            .field("status", &self.registers.status)
+            .finish()
     }
 }
 
@@ -111,12 +116,7 @@ impl Transport {
             interrupts,
             doorbells,
             queues,
-            status: 0,
-            device_features_select: 0,
-            driver_features_select: 0,
-            driver_features: 0,
-            queue_select: 0,
-            generation: 0,
+            registers: Registers::default(),
             active: false,
             access_platform: false,
         }
@@ -161,26 +161,26 @@ impl Transport {
 
     /// Reads the common configuration.
     pub fn read_common(&self, offset: u64, data: &mut [u8]) {
-        let queue = self.queues.get(usize::from(self.queue_select));
+        let queue = self.queues.get(usize::from(self.registers.queue_select));
         let half = |features: u64, select: u32| match select {
             0 => features & 0xffff_ffff,
             1 => features >> 32,
             _ => 0,
         };
         let value = match (offset, data.len()) {
-            (0, 4) => u64::from(self.device_features_select),
-            (4, 4) => half(self.offered(), self.device_features_select),
-            (8, 4) => u64::from(self.driver_features_select),
-            (12, 4) => half(self.driver_features, self.driver_features_select),
+            (0, 4) => u64::from(self.registers.device_features_select),
+            (4, 4) => half(self.offered(), self.registers.device_features_select),
+            (8, 4) => u64::from(self.registers.driver_features_select),
+            (12, 4) => half(self.registers.driver_features, self.registers.driver_features_select),
             (16, 2) => u64::from(self.interrupts.get(None)),
             (18, 2) => self.queues.len() as u64,
-            (20, 1) => u64::from(self.status),
-            (21, 1) => u64::from(self.generation),
-            (22, 2) => u64::from(self.queue_select),
+            (20, 1) => u64::from(self.registers.status),
+            (21, 1) => u64::from(self.registers.generation),
+            (22, 2) => u64::from(self.registers.queue_select),
             (24, 2) => queue.map_or(0, |queue| u64::from(queue.size)),
-            (26, 2) => u64::from(queue.map_or(NO_VECTOR, |_| self.interrupts.get(Some(self.queue_select)))),
+            (26, 2) => u64::from(queue.map_or(NO_VECTOR, |_| self.interrupts.get(Some(self.registers.queue_select)))),
             (28, 2) => queue.map_or(0, |queue| u64::from(queue.ready)),
-            (30, 2) => u64::from(self.queue_select),
+            (30, 2) => u64::from(self.registers.queue_select),
             (32..56, 4 | 8) => queue.map_or(0, |queue| queue.address(offset, data.len())),
             _ => 0,
         };
@@ -197,14 +197,14 @@ impl Transport {
         }
         let value = u64::from_le_bytes(bytes);
         let (low32, low16) = ((value & 0xffff_ffff) as u32, (value & 0xffff) as u16);
-        let selected = self.queue_select;
+        let selected = self.registers.queue_select;
         match (offset, data.len()) {
-            (0, 4) => self.device_features_select = low32,
-            (8, 4) => self.driver_features_select = low32,
+            (0, 4) => self.registers.device_features_select = low32,
+            (8, 4) => self.registers.driver_features_select = low32,
             (12, 4) => self.take_features(low32),
             (16, 2) => self.interrupts.set(None, low16),
             (20, 1) => return self.set_status((value & 0xff) as u8),
-            (22, 2) => self.queue_select = low16,
+            (22, 2) => self.registers.queue_select = low16,
             (24, 2) => self.configure(|queue, max| {
                 if low16 <= max && low16.is_power_of_two() {
                     queue.size = low16;
@@ -231,7 +231,7 @@ impl Transport {
     /// Writes the device's own configuration.
     pub fn write_config(&mut self, offset: u64, data: &[u8]) {
         if let Ok(offset) = usize::try_from(offset)
-            && self.status & status::DRIVER != 0
+            && self.registers.status & status::DRIVER != 0
         {
             self.device.write_config(offset, data);
         }
@@ -239,39 +239,39 @@ impl Transport {
 
     /// The device has changed its configuration: the driver is told.
     pub fn config_changed(&mut self) {
-        self.generation = self.generation.wrapping_add(1);
+        self.registers.generation = self.registers.generation.wrapping_add(1);
         self.interrupts.signal(None);
     }
 
     /// The device works no more: the driver is told, and must reset it.
     pub fn needs_reset(&mut self, broken: &Broken) {
         log::warn!("{}: {broken}", self.device.name());
-        self.status |= status::NEEDS_RESET;
+        self.registers.status |= status::NEEDS_RESET;
         self.active = false;
         self.device.reset();
-        if self.status & status::DRIVER_OK != 0 {
+        if self.registers.status & status::DRIVER_OK != 0 {
             self.config_changed();
         }
     }
 
     fn take_features(&mut self, half: u32) {
-        if self.status & (status::FEATURES_OK | status::DRIVER_OK) != 0 {
+        if self.registers.status & (status::FEATURES_OK | status::DRIVER_OK) != 0 {
             return;
         }
         let half = u64::from(half);
-        match self.driver_features_select {
-            0 => self.driver_features = self.driver_features & !0xffff_ffff | half,
-            1 => self.driver_features = self.driver_features & 0xffff_ffff | half << 32,
+        match self.registers.driver_features_select {
+            0 => self.registers.driver_features = self.registers.driver_features & !0xffff_ffff | half,
+            1 => self.registers.driver_features = self.registers.driver_features & 0xffff_ffff | half << 32,
             _ => {}
         }
     }
 
     /// Changes the selected queue's registers, while the driver may: before `DRIVER_OK` and before it is enabled.
     fn configure(&mut self, change: impl FnOnce(&mut QueueRegisters, u16)) {
-        if self.status & status::DRIVER_OK != 0 {
+        if self.registers.status & status::DRIVER_OK != 0 {
             return;
         }
-        let index = usize::from(self.queue_select);
+        let index = usize::from(self.registers.queue_select);
         let max = self.device.queue_sizes().get(index).copied().unwrap_or(0);
         if let Some(queue) = self.queues.get_mut(index).filter(|queue| !queue.ready) {
             change(queue, max);
@@ -284,17 +284,20 @@ impl Transport {
             return Effect::Reset;
         }
         // A driver takes no bit back but by a reset, and can't set the device's own.
-        let mut added = new & !self.status & !status::NEEDS_RESET;
+        let mut added = new & !self.registers.status & !status::NEEDS_RESET;
         let needed = VERSION_1 | if self.access_platform { ACCESS_PLATFORM } else { 0 };
-        let known = self.driver_features & !self.offered() == 0 && self.driver_features & needed == needed;
+        let known =
+            self.registers.driver_features & !self.offered() == 0 && self.registers.driver_features & needed == needed;
         if added & status::FEATURES_OK != 0 && !known {
             added &= !status::FEATURES_OK;
         }
         let ready = added & status::DRIVER_OK != 0;
-        if ready && (self.status | added) & status::FEATURES_OK == 0 || self.status & status::NEEDS_RESET != 0 {
+        if ready && (self.registers.status | added) & status::FEATURES_OK == 0
+            || self.registers.status & status::NEEDS_RESET != 0
+        {
             return Effect::None;
         }
-        self.status |= added;
+        self.registers.status |= added;
         if !ready {
             return Effect::None;
         }
@@ -322,7 +325,7 @@ impl Transport {
             let mut queue: Queue = QueueT::new(max)?;
             queue.set_size(registers.size);
             registers.apply(&mut queue)?;
-            queue.set_event_idx(self.driver_features & EVENT_IDX != 0);
+            queue.set_event_idx(self.registers.driver_features & EVENT_IDX != 0);
             queue.set_ready(true);
             if goes_on {
                 // See [`Device`]: what was given back is all that is done with.
@@ -333,7 +336,7 @@ impl Transport {
             let doorbell = doorbell.try_clone().map_err(|error| Broken(format!("no doorbell: {error}")))?;
             rings.push(Some(Ring::new(index, queue, self.memory.clone(), Arc::clone(&self.interrupts), doorbell)?));
         }
-        let activation = Activation { features: self.driver_features, memory: self.memory.clone(), rings };
+        let activation = Activation { features: self.registers.driver_features, memory: self.memory.clone(), rings };
         self.device.activate(activation)
     }
 
@@ -341,9 +344,8 @@ impl Transport {
     pub fn reset(&mut self) {
         self.device.reset();
         self.active = false;
-        self.status = 0;
-        self.driver_features = 0;
-        (self.device_features_select, self.driver_features_select, self.queue_select) = (0, 0, 0);
+        // What the driver has seen changes stays seen.
+        self.registers = Registers { generation: self.registers.generation, ..Registers::default() };
         for (queue, size) in self.queues.iter_mut().zip(self.device.queue_sizes()) {
             *queue = QueueRegisters::new(*size);
         }
@@ -362,12 +364,7 @@ impl Transport {
         let vectors = (0..).map(|index| self.interrupts.get(Some(index)));
         Some(Saved {
             device: self.device.name().to_owned(),
-            status: self.status,
-            device_features_select: self.device_features_select,
-            driver_features_select: self.driver_features_select,
-            driver_features: self.driver_features,
-            queue_select: self.queue_select,
-            generation: self.generation,
+            registers: self.registers,
             active: self.active,
             config_vector: self.interrupts.get(None),
             queues: self.queues.iter().copied().zip(vectors).collect(),
@@ -383,7 +380,8 @@ impl Transport {
     pub fn restore(&mut self, saved: &Saved) -> Result<bool, Broken> {
         let name = self.device.name();
         // What a driver has written before it was asked whether that can be is anything.
-        let agreed = if saved.status & status::FEATURES_OK != 0 { saved.driver_features } else { 0 };
+        let Registers { status, driver_features, .. } = saved.registers;
+        let agreed = if status & status::FEATURES_OK != 0 { driver_features } else { 0 };
         let missing = agreed & !self.offered();
         if saved.device != name || saved.queues.len() != self.queues.len() {
             return Err(Broken(format!("a {} was saved, with {} queues", saved.device, saved.queues.len())));
@@ -400,13 +398,9 @@ impl Transport {
             self.interrupts.set(Some(index), *vector);
         }
         self.interrupts.set(None, saved.config_vector);
-        self.status = saved.status;
-        (self.device_features_select, self.driver_features_select) =
-            (saved.device_features_select, saved.driver_features_select);
-        (self.driver_features, self.queue_select) = (saved.driver_features, saved.queue_select);
-        self.generation = saved.generation;
+        self.registers = saved.registers;
         self.device.restore(&saved.own)?;
-        if saved.status & status::DRIVER_OK != 0 {
+        if status & status::DRIVER_OK != 0 {
             // Whatever it was to be told when the machine was saved: that its configuration has changed, or that it must be reset.
             self.interrupts.signal(None);
         }
@@ -414,7 +408,7 @@ impl Transport {
             return Ok(false);
         }
         // An active device's driver has come to an agreement with it.
-        if agreed & VERSION_1 == 0 || saved.status & status::DRIVER_OK == 0 {
+        if agreed & VERSION_1 == 0 || status & status::DRIVER_OK == 0 {
             return Err(Broken(format!("{name} can't be active with a driver that is not ready")));
         }
         self.activate(true)?;
@@ -565,17 +559,18 @@ mod tests {
             ("another configuration", |saved| saved.own = vec![1]),
             ("a driver that is not ready", |saved| saved.active = true),
             ("a queue outside of the memory", |saved| {
-                (saved.active, saved.driver_features) = (true, VERSION_1);
+                (saved.active, saved.registers.driver_features) = (true, VERSION_1);
                 saved.queues[0].0 = QueueRegisters { ready: true, descriptors: 1 << 40, ..saved.queues[0].0 };
             }),
         ];
         for (what, edit) in edits {
             let mut edited = saved.clone();
             edit(&mut edited);
-            edited.status = if edited.driver_features == 0 { 0 } else { agreed };
+            edited.registers.status = if edited.registers.driver_features == 0 { 0 } else { agreed };
             assert!(transport(&memory).restore(&edited).is_err(), "{what}");
         }
-        let unknown = Saved { status: agreed, driver_features: VERSION_1 | 1 << 40, ..saved };
+        let registers = Registers { status: agreed, driver_features: VERSION_1 | 1 << 40, ..saved.registers };
+        let unknown = Saved { registers, ..saved };
         assert!(transport(&memory).restore(&unknown).unwrap_err().0.contains("0x10000000000"));
     }
 }
