@@ -11,7 +11,7 @@ use coracle_virtio::device::Device;
 use coracle_virtio::limit::Limits;
 use coracle_virtio::mem::{BLOCK_BYTES, Mem, Observer};
 use coracle_virtio::transport::Transport;
-use kvm_bindings::{CpuId, kvm_userspace_memory_region};
+use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -48,9 +48,7 @@ pub(crate) struct Machine {
     growth: Option<Growth>,
     start_microseconds: u64,
     paused: bool,
-    pub(crate) vm: Arc<VmFd>,
-    /// What its first processor says of itself.
-    pub(crate) cpuid: CpuId,
+    pub(crate) makes_processors: Arc<nursery::Maker>,
     /// What it is when it is saved; none of one that can't be.
     pub(crate) shape: Option<snapshot::Shape>,
 }
@@ -96,8 +94,6 @@ impl Machine {
         let wires: Arc<dyn Wires> = Arc::clone(&vm) as _;
         let interrupts = Arc::new(Interrupts::new(Arc::clone(&wires)));
         let console = if spec.console { Some((console()?, interrupts.pin(layout::SERIAL_IRQ)?)) } else { None };
-        let serial = console.as_ref().map(|(_, event)| event.try_clone()).transpose();
-        let serial = serial.map_err(Error::system("make an eventfd"))?;
         let maker = Maker {
             wires: Arc::clone(&wires),
             interrupts,
@@ -122,16 +118,9 @@ impl Machine {
         let shared = Arc::new(Shared::new(Arc::new(bus), ports, plug, arch::registers(&kvm)?, host.tell));
         vcpu::prepare()?;
         let factory = arch::Processors::new(&kvm, count.most.into())?;
-        let cpuid = factory.cpuid(0)?;
         let confined = spec.jail.enabled;
-        let makes_processors =
-            Arc::new(nursery::Maker { factory, vm: Arc::clone(&vm), entry, shared: Arc::clone(&shared), confined });
-        let goes_on = snapshot.is_some();
+        let makes_processors = Arc::new(nursery::Maker { factory, vm, entry, shared: Arc::clone(&shared), confined });
         let processors = begin(&makes_processors, count, snapshot)?;
-        if let Some(serial) = serial.filter(|_| goes_on) {
-            // Whatever it was about to tell when the machine was saved.
-            let _ = serial.write(1);
-        }
         serve_disks(&shared, loops, confined)?;
         let start_microseconds = u64::try_from(host.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         // Confined before the guest runs, as all other threads; and no processor runs before all are made.
@@ -148,8 +137,7 @@ impl Machine {
             growth,
             start_microseconds,
             paused: false,
-            vm,
-            cpuid,
+            makes_processors,
             shape: (!spec.shared && !spec.huge_pages).then(|| snapshot::Shape::of(spec)),
         })
     }
@@ -341,7 +329,7 @@ fn begin(maker: &nursery::Maker, count: Count, snapshot: Option<Snapshot>) -> Re
     let processors: Result<Vec<_>, _> = (0..number).map(|number| maker.create(number)).collect();
     let processors = processors?;
     if let Some(snapshot) = snapshot {
-        snapshot.put(&maker.vm, &processors, &maker.shared.bus, &maker.shared.plug)?;
+        snapshot.put(maker, &processors)?;
     }
     Ok(processors)
 }

@@ -113,6 +113,14 @@ impl Ports {
         Ok(Self { serial: Some(Mutex::new(serial)) })
     }
 
+    /// Interrupts the guest for its serial port, where it has one: it looks whether there is something for it.
+    pub(crate) fn interrupt(&self) {
+        if let Some(serial) = &self.serial {
+            // An eventfd refuses a write only where 2^64 - 2 signals wait already.
+            let _ = serial.lock().unwrap_or_else(PoisonError::into_inner).interrupt_evt().trigger();
+        }
+    }
+
     /// The guest reads. What is no port reads as ones.
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         let value = match (port, &self.serial) {

@@ -18,7 +18,7 @@ mod memory;
 use std::fs::File;
 
 use coracle_monitor_api as api;
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -26,8 +26,9 @@ use crate::Error;
 use crate::arch::{self, layout};
 use crate::machine::Machine;
 use crate::memory::Memory;
-use crate::pci::{self, Bus};
-use crate::plug::{self, Plug};
+use crate::nursery;
+use crate::pci;
+use crate::plug;
 use crate::ports;
 use crate::vcpu;
 
@@ -151,14 +152,17 @@ impl Snapshot {
     }
 
     /// Puts a machine that was just made, and does not run yet, into its state.
-    pub(crate) fn put(self, vm: &VmFd, processors: &[VcpuFd], bus: &Bus, plug: &Plug) -> Result<(), Error> {
+    pub(crate) fn put(self, maker: &nursery::Maker, processors: &[VcpuFd]) -> Result<(), Error> {
+        let (vm, shared) = (&maker.vm, &maker.shared);
         for (number, (state, processor)) in self.state.processors.iter().zip(processors).enumerate() {
             state.put(processor, number == 0)?;
         }
         self.state.chips.put(vm)?;
         // Behind the processors, whose APICs take the interrupts of devices.
-        bus.restore(&self.state.devices)?;
-        plug.restore(self.state.plug)?;
+        shared.bus.restore(&self.state.devices)?;
+        shared.plug.restore(self.state.plug)?;
+        // Whatever it was about to tell when the machine was saved.
+        shared.ports.interrupt();
         self.state.chips.put_clock(vm)
     }
 }
@@ -189,7 +193,7 @@ impl Machine {
     /// can't be written. It goes on all the same.
     pub(crate) fn save(&mut self, state: &File, memory: &File) -> Result<(), Error> {
         let shape = self.shape.clone().ok_or_else(not_private)?;
-        arch::check_state(&self.vm)?;
+        arch::check_state(&self.makes_processors.vm)?;
         let mut occupied = Vec::new();
         for (slot, number) in self.shared.bus.slots().iter().zip(1..) {
             let place = slot.place();
@@ -211,10 +215,10 @@ impl Machine {
     }
 
     fn save_all(&self, shape: Shape, occupied: &[bool], state_file: &File, memory_file: &File) -> Result<(), Error> {
-        let number = random_number()?;
+        let (number, maker) = (random_number()?, &self.makes_processors);
         // Before the devices are held: a processor may have to ask one for the rest of what it was about to read.
         let processors = vcpu::states(&self.processors, &self.shared)?;
-        let clock = arch::clock(&self.vm)?;
+        let clock = arch::clock(&maker.vm)?;
         // Disks have threads of their own. What they have done since, and told by an interrupt, the other machine's devices tell again.
         let held = self.shared.bus.hold();
         if held.iter().map(|place| place.is_some()).ne(occupied.iter().copied()) {
@@ -227,7 +231,7 @@ impl Machine {
             shape,
             processors,
             parked: vcpu::parked(&self.shared),
-            chips: arch::Chips::of(&self.vm, &self.cpuid, clock)?,
+            chips: arch::Chips::of(&maker.vm, &maker.factory.cpuid(0)?, clock)?,
             plug: self.shared.plug.save(),
             serial: self.shared.ports.save(),
             devices,
