@@ -1,6 +1,5 @@
 //! What the guest says of itself, and what the host may set in it.
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +11,7 @@ use coracle_protocol::protobuf::MessageField;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
 use crate::state::Agent;
-use crate::{Error, Result, SharedSource, storage};
+use crate::{Error, Result, SharedSource, renewal, storage};
 
 /// The most bytes of randomness that one request may add.
 const SEED_BYTES_MAX: usize = 4096;
@@ -75,9 +74,7 @@ pub(crate) async fn reseed(_: &Arc<Agent>, request: ReseedRandomDevRequest) -> R
     if request.data.len() > SEED_BYTES_MAX {
         return Err(Error::Invalid(format!("more than {SEED_BYTES_MAX} bytes of randomness")));
     }
-    let mut pool = std::fs::File::options().write(true).open("/dev/urandom").map_err(Error::system("reseed"))?;
-    pool.write_all(&request.data).map_err(Error::system("reseed"))?;
-    crate::renewal::use_now(&pool)?;
+    renewal::mix(&request.data)?;
     Ok(Empty::new())
 }
 

@@ -4,7 +4,7 @@
 //! what their twins do until they next look for randomness, which takes minutes.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 
 use crate::{Error, Result};
@@ -38,7 +38,7 @@ pub(crate) fn renew() -> Result<()> {
     source.read_exact(&mut seed.buffer).map_err(Error::system("read the host's randomness"))?;
     let count = libc::c_int::try_from(SEED_BYTES).unwrap_or(0);
     (seed.entropy_bits, seed.bytes) = (count.saturating_mul(8), count);
-    let pool = File::options().write(true).open(POOL).map_err(Error::system("open the kernel's randomness"))?;
+    let pool = pool()?;
     // SAFETY: the structure has as many bytes behind its two numbers as the second of them says, and lives through the call.
     #[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
     let added = unsafe { libc::ioctl(pool.as_raw_fd(), RNDADDENTROPY as libc::Ioctl, &raw const seed) };
@@ -46,8 +46,22 @@ pub(crate) fn renew() -> Result<()> {
     use_now(&pool)
 }
 
+/// Mixes bytes into the kernel's randomness, without crediting them.
+///
+/// # Errors
+/// Where the kernel does not take them.
+pub(crate) fn mix(bytes: &[u8]) -> Result<()> {
+    let mut pool = pool()?;
+    pool.write_all(bytes).map_err(Error::system("reseed"))?;
+    use_now(&pool)
+}
+
+fn pool() -> Result<File> {
+    File::options().write(true).open(POOL).map_err(Error::system("open the kernel's randomness"))
+}
+
 /// Has the kernel draw on what its pool has been given. It does so by itself only after a while.
-pub(crate) fn use_now(pool: &File) -> Result<()> {
+fn use_now(pool: &File) -> Result<()> {
     // SAFETY: the request takes no argument.
     #[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
     let used = unsafe { libc::ioctl(pool.as_raw_fd(), RNDRESEEDCRNG as libc::Ioctl) };
