@@ -100,7 +100,7 @@ impl Lane<'_> {
             let script = script(group, if all { filter } else { &[] }, in_lab);
             let (place, mut tests) = self.where_kvm_works(&["sh", "-c", &script], limit)?;
             self.give(&mut tests, &package);
-            let names: Vec<_> = group.iter().map(Ran::name).collect();
+            let names: Vec<_> = group.iter().map(Ran::shown).collect();
             // The others run all the same: whoever reads wants to know what else has failed.
             failed.extend(step(&format!("lane builtin ({place}): {}", names.join(" ")), || in_a_clone(tests)).err());
         }
@@ -111,9 +111,9 @@ impl Lane<'_> {
     pub(crate) fn pass_devices_on(&self, filter: &[&str]) -> Result<()> {
         let programs = step("building the tests of devices", programs)?;
         let passthrough = programs.into_iter().find(|(name, _)| name == PASSTHROUGH);
-        let (_, program) = passthrough.context("there is no test program for passing devices on")?;
+        let (name, program) = passthrough.context("there is no test program for passing devices on")?;
         let tests = filter.iter().map(|word| (*word).to_owned()).collect();
-        let script = script(&[Ran { program, tests, is_sealed: false }], &[], true);
+        let script = script(&[Ran { name, program, tests, is_sealed: false }], &[], true);
         let mut tests = lab::clone_for(&["sh", "-c", &script], LIMIT, true)?;
         self.give(&mut tests, &lab::newest_kernel()?);
         step("lane passthrough (the lab)", || in_a_clone(tests))
@@ -222,6 +222,7 @@ fn executables(build: Command, wanted: &str) -> Result<Vec<(String, PathBuf)>> {
 /// A program of tests that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Ran {
+    name: String,
     program: PathBuf,
     /// The beginnings of the names of its tests; all of them where there are none.
     tests: Vec<String>,
@@ -231,10 +232,8 @@ struct Ran {
 
 impl Ran {
     /// What it is called, for people.
-    fn name(&self) -> String {
-        let file = self.program.file_name().unwrap_or_default().to_string_lossy();
-        let name = file.rsplit_once('-').map_or(&*file, |(name, _)| name);
-        if self.is_sealed { format!("{name} (sealed)") } else { name.to_owned() }
+    fn shown(&self) -> String {
+        if self.is_sealed { format!("{} (sealed)", self.name) } else { self.name.clone() }
     }
 }
 
@@ -245,13 +244,18 @@ fn chosen(programs: &[(String, PathBuf)], set: &[(&str, &[&str])], filter: &[&st
     let chosen = set.iter().filter_map(|(name, tests)| {
         let tests: Vec<String> = tests.iter().filter(wanted).map(|test| (*test).to_owned()).collect();
         let program = of(name).filter(|_| !tests.is_empty())?;
-        Some(Ran { program, tests, is_sealed: false })
+        Some(Ran { name: (*name).to_owned(), program, tests, is_sealed: false })
     });
     chosen.collect()
 }
 
 fn every(programs: &[(String, PathBuf)]) -> Vec<Ran> {
-    let all = |(_, path): &(String, PathBuf)| Ran { program: path.clone(), tests: Vec::new(), is_sealed: false };
+    let all = |(name, path): &(String, PathBuf)| Ran {
+        name: name.clone(),
+        program: path.clone(),
+        tests: Vec::new(),
+        is_sealed: false,
+    };
     programs.iter().map(all).collect()
 }
 
@@ -283,8 +287,7 @@ fn script(programs: &[Ran], filter: &[&str], in_lab: bool) -> String {
         }
         let words: Vec<String> =
             ran.tests.iter().cloned().chain(filter.iter().map(|word| (*word).to_owned())).collect();
-        let name = ran.program.file_name().unwrap_or_default().to_string_lossy();
-        let threads = if ALONE.iter().any(|alone| name.starts_with(alone)) { 1 } else { 2 };
+        let threads = if ALONE.contains(&&*ran.name) { 1 } else { 2 };
         script.push_str(&format!("lane {threads} '{}' {}\n", ran.program.display(), words.join(" ")));
     }
     if in_lab {
@@ -312,7 +315,7 @@ mod tests {
         let script = script(&some, &[], false);
         let plain = "lane 2 '/t/failures-1' the_guests_kernel_panicking\n";
         assert!(script.contains(&format!("{plain}export CORACLE_TEST_SEALED=1\n{plain}")), "{script}");
-        let sizes = Ran { program: "/t/sizes-1".into(), tests: Vec::new(), is_sealed: false };
+        let sizes = Ran { name: "sizes".into(), program: "/t/sizes-1".into(), tests: Vec::new(), is_sealed: false };
         assert!(super::script(&[sizes], &[], true).contains("lane 1 '/t/sizes-1' \n"));
     }
 
@@ -327,7 +330,11 @@ mod tests {
         );
         std::fs::write(&program, text).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let script = script(&[Ran { program, tests: vec!["one".into()], is_sealed: false }], &[], in_lab);
+        let script = script(
+            &[Ran { name: "program".into(), program, tests: vec!["one".into()], is_sealed: false }],
+            &[],
+            in_lab,
+        );
         let script = script.replace("/tmp/lane.out", &folder.path().join("out").display().to_string());
         let ran = Command::new("sh").args(["-c", &script]).output().unwrap();
         (String::from_utf8_lossy(&ran.stdout).into_owned(), ran.status.success())

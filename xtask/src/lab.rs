@@ -117,10 +117,11 @@ fn lab(args: &Args) -> Result<End> {
         }
         None => prepare(args)?,
     };
+    // By whoever has started this, so that the cache is theirs.
+    let emulator = Emulator::find(&cache()?)?;
     if !setup::is_root() {
         return Err(become_root(&kernel));
     }
-    let emulator = Emulator::find(&cache()?)?;
     let out = args.out.as_deref().map(make_out).transpose()?;
     let mark = output::mark()?;
     let own = std::env::current_exe().context("find this program")?;
@@ -164,7 +165,6 @@ fn prepare(args: &Args) -> Result<Kernel> {
     setup::ensure(Level::Run)?;
     setup::ensure_program("/sbin/depmod", "kmod")?;
     let cache = cache()?;
-    Emulator::find(&cache)?;
     match &args.kernel {
         Some(file) => kernel::from_file(&cache, file),
         None => kernel::newest(&cache),
