@@ -129,8 +129,10 @@ impl Devices {
 /// # Errors
 /// What the machine says.
 pub(crate) async fn limit(machine: &dyn Machine, devices: &[Device], limits: Limits) -> Result<()> {
-    let disks = devices.iter().filter(|device| device.kind() == DeviceKind::Block);
-    for disk in disks.filter(|_| limits != Limits::default()) {
+    if limits == Limits::default() {
+        return Ok(());
+    }
+    for disk in devices.iter().filter(|device| device.kind() == DeviceKind::Block) {
         machine.limit(disk.clone(), limits).await?;
     }
     Ok(())

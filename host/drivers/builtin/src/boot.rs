@@ -25,7 +25,8 @@ const MESSAGES_BYTES: usize = 8 * 1024;
 /// of the ranges that are given to containers.
 const FIRST_USER: u32 = 0x7000_0000;
 
-/// Boots, or starts the machine where another stood when it was saved into the folder `saved`. When this future is dropped, its parts are, and with them the process and its files.
+/// Boots, or starts the machine where another stood when it was saved into the folder `saved`. When this future is dropped, its parts are,
+/// and with them the process and its files.
 pub(crate) async fn boot(config: &Config, spec: MachineSpec, saved: Option<&Path>) -> Result<BuiltinMachine> {
     let Some((program, first)) = config.monitor.split_first() else {
         return Err(Error::Missing("no program is configured for the built-in monitor".into()));

@@ -271,7 +271,7 @@ impl Machine for BuiltinMachine {
     fn place(&self, host_cpus: Vec<u32>) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.end.check()?;
-            if !self.spec.host_cpus.is_empty() { Ok(()) } else { run_on(self.pid, &host_cpus) }
+            if self.spec.host_cpus.is_empty() { run_on(self.pid, &host_cpus) } else { Ok(()) }
         })
     }
 

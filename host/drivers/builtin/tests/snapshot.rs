@@ -5,9 +5,8 @@ mod guest;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use coracle_machine::{Cpus, Device, Driver, Error, GuestStream, Machine, MachineSpec};
-use guest::{Given, PATIENCE, given, says};
-use tokio::io::AsyncReadExt;
+use coracle_machine::{Cpus, Device, Driver, Error, Machine, MachineSpec};
+use guest::{Given, PATIENCE, given, greets, says};
 
 /// A guest that counts, with random bytes and what its disk begins with behind each number, and its agent beside that.
 const COUNTS: &str = "(/bin/agent serve; poweroff -f) &\n\
@@ -56,14 +55,6 @@ async fn counts_to(machine: &dyn Machine, number: u64) -> Vec<Tick> {
     };
     let counted = tokio::time::timeout(PATIENCE, wait).await;
     counted.unwrap_or_else(|_| panic!("the guest does not count to {number}: {:?}", machine.console(30)))
-}
-
-/// Waits for the guest's greeting. The guest ends where it is dropped.
-async fn greets(machine: &dyn Machine) -> GuestStream {
-    let greeting = tokio::time::timeout(PATIENCE, machine.guest_connection()).await;
-    let mut greeting = greeting.unwrap_or_else(|_| panic!("no greeting: {:?}", machine.console(30))).unwrap();
-    greeting.read_exact(&mut [0]).await.unwrap();
-    greeting
 }
 
 #[tokio::test]

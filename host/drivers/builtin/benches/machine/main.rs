@@ -55,16 +55,28 @@ fn spec(given: &Given, folder: &Path) -> MachineSpec {
     spec
 }
 
-/// The guest's clock at the first instruction of its init, by each monitor in turn.
-async fn boots(given: &Given, folder: &Path) -> Value {
-    let qemu = Qemu::new(QemuConfig {
+/// QEMU on KVM.
+fn qemu(machine_type: MachineType) -> Qemu {
+    Qemu::new(QemuConfig {
         program: "/usr/bin/qemu-system-x86_64".into(),
-        machine_type: MachineType::Microvm,
+        machine_type,
         accelerator: Accelerator::Kvm,
         vsock_server: Vec::new(),
         kernel_vsock: true,
         extra_arguments: Vec::new(),
-    });
+    })
+}
+
+/// The one in the middle.
+fn median(series: &[u64]) -> u64 {
+    let mut sorted = series.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+}
+
+/// The guest's clock at the first instruction of its init, by each monitor in turn.
+async fn boots(given: &Given, folder: &Path) -> Value {
+    let qemu = qemu(MachineType::Microvm);
     let (jailed, free) = (given.driver(true), given.driver(false));
     let mut series: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     for _ in 0..ROUNDS {
@@ -76,11 +88,7 @@ async fn boots(given: &Given, folder: &Path) -> Value {
             machine.stop().await.expect("stop");
         }
     }
-    let median = |name: &str| {
-        let mut sorted = series.get(name).cloned().unwrap_or_default();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() / 2).copied().unwrap_or(0)
-    };
+    let median = |name: &str| series.get(name).map_or(0, |values| median(values));
     #[expect(clippy::cast_precision_loss, reason = "a ratio of microseconds")]
     let ratio = |one: &str, other: &str| median(one) as f64 / median(other) as f64;
     json!({

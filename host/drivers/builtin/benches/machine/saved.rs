@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use coracle_driver_qemu::{Config as QemuConfig, MachineType, Qemu};
-use coracle_machine::{Accelerator, Driver, GuestStream, Machine, MachineSpec};
+use coracle_driver_qemu::MachineType;
+use coracle_machine::{Driver, MachineSpec};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
 
-use super::guest::{self, Given, PATIENCE};
+use super::guest::{self, Given, greets};
+use super::{median, qemu};
 
 /// Starts of each kind, in turn.
 const ROUNDS: usize = 7;
@@ -25,21 +25,8 @@ fn spec(given: &Given, folder: &Path, name: &str) -> MachineSpec {
     given.image(&own)
 }
 
-async fn greeting(machine: &dyn Machine) -> GuestStream {
-    let greeting = tokio::time::timeout(PATIENCE, machine.guest_connection()).await;
-    let mut greeting = greeting.unwrap_or_else(|_| panic!("no greeting: {:?}", machine.console(30))).expect("greeting");
-    greeting.read_exact(&mut [0]).await.expect("the guest speaks first");
-    greeting
-}
-
 fn microseconds(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
-}
-
-fn median(series: &[u64]) -> u64 {
-    let mut sorted = series.to_vec();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
 }
 
 /// The processor time of all threads of the newest monitor so far, in microseconds.
@@ -57,7 +44,7 @@ fn processor_time() -> u64 {
 pub(crate) async fn restores(given: &Given, folder: &Path) -> Value {
     let (driver, saved) = (given.driver(true), folder.join("saved"));
     let machine = driver.boot(spec(given, folder, "saved-one")).await.expect("boot");
-    let stream = greeting(&*machine).await;
+    let stream = greets(&*machine).await;
     machine.save(saved.clone()).await.expect("save");
     machine.stop().await.expect("stop");
     drop(stream);
@@ -69,7 +56,7 @@ pub(crate) async fn restores(given: &Given, folder: &Path) -> Value {
             let started = if name == "boot" { driver.boot(spec) } else { driver.restore(spec, saved.clone()) };
             let machine = started.await.expect("a machine");
             let (running, time) = (microseconds(began), processor_time());
-            let _greeting = greeting(&*machine).await;
+            let _greeting = greets(&*machine).await;
             for (what, value) in
                 [("us_to_running", running), ("cpu_us_to_running", time), ("us_to_agent", microseconds(began))]
             {
@@ -97,24 +84,23 @@ async fn clones(given: &Given, folder: &Path, saved: &Path) -> Value {
     for number in 0..CLONES {
         let machine =
             driver.restore(spec(given, folder, &format!("clone{number}")), saved.into()).await.expect("restore");
-        let stream = greeting(&*machine).await;
+        let stream = greets(&*machine).await;
         machines.push((machine, stream));
     }
-    let dirty: Vec<u64> = guest::children().into_iter().map(|monitor| private_dirty(monitor, saved)).collect();
+    let dirty: Vec<u64> = guest::children().into_iter().map(private_dirty).collect();
     for (machine, _) in &machines {
         machine.stop().await.expect("stop");
     }
     json!({ "machines": CLONES, "private_dirty_kib_of_the_guests": dirty })
 }
 
-/// What a process has written of its mappings of a saved memory, in KiB.
-fn private_dirty(pid: i32, saved: &Path) -> u64 {
+/// What a process has written of its mappings of a saved memory, a file of that name, in KiB.
+fn private_dirty(pid: i32) -> u64 {
     let map = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
-    let name = saved.join("memory").display().to_string();
     let (mut dirty, mut is_guest) = (0, false);
     for line in map.lines() {
         if line.split_whitespace().next().is_some_and(|range| range.contains('-') && !range.ends_with(':')) {
-            is_guest = line.ends_with(&name) || line.ends_with("/memory");
+            is_guest = line.ends_with("/memory");
         } else if let Some(size) = line.strip_prefix("Private_Dirty:").filter(|_| is_guest) {
             dirty += size.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
         }
@@ -124,14 +110,7 @@ fn private_dirty(pid: i32, saved: &Path) -> u64 {
 
 /// What a machine's growing and shrinking takes, by each monitor.
 pub(crate) async fn sizes(given: &Given, folder: &Path) -> Value {
-    let qemu = Qemu::new(QemuConfig {
-        program: "/usr/bin/qemu-system-x86_64".into(),
-        machine_type: MachineType::Q35,
-        accelerator: Accelerator::Kvm,
-        vsock_server: Vec::new(),
-        kernel_vsock: true,
-        extra_arguments: Vec::new(),
-    });
+    let qemu = qemu(MachineType::Q35);
     let builtin = given.driver(true);
     let mut report = BTreeMap::new();
     let drivers: [(&str, &dyn Driver); 2] = [("builtin", &builtin), ("qemu", &qemu)];
@@ -140,7 +119,7 @@ pub(crate) async fn sizes(given: &Given, folder: &Path) -> Value {
         let least = spec.memory.size_mib;
         (spec.cpus.max, spec.memory.max_mib) = (spec.cpus.boot + 1, least + GROWTH_MIB);
         let machine = driver.boot(spec).await.expect("boot");
-        let _greeting = greeting(&*machine).await;
+        let _greeting = greets(&*machine).await;
         let mut times = BTreeMap::new();
         for (what, cpus, memory_mib) in [
             ("us_to_gain_1_gib", 1, least + GROWTH_MIB),

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use coracle_driver_builtin::{Builtin, Config};
 use coracle_machine::{
-    Architecture, Cpus, Device, Driver, Kernel, KernelForm, Machine, MachineSpec, Memory, MemoryKind, Platform,
+    Architecture, Cpus, Device, Driver, GuestStream, Kernel, KernelForm, Machine, MachineSpec, Memory, MemoryKind,
+    Platform,
 };
 use cpio::newc;
+use tokio::io::AsyncReadExt;
 
 /// How long a guest may take to say or do something; it runs nested under emulation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -263,6 +265,14 @@ pub(crate) fn memory(pid: i32) -> MonitorMemory {
         }
     }
     MonitorMemory { resident, anonymous, of_files: file }
+}
+
+/// Waits for the guest's greeting. The guest ends where it is dropped.
+pub(crate) async fn greets(machine: &dyn Machine) -> GuestStream {
+    let greeting = tokio::time::timeout(PATIENCE, machine.guest_connection()).await;
+    let mut greeting = greeting.unwrap_or_else(|_| panic!("no greeting: {:?}", machine.console(30))).expect("greeting");
+    greeting.read_exact(&mut [0]).await.expect("the guest speaks first");
+    greeting
 }
 
 /// Waits until the guest has written `text` to its console.
