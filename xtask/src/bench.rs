@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !setup::is_root() {
         bail!("pods need root: run this by sudo");
     }
-    let guest = built.guest("linux-image-cloud-amd64")?;
+    let guest = built.guest(tests::KERNEL)?;
     let work = built.work();
     let image = work.join("image");
     image::make(&image, &[])?;
@@ -124,6 +124,7 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
     let lane = || -> Result<Value> {
         let lane = Lane {
             built: &bench.built,
+            kernel: tests::KERNEL.to_owned(),
             guest: guest.to_owned(),
             other: Some(tests::other_guest(&bench.built, tests::OTHER_KERNEL)?),
             usual: None,

@@ -23,6 +23,8 @@ const EACH_TIME: [(&str, &[&str]); 12] = [
             "a_disk_is_read_and_written",
             "a_disk_comes_to_a_running_guest",
             "a_disk_is_held_to_a_rate",
+            "a_file_is_memory",
+            "memory_of_files_is_refused",
             "processors_come_and_go",
             "what_is_no_kernel_is_refused",
         ],
@@ -43,7 +45,7 @@ const EACH_TIME: [(&str, &[&str]); 12] = [
     ("failures", &["the_monitor_killed_is_an_exit", "the_guests_kernel_panicking", "virtiofsd_killed_is_an_exit"]),
     ("containerd", &["exec_kill_pause_stats_and_update"]),
     ("network", &["links_of_every_kind"]),
-    ("storage", &["layers_show_what_they_say", "a_changed_block_is_never_read"]),
+    ("storage", &["layers_show_what_they_say", "layers_are_memory", "a_changed_block_is_never_read"]),
     ("pods", &["a_pod_has_the_network_that_cni_has_made", "a_pod_whose_monitor_is_killed"]),
     ("sizes", &["a_machine_follows_the_limits", "memory_that_was_freed"]),
     ("snapshot", &["clones_go_on", "a_full_disk", "a_machine_grows_and_shrinks"]),
@@ -64,7 +66,9 @@ const LIMIT_ALL: u32 = 4 * 60 * 60;
 pub(crate) struct Lane<'a> {
     /// What was built.
     pub(crate) built: &'a Built,
-    /// The guest image.
+    /// The package that stands for the guest's kernel.
+    pub(crate) kernel: String,
+    /// The guest image with that kernel.
     pub(crate) guest: PathBuf,
     /// The guest image of another kernel, where there is one.
     pub(crate) other: Option<PathBuf>,
@@ -78,7 +82,7 @@ impl Lane<'_> {
     /// Runs the set that runs each time, or all; only what holds `filter` where it has words.
     pub(crate) fn run(&self, all: bool, filter: &[&str]) -> Result<()> {
         let programs = step("building the tests of the built-in monitor", programs)?;
-        let package = lab::newest_kernel()?;
+        let package = lab::newest_kernel(&self.kernel)?;
         let programs: Vec<_> = programs.into_iter().filter(|(name, _)| name != PASSTHROUGH).collect();
         let mut words = if all { every(&programs) } else { chosen(&programs, &EACH_TIME, filter) };
         let sealed = chosen(&programs, &SEALED, if all { &[] } else { filter });
@@ -115,7 +119,7 @@ impl Lane<'_> {
         let tests = filter.iter().map(|word| (*word).to_owned()).collect();
         let script = script(&[Ran { name, program, tests, is_sealed: false }], &[], true);
         let mut tests = lab::clone_for(&["sh", "-c", &script], LIMIT, true)?;
-        self.give(&mut tests, &lab::newest_kernel()?);
+        self.give(&mut tests, &lab::newest_kernel(&self.kernel)?);
         step("lane passthrough (the lab)", || in_a_clone(tests))
     }
 
@@ -125,7 +129,7 @@ impl Lane<'_> {
         let program = bench_program("coracle-driver-builtin", "machine", &["--profile=dev"])?;
         let program = program.display().to_string();
         let (_, mut measure) = self.where_kvm_works(&[&program], LIMIT)?;
-        self.give(&mut measure, &lab::newest_kernel()?);
+        self.give(&mut measure, &lab::newest_kernel(&self.kernel)?);
         let text = output(measure)?;
         let start = text.find('{').context("nothing was measured")?;
         serde_json::from_str(&text[start..]).context("the figures of the built-in monitor")

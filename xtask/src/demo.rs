@@ -12,6 +12,7 @@ use crate::containerd::Containerd;
 use crate::image;
 use crate::setup::{self, Level};
 use crate::steps::{output, step};
+use crate::tests;
 
 /// Run a container in a machine of its own.
 #[derive(Debug, clap::Args)]
@@ -40,7 +41,7 @@ fn become_root(args: &Args) -> Result<bool> {
 fn prepare(args: &Args) -> Result<(Built, PathBuf, PathBuf)> {
     setup::ensure(if args.containerd { Level::Containerd } else { Level::Run })?;
     let built = build::all()?;
-    let guest = built.guest("linux-image-cloud-amd64")?;
+    let guest = built.guest(tests::KERNEL)?;
     let folder = built.work().join("image");
     if !folder.join("index.json").exists() {
         step("making a small image from busybox", || image::make(&folder, &[]))?;

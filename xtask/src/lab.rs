@@ -30,6 +30,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Level};
+use crate::tests;
 use emulator::Emulator;
 pub(crate) use held::hold as hold_machine;
 use kernel::Kernel;
@@ -167,7 +168,7 @@ fn prepare(args: &Args) -> Result<Kernel> {
     let cache = cache()?;
     match &args.kernel {
         Some(file) => kernel::from_file(&cache, file),
-        None => kernel::newest(&cache),
+        None => kernel::newest(&cache, tests::KERNEL),
     }
 }
 
@@ -202,10 +203,10 @@ fn make_out(folder: &Path) -> Result<PathBuf> {
     folder.canonicalize().with_context(|| format!("find {}", folder.display()))
 }
 
-/// The unpacked package of the kernel that the lab runs by default.
-pub(crate) fn newest_kernel() -> Result<PathBuf> {
+/// The unpacked package of the newest kernel that the package `of` stands for.
+pub(crate) fn newest_kernel(of: &str) -> Result<PathBuf> {
     setup::ensure_program("/sbin/depmod", "kmod")?;
-    Ok(kernel::newest(&cache()?)?.folder)
+    Ok(kernel::newest(&cache()?, of)?.folder)
 }
 
 /// The command that runs `words` in the lab, for `seconds` at most.

@@ -69,7 +69,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(args) => tests::run(&args),
         Task::Lint => lint::run(),
         Task::Layers => layers::run(),
-        Task::Image => build::all().and_then(|built| built.guest("linux-image-cloud-amd64").map(drop)),
+        Task::Image => build::all().and_then(|built| built.guest(tests::KERNEL).map(drop)),
         Task::Suite(args) => suite::run(&args),
         Task::Churn(args) => pods::run(&args),
         Task::Bench(args) => bench::run(&args),

@@ -10,6 +10,7 @@ use crate::build::{self, Built};
 use crate::image;
 use crate::setup::{self, Level};
 use crate::steps::{self, command, output, step};
+use crate::tests;
 
 /// Make pods of two containers, remove them, and look for what is left.
 #[derive(Debug, clap::Args)]
@@ -50,7 +51,7 @@ pub(crate) fn program(built: &Built, name: &str, words: &[String]) -> Result<Com
     run.args(words)
         .env("CORACLE_TEST_BINARY", built.coracle())
         .env("CORACLE_TEST_SHIM", built.shim())
-        .env("CORACLE_TEST_GUEST", built.guest("linux-image-cloud-amd64")?)
+        .env("CORACLE_TEST_GUEST", built.guest(tests::KERNEL)?)
         .env("CORACLE_TEST_IMAGE", image);
     Ok(run)
 }

@@ -8,6 +8,7 @@ use crate::build::{self, Built};
 use crate::image;
 use crate::setup;
 use crate::steps::{self, command, output, step};
+use crate::tests;
 
 /// Try the shim on another Debian release's containerd.
 #[derive(Debug, clap::Args)]
@@ -56,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !setup::is_root() {
         bail!("a root of its own needs root: run this by sudo");
     }
-    let guest = built.guest("linux-image-cloud-amd64")?;
+    let guest = built.guest(tests::KERNEL)?;
     let root = built.work().join(format!("root-{}", args.suite));
     if !root.join("usr/bin/containerd").exists() || !root.join("usr/sbin/iptables").exists() {
         step(&format!("making a root of {}", args.suite), || make_root(&root, &args.suite))?;

@@ -19,6 +19,9 @@ pub(crate) struct Args {
     /// Of the lane builtin all tests, not only those that run each time: in the lab this takes hours.
     #[arg(long)]
     all: bool,
+    /// Of the lane builtin with the guest's kernel of this package.
+    #[arg(long, value_name = "PACKAGE", default_value = KERNEL)]
+    kernel: String,
     /// Only tests whose names hold this.
     filter: Option<String>,
 }
@@ -27,6 +30,9 @@ const LANES: [&str; 6] = ["unit", "flow", "contract", "e2e", "builtin", BY_NAME]
 
 /// The lane that runs by its name alone: a clone with an IOMMU does not always come up (docs/reliability.md).
 const BY_NAME: &str = "passthrough";
+
+/// The package that stands for the newest kernel for virtual machines: of the guest under test, and of the lab.
+pub(crate) const KERNEL: &str = "linux-image-cloud-amd64";
 
 /// The second kernel on which the guest is tested, where apt has it.
 pub(crate) const OTHER_KERNEL: &str = "linux-image-6.12-cloud-amd64";
@@ -71,7 +77,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wanted("builtin") || wanted(BY_NAME) {
         let lane = Lane {
             built: &built,
-            guest: built.guest("linux-image-cloud-amd64")?,
+            kernel: args.kernel.clone(),
+            guest: built.guest(&args.kernel)?,
             other: other_guest(&built, OTHER_KERNEL).ok(),
             usual: other_guest(&built, USUAL_KERNEL).ok(),
             image: test_image(&built)?,
@@ -94,7 +101,7 @@ const SEALED: [&str; 2] = ["--test", "run"];
 
 /// The lanes that need a guest.
 fn machine_lanes(built: &Built, contract: bool, e2e: bool, filter: &[&str]) -> Result<()> {
-    let guest = built.guest("linux-image-cloud-amd64")?;
+    let guest = built.guest(KERNEL)?;
     let environment = |command: &mut std::process::Command| {
         command.env("CORACLE_TEST_GUEST", &guest).env("CORACLE_TEST_SHIM", built.shim());
     };

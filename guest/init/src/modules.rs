@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// The folder of the initrd that holds the modules and `order`, a list of their file names. Behind a name may stand the
-/// beginning of the modalias of the device that it is for: without such a device it is not loaded.
+/// beginning of the modalias of the device that it is for: without such a device it is not loaded. And behind that may stand [`START`].
 const FOLDER: &str = "/modules";
+
+/// Of a module whose device a machine has from its start or never.
+const START: &str = "start";
 
 /// Where the kernel shows the devices that matter here.
 const DEVICES: &str = "/sys/bus/virtio/devices";
@@ -25,13 +28,11 @@ fn modaliases() -> Vec<String> {
 pub(crate) fn load() -> Result<(), String> {
     let order = order();
     // Those of all machines first: by some of them the kernel finds its devices.
-    lines(&order).filter(|(_, device)| device.is_none()).try_for_each(|(name, _)| load_one(name, false))?;
+    lines(&order).filter(|line| line.device.is_none()).try_for_each(|line| load_one(line.name, false))?;
     let may_gain = std::fs::read_dir(SLOTS).is_ok_and(|mut slots| slots.next().is_some());
     let unused = load_for_devices(&order, false)?;
-    if !may_gain {
-        for name in unused {
-            let _ = std::fs::remove_file(file(name));
-        }
+    for line in unused.iter().filter(|line| !may_gain || line.only_from_start) {
+        let _ = std::fs::remove_file(file(line.name));
     }
     Ok(())
 }
@@ -44,25 +45,20 @@ pub fn load_more() -> Result<(), String> {
     load_for_devices(&order(), true).map(drop)
 }
 
-/// Loads what the devices that are there have a use for, and gives the names of the rest. A module whose file is gone was loaded,
+/// Loads what the devices that are there have a use for, and gives the rest. A module whose file is gone was loaded,
 /// where it `may_be_gone`.
-fn load_for_devices(order: &str, may_be_gone: bool) -> Result<Vec<&str>, String> {
+fn load_for_devices(order: &str, may_be_gone: bool) -> Result<Vec<Line<'_>>, String> {
     // Looked at once: a device that comes meanwhile would be given the later ones of its modules without those that they need.
     let aliases = modaliases();
     let (wanted, unused) = by_devices(order, &aliases);
-    wanted.into_iter().try_for_each(|name| load_one(name, may_be_gone))?;
+    wanted.into_iter().try_for_each(|line| load_one(line.name, may_be_gone))?;
     Ok(unused)
 }
 
 /// The modules of devices, in their order: those for devices of these modaliases, and the others.
-fn by_devices<'a>(order: &'a str, aliases: &[String]) -> (Vec<&'a str>, Vec<&'a str>) {
-    let (mut wanted, mut unused) = (Vec::new(), Vec::new());
-    for (name, device) in lines(order) {
-        let Some(device) = device else { continue };
-        let list = if aliases.iter().any(|alias| alias.starts_with(device)) { &mut wanted } else { &mut unused };
-        list.push(name);
-    }
-    (wanted, unused)
+fn by_devices<'a>(order: &'a str, aliases: &[String]) -> (Vec<Line<'a>>, Vec<Line<'a>>) {
+    let is_there = |device: &str| aliases.iter().any(|alias| alias.starts_with(device));
+    lines(order).filter(|line| line.device.is_some()).partition(|line| line.device.is_some_and(is_there))
 }
 
 /// The list of the modules; empty where the initrd has none.
@@ -70,10 +66,21 @@ fn order() -> String {
     std::fs::read_to_string(file("order")).unwrap_or_default()
 }
 
-/// The list's modules, each with the beginning of its device's modalias. One that all machines need has none, and needs none that has.
-fn lines(order: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
-    let lines = order.lines().filter(|line| !line.is_empty());
-    lines.map(|line| line.split_once(' ').map_or((line, None), |(name, device)| (name, Some(device))))
+/// A module of the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Line<'a> {
+    /// Its file.
+    name: &'a str,
+    /// The beginning of its device's modalias. One that all machines need has none, and needs none that has.
+    device: Option<&'a str>,
+    only_from_start: bool,
+}
+
+fn lines(order: &str) -> impl Iterator<Item = Line<'_>> {
+    order.lines().filter_map(|line| {
+        let mut words = line.split(' ').filter(|word| !word.is_empty());
+        Some(Line { name: words.next()?, device: words.next(), only_from_start: words.next() == Some(START) })
+    })
 }
 
 fn file(name: &str) -> PathBuf {
@@ -120,11 +127,15 @@ mod tests {
         let of = |aliases: &[&str]| {
             let aliases: Vec<_> = aliases.iter().map(|&alias| alias.to_owned()).collect();
             let (wanted, unused) = by_devices(order, &aliases);
-            format!("{} | {}", wanted.join(" "), unused.join(" "))
+            let names = |lines: &[Line<'_>]| lines.iter().map(|line| line.name).collect::<Vec<_>>().join(" ");
+            format!("{} | {}", names(&wanted), names(&unused))
         };
         assert_eq!(of(&[]), " | dm.ko verity.ko net.ko");
         assert_eq!(of(&["virtio:d00000002v00001AF4\n"]), "dm.ko verity.ko | net.ko");
         assert_eq!(of(&["virtio:d00000001v00001AF4\n", "virtio:d00000002v00001AF4\n"]), "dm.ko verity.ko net.ko | ");
-        assert_eq!(lines(order).filter(|(_, device)| device.is_none()).count(), 1);
+        assert_eq!(lines(order).filter(|line| line.device.is_none()).count(), 1);
+        let line = lines("a.ko virtio:d1v start\n").next().unwrap();
+        assert!(line.only_from_start && line.device == Some("virtio:d1v") && line.name == "a.ko");
+        assert!(!lines(order).any(|line| line.only_from_start));
     }
 }

@@ -7,7 +7,7 @@ use std::io::Write;
 use cpio::newc;
 
 use crate::Error;
-use crate::modules::Module;
+use crate::modules::{Module, Need};
 
 const DIRECTORY: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
@@ -15,9 +15,10 @@ const PROGRAM: u32 = 0o100_755;
 
 /// The archive with `agent` as `/init` and the modules in their order.
 pub(crate) fn pack(agent: &[u8], modules: &[Module]) -> Result<Vec<u8>, Error> {
-    let line = |module: &Module| match &module.device {
-        Some(device) => format!("{} {device}\n", module.file),
-        None => format!("{}\n", module.file),
+    let line = |module: &Module| match &module.need {
+        Need::Always => format!("{}\n", module.file),
+        Need::Device(device) => format!("{} {device}\n", module.file),
+        Need::FromStart(device) => format!("{} {device} start\n", module.file),
     };
     let order: String = modules.iter().map(line).collect();
     let mut entries: Vec<(String, u32, &[u8])> = Vec::new();
@@ -53,12 +54,13 @@ mod tests {
 
     #[test]
     fn the_same_input_gives_the_same_bytes() {
-        let module = |file: &str, device: Option<&str>| Module {
-            file: file.into(),
-            content: vec![1, 2, 3],
-            device: device.map(str::to_owned),
-        };
-        let modules = [module("a.ko", None), module("b.ko", Some("virtio:d1v"))];
+        let module = |file: &str, need: Need| Module { file: file.into(), content: vec![1, 2, 3], need };
+        let device = "virtio:d1v".to_owned();
+        let modules = [
+            module("a.ko", Need::Always),
+            module("b.ko", Need::Device(device.clone())),
+            module("c.ko", Need::FromStart(device)),
+        ];
         let first = pack(b"agent", &modules).unwrap();
         assert_eq!(first, pack(b"agent", &modules).unwrap());
         assert!(first.starts_with(b"070701"));
@@ -70,11 +72,11 @@ mod tests {
             if names.last().is_some_and(|name| name == "modules/order") {
                 let mut order = String::new();
                 std::io::Read::read_to_string(&mut reader, &mut order).unwrap();
-                assert_eq!(order, "a.ko\nb.ko virtio:d1v\n");
+                assert_eq!(order, "a.ko\nb.ko virtio:d1v\nc.ko virtio:d1v start\n");
             }
             reader = newc::Reader::new(reader.finish().unwrap()).unwrap();
         }
-        let files = ["init", "modules/order", "modules/a.ko", "modules/b.ko"];
+        let files = ["init", "modules/order", "modules/a.ko", "modules/b.ko", "modules/c.ko"];
         assert_eq!(names, [&["dev", "proc", "sys", "run", "modules"][..], &files].concat());
     }
 }

@@ -8,23 +8,36 @@ pub(crate) struct Module {
     /// Its file's name.
     pub(crate) file: String,
     pub(crate) content: Vec<u8>,
-    /// The beginning of the modalias of the device that it is for; none where it is loaded always.
-    pub(crate) device: Option<String>,
+    pub(crate) need: Need,
+}
+
+/// When a module is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Always.
+    Always,
+    /// Where there is a device with this beginning of a modalias, or one comes.
+    Device(String),
+    /// Where there is one from the start.
+    FromStart(String),
 }
 
 /// The recipe's modules, each after those that it depends on.
 pub(crate) fn choose(package: &Package, recipe: &Recipe) -> Result<Vec<Module>, Error> {
     let mut chosen = Vec::new();
     for name in &recipe.modules {
-        add(package, &module_name(name), None, &mut chosen)?;
+        add(package, &module_name(name), &Need::Always, &mut chosen)?;
     }
     for (name, device) in &recipe.device_modules {
-        add(package, &module_name(name), Some(device), &mut chosen)?;
+        add(package, &module_name(name), &Need::Device(device.clone()), &mut chosen)?;
+    }
+    for (name, device) in &recipe.start_modules {
+        add(package, &module_name(name), &Need::FromStart(device.clone()), &mut chosen)?;
     }
     Ok(chosen)
 }
 
-fn add(package: &Package, name: &str, device: Option<&String>, chosen: &mut Vec<Module>) -> Result<(), Error> {
+fn add(package: &Package, name: &str, need: &Need, chosen: &mut Vec<Module>) -> Result<(), Error> {
     let file = format!("{name}.ko");
     if package.is_builtin(name) || chosen.iter().any(|present| present.file == file) {
         return Ok(());
@@ -34,9 +47,9 @@ fn add(package: &Package, name: &str, device: Option<&String>, chosen: &mut Vec<
         problem: format!("the module {name} is neither there nor built in"),
     })?;
     for dependency in dependencies(&module) {
-        add(package, &dependency, device, chosen)?;
+        add(package, &dependency, need, chosen)?;
     }
-    chosen.push(Module { file, content: module, device: device.cloned() });
+    chosen.push(Module { file, content: module, need: need.clone() });
     Ok(())
 }
 

@@ -11,6 +11,8 @@ pub struct Recipe {
     pub modules: Vec<String>,
     /// Those of devices that not every machine has, by name; with the beginning of the device's modalias.
     pub device_modules: std::collections::BTreeMap<String, String>,
+    /// Those of devices that a machine has from its start or never, likewise.
+    pub start_modules: std::collections::BTreeMap<String, String>,
     /// Words of the kernel's command line.
     pub command_line: Vec<String>,
 }

@@ -69,6 +69,12 @@ pub trait Machine: Send + Sync {
     /// bridge on the way and then its own, from the root on, in hexadecimal: `1e/04`.
     fn attach(&self, device: Device) -> BoxFuture<'_, Result<Option<String>>>;
 
+    /// Where the guest finds a device that the machine has from its start, as [`Self::attach`] gives it; none where that is not known.
+    fn place_of(&self, device: &Device) -> Option<String> {
+        let _ = device;
+        None
+    }
+
     /// Takes a device out.
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>>;
 

@@ -134,6 +134,13 @@ pub enum Device {
         /// A name that the guest can read, at most 20 bytes.
         serial: String,
     },
+    /// A file of the host's that is read-only memory of the guest's (virtio-pmem): all machines that have it read the same pages of the host's,
+    /// and keep no copy. From the machine's start only, and not beside a shared file system or a device of the host's. It must not become
+    /// shorter while the machine is there.
+    Pmem {
+        /// The file.
+        path: PathBuf,
+    },
     /// A network link whose other end is a tap of the host.
     Net {
         /// The guest's hardware address.
@@ -226,6 +233,8 @@ pub enum DeviceKind {
     SharedFs,
     /// See [`Device::Block`].
     Block,
+    /// See [`Device::Pmem`].
+    Pmem,
     /// See [`Device::Net`].
     Net,
     /// See [`Device::Vfio`].
@@ -248,11 +257,11 @@ impl Device {
         }
     }
 
-    /// The host's file behind a disk.
+    /// The host's file behind it.
     #[must_use]
     pub fn path(&self) -> Option<&std::path::Path> {
         match self {
-            Self::Block { path, .. } => Some(path),
+            Self::Block { path, .. } | Self::Pmem { path } => Some(path),
             _ => None,
         }
     }
@@ -266,6 +275,7 @@ impl Device {
             Self::Balloon => DeviceKind::Balloon,
             Self::SharedFs { .. } => DeviceKind::SharedFs,
             Self::Block { .. } => DeviceKind::Block,
+            Self::Pmem { .. } => DeviceKind::Pmem,
             Self::Net { .. } => DeviceKind::Net,
             Self::Vfio { .. } => DeviceKind::Vfio,
             Self::NetStream { .. } => DeviceKind::NetStream,

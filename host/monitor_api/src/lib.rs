@@ -269,6 +269,12 @@ pub enum Device {
         /// How many queues.
         queues: u16,
     },
+    /// A file that is read-only memory of the guest's. From the machine's start only, without devices that other processes serve or that are
+    /// the host's.
+    Pmem {
+        /// The file or block device, open for reading. It must not become shorter.
+        file_fd: i32,
+    },
     /// A PCI device of the host's.
     Vfio {
         /// The device.

@@ -48,6 +48,8 @@ pub(crate) struct Setup {
     pub(crate) shares_files: bool,
     /// What the machine has for its first container.
     pub(crate) devices: Vec<Device>,
+    /// The files of those disks that the machine may have as memory.
+    pub(crate) layers: Vec<PathBuf>,
 }
 
 /// Boots the pod's machine. When the future is dropped, nothing is left of it.
@@ -74,6 +76,10 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     if capabilities.coldplug.contains(&DeviceKind::Balloon) && !config.huge_pages && !config.sealed && !is_passed {
         spec.devices.push(Device::Balloon);
     }
+    if config.layers_as_memory && capabilities.coldplug.contains(&DeviceKind::Pmem) {
+        devices::as_memory(&mut spec.devices, &setup.layers);
+    }
+    let own = spec.devices.clone();
     let least = Size { cpus: spec.cpus.boot, memory_mib: spec.memory.size_mib };
     let range = capabilities.resize.then(|| Range {
         base: Size { cpus: config.vcpus, memory_mib: config.memory_mib },
@@ -85,7 +91,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         Ok(machine) => machine,
         Err(error) => return Err(server_failed(virtiofsd.as_ref()).await.unwrap_or_else(|| error.into())),
     };
-    if let Err(error) = devices::limit(&*machine, &setup.devices, config.disk_limits).await {
+    if let Err(error) = devices::limit(&*machine, &own, config.disk_limits).await {
         machine.stop().await?;
         return Err(error);
     }
@@ -120,6 +126,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         },
         _ => None,
     };
+    let places = devices::places(&*machine, &own);
     let pod = Arc::new(Pod {
         machine,
         agent,
@@ -129,7 +136,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         placed: Mutex::new(Some(Place::default())),
         updates: Mutex::default(),
         shared: shared.as_ref().map(|shared| mount::host_side(&shared.folder)),
-        devices: Devices::new(capabilities.hotplug.clone(), &setup.devices, config.disk_limits),
+        devices: Devices::new(capabilities.hotplug.clone(), &setup.devices, places, config.disk_limits),
         mirrors: Mirrors::default(),
         virtiofsd,
         has_shm: !setup.sandbox_id.is_empty(),

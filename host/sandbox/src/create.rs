@@ -288,6 +288,7 @@ impl Mounted {
             mount::apply(&plan, &made).map(|()| plan)
         };
         let mut plan = tokio::task::spawn_blocking(work).await.map_err(|error| Error::Failed(error.to_string()))??;
+        pod.devices.read_as_memory(&mut plan.storages);
         plan.devices.extend(passed.iter().flat_map(Passed::devices));
         let places = match pod.devices.attach(&*pod.machine, &plan.devices).await {
             Ok(places) => places,

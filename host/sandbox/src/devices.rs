@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use coracle_machine::{Device, DeviceKind, Limits, Machine};
+use coracle_protocol::agent::Storage;
 use tokio::sync::Mutex;
 
 use crate::{Error, Result};
@@ -13,6 +14,8 @@ use crate::{Error, Result};
 pub(crate) struct Devices {
     /// What the machine takes while it runs.
     takes: Vec<DeviceKind>,
+    /// Files that it has as memory, each with its place in the guest: disks among those from its start.
+    as_memory: Vec<(PathBuf, String)>,
     /// What each of its disks may do.
     limits: Limits,
     /// Held while one is attached or detached.
@@ -46,10 +49,15 @@ impl Held {
 }
 
 impl Devices {
-    /// Those that the machine has from its start, and what its disks may do.
-    pub(crate) fn new(takes: Vec<DeviceKind>, from_boot: &[Device], limits: Limits) -> Self {
+    /// Those that the machine has from its start, which of them are its memory, and what its disks may do.
+    pub(crate) fn new(
+        takes: Vec<DeviceKind>,
+        from_boot: &[Device],
+        as_memory: Vec<(PathBuf, String)>,
+        limits: Limits,
+    ) -> Self {
         let held = |device: &Device| Held { device: device.clone(), users: 0, kind: Kind::FromBoot, place: None };
-        Self { takes, limits, held: Mutex::new(from_boot.iter().map(held).collect()) }
+        Self { takes, as_memory, limits, held: Mutex::new(from_boot.iter().map(held).collect()) }
     }
 
     /// Whether a root can be made of these: the machine has them for it, or would take them.
@@ -61,6 +69,13 @@ impl Devices {
             Some(one) => one.users == 0 && one.kind != Kind::Spent,
             None => self.takes.contains(&device.kind()),
         })
+    }
+
+    /// Has the guest read as memory those of a container's disks that its machine has so.
+    pub(crate) fn read_as_memory(&self, storages: &mut [Storage]) {
+        for (layer, place) in &self.as_memory {
+            coracle_storage::read_as_memory(storages, layer, place);
+        }
     }
 
     /// The host's files behind the disks among them.
@@ -122,6 +137,26 @@ impl Devices {
     pub(crate) async fn detach(&self, machine: &dyn Machine, devices: &[Device]) {
         let_go(&mut *self.held.lock().await, machine, devices).await;
     }
+}
+
+/// Makes the disks of these layers memory of the machine.
+pub(crate) fn as_memory(devices: &mut [Device], layers: &[PathBuf]) {
+    for device in devices {
+        if let Device::Block { path, read_only: true, .. } = device
+            && layers.contains(path)
+        {
+            *device = Device::Pmem { path: std::mem::take(path) };
+        }
+    }
+}
+
+/// The files that are memory of a machine with these devices, each with its place in the guest.
+pub(crate) fn places(machine: &dyn Machine, devices: &[Device]) -> Vec<(PathBuf, String)> {
+    let place = |device: &Device| match device {
+        Device::Pmem { path } => Some((path.clone(), machine.place_of(device)?)),
+        _ => None,
+    };
+    devices.iter().filter_map(place).collect()
 }
 
 /// Holds the disks among a machine's devices to what they may do.
@@ -218,12 +253,21 @@ mod tests {
         (folder, machine.unwrap())
     }
 
+    #[test]
+    fn layers_become_memory_and_nothing_else() {
+        let mut devices = [Device::Rng, disk("layer", true), disk("volume", true), disk("writable", false)];
+        let before = devices.clone();
+        as_memory(&mut devices, &["/d/layer".into(), "/d/writable".into()]);
+        assert_eq!(devices[1], Device::Pmem { path: "/d/layer".into() });
+        assert_eq!((&devices[0], &devices[2..]), (&before[0], &before[2..]));
+    }
+
     #[tokio::test]
     async fn disks_from_boot_are_used_once_where_they_are_written_to() {
         let (_folder, machine) = machine().await;
         let (layer, writable) = (disk("layer", true), disk("writable", false));
         let all = [layer.clone(), writable.clone()];
-        let disks = Devices::new(Vec::new(), &all, Limits::default());
+        let disks = Devices::new(Vec::new(), &all, Vec::new(), Limits::default());
         assert!(disks.can_have(&all).await && !disks.can_have(&[disk("other", true)]).await);
         disks.attach(&*machine, &all).await.unwrap();
         disks.detach(&*machine, &all).await;

@@ -95,6 +95,8 @@ pub struct Config {
     pub virtiofsd: Option<Vec<String>>,
     /// Whether the guest may see folders of the host's; where not it has copies of files.
     pub shares_files: bool,
+    /// Whether layers that are disks are memory of the machine, where it can have that.
+    pub layers_as_memory: bool,
     /// Whether the machine is one as confidential guests have it: see the setting `machine.sealed`.
     pub sealed: bool,
     /// The network of a pod that has no network namespace. None: none.

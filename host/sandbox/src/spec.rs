@@ -208,6 +208,7 @@ pub(crate) fn setup(spec: &oci::Spec, needs: Needs, passed: &[Passed]) -> Result
         memory_mib: memory.and_then(|memory| mebibytes(memory.Limit)).map(|mib| mib.saturating_add(huge_mib)),
         network: network(spec)?,
         shares_files: needs.shares_files,
+        layers: needs.layers,
         devices: needs.disks.into_iter().chain(passed.iter().flat_map(Passed::devices)).collect(),
         ..Default::default()
     })
@@ -246,6 +247,7 @@ pub(crate) fn pod_setup(id: &str, spec: &oci::Spec) -> Result<Setup> {
         // What its containers will need nobody has said.
         shares_files: true,
         devices: Vec::new(),
+        layers: Vec::new(),
     })
 }
 

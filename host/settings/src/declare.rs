@@ -57,6 +57,15 @@ pub enum SharedFs {
     None,
 }
 
+/// What an image's layers are to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layers {
+    /// Disks.
+    Disk,
+    /// Memory, where it can have that.
+    Memory,
+}
+
 /// What kubelet's `emptyDir` volumes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EmptyDir {
@@ -235,6 +244,7 @@ words!(
     "none" = None
 );
 words!(SharedFs, "one of \"virtio-fs\", \"none\"", "virtio-fs" = VirtioFs, "none" = None);
+words!(Layers, "one of \"disk\", \"memory\"", "disk" = Disk, "memory" = Memory);
 words!(EmptyDir, "one of \"folder\", \"disk\"", "folder" = Folder, "disk" = Disk);
 words!(MachineType, "one of \"q35\", \"microvm\"", "q35" = Q35, "microvm" = Microvm);
 
@@ -348,6 +358,8 @@ settings! {
         "What kubelet's `emptyDir` volumes are that are no memory. \"folder\" is the host's folder, as far as `storage.shared_fs` shares folders; \"disk\" is a file in that folder, which is a disk of the guest's: what is freed in it is the host's again. Files that the host has put into the folder are not seen then.";
     storage_empty_dir_mib: u64 = "storage.empty_dir_mib", 16384,
         "The size of such a disk, in MiB. The host's disk is used as it is written to.";
+    storage_layers: Layers = "storage.layers", Layers::Disk,
+        "How a guest reads layers of an image that are read-only disks (EROFS). \"disk\": by blocks, into memory of its own. \"memory\": as memory of its machine (virtio-pmem), and keeps no copy of what the host has read; for the containers that have the layers of that which boots the machine, on the built-in monitor, where neither folders nor devices of the host are shared and nothing verifies them. Elsewhere as \"disk\". It takes 1/64 of the layers' size of the guest's memory.";
     network_model: NetworkModel = "network.model", NetworkModel::TcFilter,
         "How the links of a pod's network namespace and the guest's are one another's wire. \"tcfilter\" sends on each frame between a link and the machine's by a filter; \"macvtap\" puts the machine's device on the link (veth and vlan); \"routed\" makes the namespace a router, for IP alone, whatever the link is; \"none\" leaves the links alone, and the guest has none.";
     network_limit_to_guest_mbit: Limit = "network.limit_to_guest_mbit", Limit(None),

@@ -7,8 +7,8 @@ mod declare;
 mod load;
 
 pub use declare::{
-    Accelerator, EmptyDir, Limit, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs, Settings, SharedFs,
-    reference,
+    Accelerator, EmptyDir, Layers, Limit, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs, Settings,
+    SharedFs, reference,
 };
 pub use load::{DEFAULTS, ENVIRONMENT, Error, FILE, OVERRIDES};
 

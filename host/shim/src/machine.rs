@@ -7,7 +7,7 @@ use coracle_driver_builtin::{Builtin, Config as BuiltinConfig};
 use coracle_driver_qemu::{Config as QemuConfig, KvmState, MachineType, Qemu, probe_kvm};
 use coracle_machine::{Accelerator, Driver, Forward, Kernel, KernelForm, Limits, Rate};
 use coracle_sandbox::{Config, Error, UserNetwork};
-use coracle_settings::{self as settings, EmptyDir, Limit, NetworkModel, Settings, SharedFs};
+use coracle_settings::{self as settings, EmptyDir, Layers, Limit, NetworkModel, Settings, SharedFs};
 
 /// What runs the guest, or why nothing may.
 pub(crate) fn accelerator(settings: &Settings) -> Result<Accelerator, Error> {
@@ -143,6 +143,7 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         vcpus: settings.machine_vcpus,
         virtiofsd: Some(settings.virtiofsd_path.clone()),
         shares_files: settings.storage_shared_fs == SharedFs::VirtioFs && !settings.machine_sealed,
+        layers_as_memory: settings.storage_layers == Layers::Memory,
         sealed: settings.machine_sealed,
         host_cpus: settings.machine_host_cpus.0.clone(),
         host_nodes: settings.machine_host_nodes.0.clone(),

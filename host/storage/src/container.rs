@@ -87,6 +87,8 @@ pub struct Wanted {
 pub struct Needs {
     /// Disks.
     pub disks: Vec<Device>,
+    /// The files of those that a machine may have as memory: layers.
+    pub layers: Vec<PathBuf>,
     /// Those of them that have to be made first.
     pub empty_disks: Vec<EmptyDisk>,
     /// Whether files of the host are shared with the guest.
@@ -101,7 +103,9 @@ impl Wanted {
     pub fn needs(&self) -> Result<Needs, Error> {
         let root = root_disks(&self.id, &self.rootfs)?;
         let mut needs = Needs { shares_files: root.is_none(), ..Needs::default() };
-        needs.disks.extend(root.into_iter().flat_map(|root| root.devices));
+        if let Some(root) = root {
+            (needs.disks, needs.layers) = (root.devices, root.layers);
+        }
         for mount in self.mounts.iter().filter(|mount| is_bind(mount) && !(self.pod_shm && is_pod_shm(mount))) {
             match volumes::of(mount, self)? {
                 Some(Volume::Guests(volume)) => {

@@ -2,7 +2,7 @@
 //! host is shared for it.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use coracle_machine::Device;
 use coracle_protocol::agent::Storage;
@@ -25,6 +25,8 @@ pub(crate) const VOLATILE: &str = "volatile";
 pub struct RootDisks {
     /// The disks.
     pub devices: Vec<Device>,
+    /// The files of those that are layers, and that nothing verifies: a machine may have them as memory.
+    pub layers: Vec<PathBuf>,
     /// What the guest makes of them, in order.
     pub storages: Vec<Storage>,
     /// The root's path in the guest.
@@ -49,17 +51,18 @@ pub fn root_disks(id: &str, rootfs: &[HostMount]) -> Result<Option<RootDisks>, E
         return Ok(None);
     }
     let overlays = rootfs.iter().filter(|mount| mount.kind == "overlay" || mount.kind.ends_with("/overlay"));
-    let (layers, writable) = (of("erofs").count(), of("ext4").count());
-    if writable != 1 || overlays.count() != 1 || rootfs.len() != layers + 2 {
+    let (count, writable) = (of("erofs").count(), of("ext4").count());
+    if writable != 1 || overlays.count() != 1 || rootfs.len() != count + 2 {
         return Err(Error::Invalid(
             "a root of disks has layers of EROFS, one disk of ext4 and one overlay, and nothing else".into(),
         ));
     }
     let folder = format!("{}/{id}", paths::STATE);
-    let (mut devices, mut storages, mut lower) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut devices, mut layers, mut storages, mut lower) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (number, layer) in of("erofs").enumerate() {
         let place = format!("{folder}/layers/{number}");
-        let verity = layer.options.iter().filter(|option| option.starts_with(VERITY)).cloned().collect();
+        let verity: Vec<_> = layer.options.iter().filter(|option| option.starts_with(VERITY)).cloned().collect();
+        layers.extend(verity.is_empty().then(|| layer.source.clone()));
         devices.push(disk(&layer.source, true));
         storages.push(storage(&layer.source, "erofs", &["ro"], &place, verity));
         lower.push(place);
@@ -89,7 +92,7 @@ pub fn root_disks(id: &str, rootfs: &[HostMount]) -> Result<Option<RootDisks>, E
         mount_point: guest_root.clone(),
         ..Default::default()
     });
-    Ok(Some(RootDisks { devices, storages, guest_root }))
+    Ok(Some(RootDisks { devices, layers, storages, guest_root }))
 }
 
 /// A root that is one file system.
@@ -101,6 +104,7 @@ fn one_disk(id: &str, mount: &HostMount) -> RootDisks {
     let options: Vec<&str> = options.collect();
     RootDisks {
         devices: vec![disk(&mount.source, read_only)],
+        layers: Vec::new(),
         storages: vec![storage(&mount.source, "ext4", &options, &guest_root, Vec::new())],
         guest_root,
     }
@@ -125,6 +129,15 @@ pub(crate) fn disk(path: &Path, read_only: bool) -> Device {
 #[must_use]
 pub fn guest_name(path: &Path) -> String {
     format!("{BY_SERIAL}{}", serial(path))
+}
+
+/// Has the guest read a layer as memory of its machine's, which it has at this place on its PCI bus, and keep no copy of it.
+pub fn read_as_memory(storages: &mut [Storage], layer: &Path, place: &str) {
+    let name = guest_name(layer);
+    for storage in storages.iter_mut().filter(|storage| storage.driver == "blk" && storage.source == name) {
+        (storage.driver, storage.source) = ("nvdimm".into(), place.into());
+        storage.options.push("dax=always".into());
+    }
 }
 
 pub(crate) fn storage(
@@ -184,6 +197,12 @@ mod tests {
         assert_eq!(disks, [("/i/top.erofs", true), ("/i/base.erofs", true), ("/c/writable.ext4", false)]);
         assert_eq!(plan.storages[0].driver_options, ["verity.roothash=ab", "verity.hashoffset=8192"]);
         assert!(plan.storages[1].driver_options.is_empty());
+        assert_eq!(plan.layers, [Path::new("/i/base.erofs")], "what is verified is read by blocks");
+        let mut as_memory = plan.storages.clone();
+        read_as_memory(&mut as_memory, &plan.layers[0], "04");
+        assert_eq!((as_memory[1].driver.as_str(), as_memory[1].source.as_str()), ("nvdimm", "04"));
+        assert_eq!(as_memory[1].options, ["ro", "dax=always"]);
+        assert_eq!((&as_memory[0], &as_memory[2..]), (&plan.storages[0], &plan.storages[2..]));
         let overlay = plan.storages.last().unwrap();
         assert!(overlay.options.len() == 3 && plan.storages[2].driver_options.is_empty(), "what was written is kept");
         let mut rootfs = rootfs;

@@ -15,7 +15,7 @@ mod volumes;
 use std::path::PathBuf;
 
 pub use container::{ContainerPlan, Copy, HostMount, IdMap, Mirror, Needs, Owners, Wanted, container};
-pub use disks::{RootDisks, guest_name, root_disks, serial};
+pub use disks::{RootDisks, guest_name, read_as_memory, root_disks, serial};
 pub use shared_fs::{SOCKET_FD, SharedFsPlan, Virtiofsd, find_virtiofsd, shared_fs};
 pub use shm::shm;
 pub use volumes::{EmptyDisk, volume_place};

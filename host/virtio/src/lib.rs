@@ -15,6 +15,7 @@ pub mod fs;
 pub mod limit;
 pub mod mem;
 pub mod net;
+pub mod pmem;
 mod reclaim;
 pub mod ring;
 pub mod rng;

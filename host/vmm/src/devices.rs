@@ -11,6 +11,7 @@ use coracle_virtio::console::Console;
 use coracle_virtio::device::{Broken, Device};
 use coracle_virtio::fs::Fs;
 use coracle_virtio::net::{Net, Vhost, VhostNet};
+use coracle_virtio::pmem::Pmem;
 use coracle_virtio::rng::Rng;
 use coracle_virtio::vsock::Vsock;
 use coracle_virtio::vsock::muxer::Muxer;
@@ -94,6 +95,11 @@ pub(crate) fn make(device: &api::Device, descriptors: &mut Descriptors, maker: &
             let mut take = |numbers: &[i32]| numbers.iter().map(|number| descriptors.take(*number)).collect();
             let (taps, vhosts): (Result<Vec<_>, _>, Result<Vec<_>, _>) = (take(tap_fds), take(vhost_fds));
             quick(net(taps?, vhosts?, *mac).map_err(failed("net"))?)
+        }
+        api::Device::Pmem { file_fd } => {
+            let later = || Error::Invalid("a file is memory from the machine's start".into());
+            let (start, bytes) = maker.files.place(*file_fd).ok_or_else(later)?;
+            quick(Box::new(Pmem::new(start, bytes)))
         }
         api::Device::Vfio { .. } => return Err(Error::Invalid("a device of the host's is no virtio device".into())),
         api::Device::Block { file_fd, read_only, direct, serial, queues } => {

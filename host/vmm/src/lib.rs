@@ -17,6 +17,7 @@ mod control;
 mod devices;
 mod error;
 mod events;
+mod files;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod irq;

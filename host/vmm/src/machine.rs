@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::{self, Count, boot, layout};
 use crate::devices::{self, Descriptors};
 use crate::events::Watch;
+use crate::files::Files;
 use crate::irq::{Interrupts, Wires};
 use crate::jail::{self, Kind};
 use crate::memory::{self, Memory};
@@ -34,8 +35,9 @@ use crate::{Error, News};
 /// More than any host has; it keeps sums of addresses in their range.
 const MEMORY_MIB_MAX: u64 = 16 << 20;
 
-/// The first number in KVM's list of memory that is not the guest's own memory.
-const FIRST_NUMBER: u32 = 16;
+/// Numbers in KVM's list of memory, behind those of the guest's own: of files, and the first of those that devices of the host's bring.
+const FILE_NUMBERS: std::ops::Range<u32> = 16..FIRST_NUMBER;
+const FIRST_NUMBER: u32 = 48;
 
 /// A machine whose processors run.
 pub(crate) struct Machine {
@@ -87,8 +89,10 @@ impl Machine {
             None => Memory::new(&ram, growth, kind)?,
         };
         give_memory(&vm, &memory.map)?;
+        let files = files_of(spec, layout::files(ram_bytes, growth_bytes), &mut inherited)?;
+        files.give(&vm, FILE_NUMBERS)?;
         arch::create_interrupt_controller(&vm)?;
-        let window = layout::pci_window_64(ram_bytes, growth_bytes);
+        let window = layout::pci_window_64(ram_bytes, growth_bytes, files.bytes());
         let entry = load(&spec.start, &memory, count, window, &mut inherited)?;
         snapshot::write_generation(&memory)?;
         let wires: Arc<dyn Wires> = Arc::clone(&vm) as _;
@@ -97,7 +101,8 @@ impl Machine {
         let maker = Maker {
             wires: Arc::clone(&wires),
             interrupts,
-            memory: GuestMemoryAtomic::new(memory.map.clone()),
+            memory: GuestMemoryAtomic::new(files.behind(&memory.map)?),
+            files,
             reach: Arc::new(Reach::new(memory.map.clone(), &memory.ram)),
             // Behind the guest's own memory.
             numbers: Arc::new(Numbers::from(FIRST_NUMBER)),
@@ -305,6 +310,17 @@ fn sizes_of(spec: &api::Machine) -> Result<(u64, u64), Error> {
     Ok((spec.memory_mib << 20, spec.growth_mib << 20))
 }
 
+/// The files among the devices, from this address of the guest's on.
+fn files_of(spec: &api::Machine, start: u64, from: &mut Descriptors) -> Result<Files, Error> {
+    let files = Files::map(&spec.devices, start, from)?;
+    let reaches = |device: &api::Device| matches!(device, api::Device::Vfio { .. } | api::Device::Fs { .. });
+    // Neither an IOMMU nor another process has been given them: a buffer there would break whoever is handed it.
+    if files.bytes() > 0 && (spec.access_platform || spec.devices.iter().any(reaches)) {
+        return Err(Error::Invalid("a machine with files as memory has no other devices that reach its memory".into()));
+    }
+    Ok(files)
+}
+
 /// Puts a kernel and what it needs into the memory; where it begins. None where all is there already: the machine was saved.
 fn load(
     start: &api::Start,
@@ -419,6 +435,8 @@ pub(crate) struct Maker {
     wires: Arc<dyn Wires>,
     interrupts: Arc<Interrupts>,
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
+    /// Of it, files.
+    pub(crate) files: Files,
     /// What devices of the host's reach.
     pub(crate) reach: Arc<Reach>,
     numbers: Arc<Numbers>,
@@ -451,6 +469,9 @@ impl Maker {
             return Err(Error::Invalid("a sealed machine has no device that reaches all of its memory".into()));
         }
         if let api::Device::Vfio { device_fd, by_iommufd, iommu } = device {
+            if self.files.bytes() > 0 {
+                return Err(Error::Invalid("a machine with files as memory takes no device of the host's".into()));
+            }
             return self.pass(*device_fd, *by_iommufd, iommu.as_ref(), from);
         }
         let made = devices::make(device, from, self)?;

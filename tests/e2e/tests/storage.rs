@@ -72,6 +72,54 @@ fn layers_show_what_they_say_whatever_the_root_is_made_of() {
     host.audit();
 }
 
+/// By how many KiB the guest's page cache grows as a file is read.
+const CACHED: &str = "cached() { awk '/^Cached/ { print $2 }' /proc/meminfo; }; cd /data; a=$(cached); \
+    busybox md5sum big >/dev/null; busybox md5sum big; echo $(($(cached) - a))";
+
+#[test]
+fn layers_are_memory_of_the_machine_where_it_can_have_that() {
+    const MIB: usize = 24;
+    let host = Host::new();
+    let big = "some text of a file, over and over\n".repeat(MIB * 30_000);
+    let image = image(&host, "mapped", &[&[("data/", Directory, ""), ("data/big", Regular, &big)]]);
+    let read = |host: &Host| {
+        let outcome = run(host, &image, CACHED);
+        let mut lines = outcome.stdout.lines().map(str::to_owned);
+        let (Some(sum), Some(grown), 0) = (lines.next(), lines.next(), outcome.code) else { panic!("{outcome:?}") };
+        (sum, grown.parse::<i64>().unwrap())
+    };
+    let (sum, copied) = read(&host);
+    let host = host.set("storage.layers", "\"memory\"");
+    let (same, kept) = read(&host);
+    assert_eq!(sum, same);
+    // QEMU has them as disks all the same.
+    let has_memory = monitor() != "qemu-system";
+    let bounds = if has_memory { -4096..4096 } else { 16 * 1024..64 * 1024 };
+    assert!(copied > 16 * 1024 && bounds.contains(&kept), "KiB cached by the guest: {copied}, then {kept}");
+    host.detached("mapped", "sleep 1000");
+    let maps =
+        host.processes(monitor()).into_iter().map(|pid| std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap());
+    assert_eq!(maps.filter(|map| map.contains(".erofs")).count(), usize::from(has_memory));
+    // What is shared makes layers disks again.
+    let folder = host.folder.join("volume");
+    std::fs::create_dir(&folder).unwrap();
+    let volume = format!("{}:/volume", folder.display());
+    let outcome = host.coracle_outcome(&[
+        "run",
+        "--rm",
+        "--volume",
+        &volume,
+        &image,
+        "sh",
+        "-c",
+        "cat /data/big | wc -c >/volume/size",
+    ]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    assert_eq!(std::fs::read_to_string(folder.join("size")).unwrap().trim(), big.len().to_string());
+    assert_eq!(host.coracle_outcome(&["rm", "--force", "mapped"]).code, 0);
+    host.audit();
+}
+
 #[test]
 fn more_layers_than_disks_and_layers_that_need_others() {
     let host = Host::new();

@@ -74,6 +74,7 @@ fn config(folder: &Path) -> Config {
         swap_folder: None,
         direct_volumes: "/nowhere".into(),
         shares_files: true,
+        layers_as_memory: false,
         sealed: false,
         host_cpus: Vec::new(),
         host_nodes: Vec::new(),

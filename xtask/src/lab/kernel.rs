@@ -9,9 +9,6 @@ use super::cache;
 use crate::setup;
 use crate::steps::{self, command, output, step};
 
-/// The package whose dependency is the newest kernel for virtual machines.
-const PACKAGE: &str = "linux-image-cloud-amd64";
-
 /// An unpacked kernel package.
 #[derive(Debug)]
 pub(crate) struct Kernel {
@@ -56,13 +53,13 @@ pub(crate) fn from_file(cache: &Path, file: &Path) -> Result<Kernel> {
     kept(cache, &name, |folder| unpack(&file, folder)).with_context(wanted)
 }
 
-/// The newest kernel that apt knows.
-pub(crate) fn newest(cache: &Path) -> Result<Kernel> {
+/// The newest kernel that apt knows, of those that the package `of` stands for.
+pub(crate) fn newest(cache: &Path, of: &str) -> Result<Kernel> {
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("this system has no apt-get: give a kernel package by --kernel DEB");
     }
     // apt's lists may be missing on a fresh machine.
-    let name = concrete().or_else(|_| setup::update_lists().and_then(|()| concrete()))?;
+    let name = concrete(of).or_else(|_| setup::update_lists().and_then(|()| concrete(of)))?;
     kept(cache, &name, |folder| {
         step(&format!("downloading {name}"), || {
             // They may be old, too.
@@ -75,12 +72,12 @@ pub(crate) fn newest(cache: &Path) -> Result<Kernel> {
     })
 }
 
-/// The package with files behind the one that only depends on it.
-fn concrete() -> Result<String> {
-    let text = output(command("apt-cache", &["depends", "--important", PACKAGE]))?;
+/// The package with files behind `of`, which only depends on it.
+fn concrete(of: &str) -> Result<String> {
+    let text = output(command("apt-cache", &["depends", "--important", of]))?;
     let mut dependencies = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     let found = dependencies.find(|name| name.starts_with("linux-image-"));
-    found.map(str::to_owned).with_context(|| format!("apt knows no {PACKAGE}: give a kernel package by --kernel DEB"))
+    found.map(str::to_owned).with_context(|| format!("apt knows no package {of} that stands for a kernel"))
 }
 
 fn download(name: &str, folder: &Path) -> Result<()> {

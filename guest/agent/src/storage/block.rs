@@ -51,6 +51,11 @@ pub(crate) fn at(slots: &[u32]) -> Result<Disk> {
     pci::await_at(slots, |function| opens(of_function(function)?))
 }
 
+/// The file that is memory of the machine, at a place on the PCI bus, as a disk.
+pub(crate) fn memory_at(slots: &[u32]) -> Result<Disk> {
+    pci::await_at(slots, |function| opens(memory_of_function(function)?))
+}
+
 /// The disk of a device of the wire: by the name that udev gives it, or by its PCI path.
 pub(crate) fn of_device(device: &Device) -> Result<Disk> {
     if is_name(&device.vm_path) {
@@ -64,6 +69,17 @@ fn of_function(function: &Path) -> Result<Disk> {
     let missing = || Error::NotFound(format!("a disk at {}", function.display()));
     let virtio = pci::entry(function, &|name| name.starts_with("virtio")).ok_or_else(missing)?;
     Disk::of(&pci::entry(&virtio.join("block"), &|_| true).ok_or_else(missing)?)
+}
+
+/// The disk that the kernel makes of the persistent memory of a PCI function (Linux: drivers/nvdimm).
+fn memory_of_function(function: &Path) -> Result<Disk> {
+    let missing = || Error::NotFound(format!("memory of a file at {}", function.display()));
+    let below = |at: std::path::PathBuf, prefix: &str, has: &str| {
+        pci::entry(&at, &|name| name.starts_with(prefix) && name.contains(has)).ok_or_else(missing)
+    };
+    let parts = [("virtio", ""), ("ndbus", ""), ("region", ""), ("namespace", ".")];
+    let space = parts.into_iter().try_fold(function.to_owned(), |at, (prefix, has)| below(at, prefix, has))?;
+    Disk::of(&pci::entry(&space.join("block"), &|_| true).ok_or_else(missing)?)
 }
 
 /// The disk, once it can be opened: the kernel lists one a moment before, and says that it has come behind that (Linux: `device_add_disk`).
@@ -137,5 +153,18 @@ mod tests {
         let function = pci::find(root.path(), &[2, 5]).unwrap();
         assert_eq!(of_function(&function).unwrap(), Disk { name: "vdb".into(), number: "254:16".into() });
         assert!(matches!(of_function(root.path()), Err(Error::NotFound(_))));
+    }
+
+    #[test]
+    fn memory_is_found_at_its_place() {
+        let root = tempfile::tempdir().unwrap();
+        let region = root.path().join("0000:00:04.0/virtio3/ndbus0/region0");
+        let disk = region.join("namespace0.0/block/pmem0");
+        std::fs::create_dir_all(&disk).unwrap();
+        std::fs::write(region.join("namespace_seed"), "").unwrap();
+        std::fs::write(disk.join("dev"), "259:0\n").unwrap();
+        let function = pci::find(root.path(), &[4]).unwrap();
+        assert_eq!(memory_of_function(&function).unwrap(), Disk { name: "pmem0".into(), number: "259:0".into() });
+        assert!(matches!(memory_of_function(root.path()), Err(Error::NotFound(_))));
     }
 }

@@ -16,12 +16,13 @@ use coracle_protocol::agent::Storage;
 use coracle_protocol::paths;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use self::block::Disk;
 use crate::state::Agent;
 use crate::thread::on_thread;
-use crate::{Config, Error, Result, SharedSource};
+use crate::{Config, Error, Result, SharedSource, pci};
 
 /// The drivers that [`attach`] knows, by their names on the wire.
-pub(crate) const DRIVERS: [&str; 6] = ["bind", "blk", "ephemeral", "local", "overlayfs", "virtio-fs"];
+pub(crate) const DRIVERS: [&str; 7] = ["bind", "blk", "ephemeral", "local", "nvdimm", "overlayfs", "virtio-fs"];
 
 /// The folder below which the host may have things mounted.
 const ALLOWED: &str = "/run/kata-containers";
@@ -184,7 +185,8 @@ fn mount_one(config: &Config, target: &Path, storage: &Storage) -> Result<Option
             part::mount_at(allowed(&storage.source)?, Path::new(path), target, &storage.options)?;
             Some(Undo { target: target.to_owned(), verity: None, is_kept: false, is_hosts: false })
         }
-        "blk" => Some(disk(target, storage)?),
+        "blk" => Some(disk(target, storage, || block::find(&storage.source))?),
+        "nvdimm" => Some(disk(target, storage, || block::memory_at(&pci::slots(&storage.source)?))?),
         "overlayfs" => Some(overlay(target, storage)?),
         other => return Err(Error::Unsupported(format!("the storage driver {other}"))),
     })
@@ -211,12 +213,12 @@ const RESERVED: &str = "reserved";
 const VOLATILE: &str = "volatile";
 
 /// A file system on a disk, whose blocks are verified where the options name a root hash.
-fn disk(target: &Path, storage: &Storage) -> Result<Undo> {
+fn disk(target: &Path, storage: &Storage, find: impl FnOnce() -> Result<Disk>) -> Result<Undo> {
     // No more than these: a file system's code is a way into the guest's kernel.
     if !matches!(storage.fstype.as_str(), "erofs" | "ext4") {
         return Err(Error::Unsupported(format!("a disk with the file system {}", storage.fstype.escape_default())));
     }
-    let disk = block::find(&storage.source)?;
+    let disk = find()?;
     let verity = verity::open(&disk, &storage.driver_options)?;
     let source = verity.as_ref().map_or_else(|| disk.path(), device_mapper::Device::path);
     let is_readonly = storage.options.iter().any(|option| option == "ro");
@@ -358,6 +360,8 @@ mod tests {
         };
         assert!(matches!(try_attach(at("scsi", "", &[])), Err(Error::Unsupported(_))));
         assert!(matches!(try_attach(at("blk", "ntfs", &[])), Err(Error::Unsupported(_))));
+        assert!(matches!(try_attach(at("nvdimm", "ntfs", &[])), Err(Error::Unsupported(_))));
+        assert!(matches!(try_attach(at("nvdimm", "erofs", &["ro"])), Err(Error::Invalid(_))), "no place on a bus");
         let part = |source: &str, path: &str| Storage {
             source: source.into(),
             driver_options: vec![path.into()],

@@ -82,6 +82,10 @@ pub(crate) fn describe(
                 })?;
                 api::Device::Fs { tag: tag.clone(), server_fd: fds.add(server), queue_size: *queue_size }
             }
+            Device::Pmem { path } => {
+                let file = readable("the file", path, "it has to be there before the machine")?;
+                api::Device::Pmem { file_fd: fds.add(file) }
+            }
             other => plugged(other, spec.cpus.boot, &mut fds, passed)?,
         });
     }
@@ -126,11 +130,21 @@ fn refuse_what_can_not_be(spec: &MachineSpec) -> Result<()> {
     if spec.access_platform && Sizes::of(spec).is_some() {
         return Err(Error::Unsupported("a sealed machine that grows (`machine.sealed`)".into()));
     }
+    let has_file = spec.devices.iter().any(|device| device.kind() == DeviceKind::Pmem);
+    if has_file && !has_files_as_memory(spec) {
+        return Err(Error::Unsupported("a file as memory of a machine whose memory others reach".into()));
+    }
     let nodes = Path::new("/sys/devices/system/node");
     match spec.host_nodes.iter().find(|node| nodes.exists() && !nodes.join(format!("node{node}")).exists()) {
         Some(node) => Err(Error::Invalid(format!("the host has no node {node} (`machine.host_nodes`)"))),
         None => Ok(()),
     }
+}
+
+/// Whether a machine can have files as memory: nobody reaches its memory who was not given them, too.
+pub(crate) fn has_files_as_memory(spec: &MachineSpec) -> bool {
+    let reaches = |device: &Device| matches!(device.kind(), DeviceKind::SharedFs | DeviceKind::Vfio);
+    !spec.access_platform && !spec.devices.iter().any(reaches)
 }
 
 /// Describes a device that a machine of so many processors can have from its start or gain later.

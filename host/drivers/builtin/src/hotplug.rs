@@ -67,6 +67,11 @@ pub(crate) fn most_bytes(spec: &MachineSpec) -> u64 {
     spec.memory.max_mib.max(spec.memory.size_mib) << 20
 }
 
+/// Where the guest finds the device of a number, as [`coracle_machine::Machine::attach`] gives it.
+pub(crate) fn place(number: u8) -> String {
+    format!("{number:02x}")
+}
+
 impl Hotplug {
     /// Of a machine as it is from its start.
     pub(crate) fn of(spec: &MachineSpec, passed: Passed, monitor: i32) -> Self {
@@ -128,7 +133,7 @@ impl Hotplug {
         }
         self.devices.retain(|(other, _)| !are_one(other, device));
         self.devices.push((device.clone(), Some(number)));
-        Ok(Some(format!("{number:02x}")))
+        Ok(Some(place(number)))
     }
 
     /// Takes a device out, once the guest has let go of it. One that it keeps can be asked for again.

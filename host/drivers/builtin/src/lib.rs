@@ -51,6 +51,9 @@ impl Driver for Builtin {
         if !is_sealed {
             coldplug.extend([DeviceKind::SharedFs, DeviceKind::Vfio, DeviceKind::Balloon]);
         }
+        if describe::has_files_as_memory(spec) {
+            coldplug.push(DeviceKind::Pmem);
+        }
         Capabilities {
             coldplug,
             hotplug: machine::hotplugged(spec),

@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 use crate::boot::Root;
 use crate::control::{Client, Failure};
 use crate::describe::open_vhost;
-use crate::hotplug::{Hotplug, Outcome, Refused};
+use crate::hotplug::{self, Hotplug, Outcome, Refused};
 use crate::resize::Size;
 use crate::snapshot;
 use crate::vfio::Passed;
@@ -124,7 +124,12 @@ impl BuiltinMachine {
 
 /// What a machine of this specification gains and loses while it runs.
 pub(crate) fn hotplugged(spec: &MachineSpec) -> Vec<DeviceKind> {
-    if spec.access_platform { Vec::new() } else { vec![DeviceKind::Block, DeviceKind::Net, DeviceKind::Vfio] }
+    let has_file = spec.devices.iter().any(|device| device.kind() == DeviceKind::Pmem);
+    match spec.access_platform {
+        true => Vec::new(),
+        false if has_file => vec![DeviceKind::Block, DeviceKind::Net],
+        false => vec![DeviceKind::Block, DeviceKind::Net, DeviceKind::Vfio],
+    }
 }
 
 /// What a machine can hold to a rate. Links that the host's kernel serves are for the host's kernel to limit.
@@ -230,6 +235,11 @@ impl Machine for BuiltinMachine {
             let outcome = hotplug.attach(&self.control, &device).await;
             self.plugged(outcome).await
         })
+    }
+
+    fn place_of(&self, device: &Device) -> Option<String> {
+        let at = self.spec.devices.iter().position(|own| own == device)?;
+        Some(hotplug::place(u8::try_from(at + 1).ok()?))
     }
 
     fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>> {

@@ -17,7 +17,8 @@ const MEMORY: &str = "memory";
 
 /// What keeps a machine of this specification from being saved, and from being started from a saved one: others know of its guest, too.
 pub(crate) fn obstacle(spec: &MachineSpec) -> Option<Error> {
-    let savable = [DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::Balloon, DeviceKind::Block, DeviceKind::Net];
+    let savable =
+        [DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::Balloon, DeviceKind::Block, DeviceKind::Pmem, DeviceKind::Net];
     let mut kinds = spec.devices.iter().map(coracle_machine::Device::kind);
     let other = kinds.clone().find(|kind| !savable.contains(kind));
     let has_rng = kinds.clone().any(|kind| kind == DeviceKind::Rng);

@@ -2,7 +2,7 @@
 
 mod guest;
 
-use coracle_machine::{Cpus, Device, Driver, Error, Kernel, KernelForm, Limits, Rate};
+use coracle_machine::{Cpus, Device, DeviceKind, Driver, Error, Kernel, KernelForm, Limits, Rate};
 use guest::given;
 
 #[tokio::test]
@@ -234,4 +234,67 @@ async fn what_is_no_kernel_is_refused() {
         }
         assert_eq!(std::fs::read_dir(folder.path().join("machine")).unwrap().count(), 0);
     }
+}
+
+#[tokio::test]
+async fn a_file_is_memory_that_the_guest_reads_and_nobody_writes() {
+    let Some(given) = given() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    // Some 3.4 MB, which is no multiple of anything.
+    let numbers: String = (1..=500_000).map(|number| format!("{number}\n")).collect();
+    let (large, small) = (file("large", &numbers), file("small", "second\n"));
+    let end = numbers.len();
+    let script = format!(
+        "for n in 0 1; do echo at $(basename $(readlink -f /sys/block/pmem$n/../../../../../..)) is $(head -n 1 /dev/pmem$n)\n\
+         case $(head -n 1 /dev/pmem$n) in 1) large=/dev/pmem$n;; second) small=/dev/pmem$n;; esac; done\n\
+         echo units $(($(cat /sys/block/${{large#/dev/}}/size) / 4096)) $(($(cat /sys/block/${{small#/dev/}}/size) / 4096))\n\
+         echo sum $(head -c {end} $large | awk '{{ sum += $1 }} END {{ printf \"%d\", sum }}')\n\
+         echo behind $(tail -c +{behind} $large | tr -d '\\0' | wc -c)\n\
+         echo changed | dd of=$small bs=512 conv=sync,fsync 2>/dev/null\n\
+         echo 3 >/proc/sys/vm/drop_caches; echo then $(head -n 1 $small); poweroff -f",
+        behind = end + 1
+    );
+    let mut modules = guest::DISK.to_vec();
+    modules.extend(["libnvdimm", "nd_btt", "nd_pmem", "nd_virtio", "virtio_pmem"]);
+    let mut spec = given.spec(folder.path(), &modules, &script);
+    spec.devices = vec![Device::Pmem { path: small.clone() }, Device::Rng, Device::Pmem { path: large }];
+    // Behind what it could gain.
+    spec.memory.max_mib = 512;
+    assert!(given.driver(true).capabilities(&spec).coldplug.contains(&DeviceKind::Pmem));
+    let (reason, console) = given.run(spec).await;
+    let said = |line: &str| console.iter().any(|found| found == line);
+    assert!(reason.contains("shut down"), "{reason}: {console:?}");
+    for line in ["at 0000:00:01.0 is second", "at 0000:00:03.0 is 1", "units 2 1", "sum 125000250000", "behind 0"] {
+        assert!(said(line), "{line}: {console:?}");
+    }
+    // What the guest writes goes nowhere.
+    assert!(said("then second"), "{console:?}");
+    assert_eq!(std::fs::read_to_string(small).unwrap(), "second\n");
+}
+
+#[tokio::test]
+async fn memory_of_files_is_refused_where_others_reach_the_guests() {
+    let Some(given) = given() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let spec = |path: &str, more: Option<Device>| {
+        let mut spec = given.spec(folder.path(), &[], "poweroff -f");
+        spec.devices = [Device::Pmem { path: path.into() }].into_iter().chain(more).collect();
+        spec
+    };
+    let empty = folder.path().join("empty");
+    std::fs::write(&empty, "").unwrap();
+    let driver = given.driver(true);
+    for (path, missing) in [("/nowhere", true), (empty.to_str().unwrap(), false)] {
+        let refused = driver.boot(spec(path, None)).await.map(drop).unwrap_err();
+        assert!(!missing || matches!(&refused, Error::Missing(text) if text.contains(path)), "{path}: {refused}");
+    }
+    let shared = Device::SharedFs { tag: "t".into(), socket: "/nowhere".into(), queue_size: 64 };
+    let beside = spec("/bin/busybox", Some(shared));
+    assert!(!driver.capabilities(&beside).coldplug.contains(&DeviceKind::Pmem));
+    assert!(matches!(driver.boot(beside).await, Err(Error::Unsupported(_))));
 }

@@ -10,6 +10,7 @@
 //! 0xfee0_0000            local APICs
 //! 0x1_0000_0000          the rest of the RAM
 //! after the RAM          memory that the guest gains later
+//! after that             files as memory
 //! after that             PCI devices, 64-bit window
 //! ```
 
@@ -81,9 +82,14 @@ pub(crate) fn growth(ram_bytes: u64) -> u64 {
     (HIGH_RAM + ram_bytes.saturating_sub(LOW_RAM_END)).next_multiple_of(GROWTH_ALIGN)
 }
 
-/// The first address of the 64-bit window of PCI devices, for so much RAM and memory that is gained later.
-pub(crate) fn pci_window_64(ram_bytes: u64, growth_bytes: u64) -> u64 {
-    (growth(ram_bytes) + growth_bytes).next_multiple_of(PCI_WINDOW_64_ALIGN)
+/// The first address of files as memory. None shares a unit of the kernel's with other memory.
+pub(crate) fn files(ram_bytes: u64, growth_bytes: u64) -> u64 {
+    (growth(ram_bytes) + growth_bytes).next_multiple_of(GROWTH_ALIGN)
+}
+
+/// The first address of the 64-bit window of PCI devices, for so much RAM, memory that is gained later and files as memory.
+pub(crate) fn pci_window_64(ram_bytes: u64, growth_bytes: u64, files_bytes: u64) -> u64 {
+    (files(ram_bytes, growth_bytes) + files_bytes).next_multiple_of(PCI_WINDOW_64_ALIGN)
 }
 
 /// What is at an address, as firmware tells it (ACPI 6.5, section 15).
@@ -116,9 +122,12 @@ mod tests {
         assert_eq!(ram(256 << 20), [(0, 256 << 20)]);
         assert_eq!(ram(4 << 30), [(0, 3 << 30), (1 << 32, 1 << 30)]);
         assert_eq!((growth(256 << 20), growth(4 << 30)), (1 << 32, 6 << 30));
-        assert_eq!(pci_window_64(256 << 20, 0), 1 << 36);
-        assert_eq!(pci_window_64(256 << 20, 64 << 30), 2 << 36);
-        assert_eq!(pci_window_64(64 << 30, 0), 2 << 36);
+        assert_eq!(pci_window_64(256 << 20, 0, 0), 1 << 36);
+        assert_eq!(pci_window_64(256 << 20, 64 << 30, 0), 2 << 36);
+        assert_eq!(pci_window_64(64 << 30, 0, 0), 2 << 36);
+        assert_eq!((files(256 << 20, 0), files(256 << 20, 5 << 20)), (1 << 32, 6 << 30));
+        assert_eq!(pci_window_64(256 << 20, 0, 60 << 30), 1 << 36);
+        assert_eq!(pci_window_64(256 << 20, 0, (60 << 30) + 1), 2 << 36);
     }
 
     #[test]
