@@ -27,6 +27,7 @@ pub async fn all(driver: &dyn Driver, spec: impl Fn() -> MachineSpec) {
     says_unsupported(driver, spec()).await;
     pauses_or_says_no(driver, spec()).await;
     grows_and_shrinks(driver, spec()).await;
+    leaves_memory_to_its_host_or_says_no(driver, spec()).await;
     gains_and_loses_disks(driver, spec()).await;
     saves_and_restores_or_says_no(driver, &spec).await;
     is_gone_when_dropped(driver, spec()).await;
@@ -252,6 +253,39 @@ async fn refuses_what_is_no_saved_machine(driver: &dyn Driver, spec: &impl Fn() 
             std::fs::remove_dir_all(&copy).expect("the copy");
         }
     }
+}
+
+/// What the guest of the contract leaves to its host, in bytes.
+const BALLOON_BYTES: u64 = 16 << 20;
+
+/// A guest leaves as much memory to its host as it is asked for, and has it again; or a balloon is Unsupported.
+pub async fn leaves_memory_to_its_host_or_says_no(driver: &dyn Driver, mut spec: MachineSpec) {
+    if driver.capabilities(&spec).coldplug.contains(&DeviceKind::Balloon) && !spec.devices.contains(&Device::Balloon) {
+        spec.devices.push(Device::Balloon);
+    }
+    let (can, all) = (driver.capabilities(&spec).balloon, spec.memory.size_mib << 20);
+    let machine = patiently("boot", driver.boot(spec)).await.expect("boot");
+    let mut greeting = patiently("greeting", machine.guest_connection()).await.expect("greeting");
+    patiently("first byte", greeting.read_exact(&mut [0])).await.expect("the guest speaks first");
+    if !can {
+        assert!(matches!(machine.balloon(BALLOON_BYTES).await, Err(Error::Unsupported(_))), "a balloon");
+        return patiently("stop", machine.stop()).await.expect("stop");
+    }
+    for bytes in [all, u64::MAX] {
+        assert!(matches!(machine.balloon(bytes).await, Err(Error::Invalid(_))), "a balloon of {bytes} bytes");
+    }
+    for bytes in [BALLOON_BYTES, BALLOON_BYTES / 2, 0] {
+        patiently("balloon", machine.balloon(bytes)).await.expect("balloon");
+        // The guest tells the monitor, and nobody tells who looks on.
+        let left = async {
+            while machine.stats().await.expect("stats").balloon_bytes != bytes {
+                tokio::task::yield_now().await;
+            }
+        };
+        patiently("what the guest leaves", left).await;
+        assert_eq!(machine.stats().await.expect("stats").memory_bytes, all, "its size stays");
+    }
+    patiently("stop", machine.stop()).await.expect("stop");
 }
 
 /// By how much the machine of the contract grows.

@@ -60,6 +60,7 @@ impl Driver for FakeDriver {
             hotplug: Vec::new(),
             limits: Vec::new(),
             resize: false,
+            balloon: false,
             pause: false,
             snapshot: false,
         }

@@ -5,6 +5,7 @@
 //! what it can't is answered [`Error::Unsupported`], never Ok. The port knows no container, no setting and no protocol.
 
 mod address;
+mod balloon;
 pub mod console;
 pub mod contract;
 mod ends;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use futures::future::BoxFuture;
 
 pub use address::{AgentAddress, GuestListener, GuestStream};
+pub use balloon::Balloon;
 pub use ends::{Ends, unsupported};
 pub use error::Error;
 pub use pci::{NoAddress, PciAddress};
@@ -114,6 +116,17 @@ pub trait Machine: Send + Sync {
         unsupported("saving it")
     }
 
+    /// Asks the guest to leave so many bytes of its memory to the host, with the device [`Device::Balloon`]; 0 gives all of it back. It is a
+    /// wish: what the guest leaves is told by [`Stats::balloon_bytes`], and a guest that would have to kill a process for want of memory takes
+    /// back what it needs. It is beside the machine's size, which stays.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] of a machine without that device, [`Error::Invalid`] where nothing would be left.
+    fn balloon(&self, bytes: u64) -> BoxFuture<'_, Result<()>> {
+        let _ = bytes;
+        unsupported("a balloon")
+    }
+
     /// What the machine has used.
     fn stats(&self) -> BoxFuture<'_, Result<Stats>>;
 
@@ -142,6 +155,8 @@ pub struct End {
 pub struct Stats {
     /// Memory that the guest has, in bytes.
     pub memory_bytes: u64,
+    /// Of it, what the guest has left to the host, by its own words ([`Machine::balloon`]).
+    pub balloon_bytes: u64,
     /// Processors that the guest has.
     pub cpus: u32,
     /// Figures that the monitor counts itself, by name: `exits_mmio_read`, `vsock_bytes_in`, `cpu0_nanoseconds`. Counts since

@@ -112,7 +112,7 @@ pub enum Device {
     Vsock,
     /// Randomness from the host.
     Rng,
-    /// What gives memory back to the host that the guest has freed, and takes none by itself.
+    /// What gives memory back to the host that the guest has freed, and what the guest is asked for.
     Balloon,
     /// A file system that a vhost-user server at `socket` shares (virtio-fs).
     SharedFs {
@@ -319,6 +319,8 @@ pub struct Capabilities {
     pub limits: Vec<DeviceKind>,
     /// Whether its size can change, between that from the start and that at most.
     pub resize: bool,
+    /// Whether its guest can be asked to leave memory to the host.
+    pub balloon: bool,
     /// Whether it can be paused.
     pub pause: bool,
     /// Whether it can be saved, and another started where it stood.

@@ -73,11 +73,12 @@ pub enum Request {
         /// What it writes or sends.
         from_guest: Rate,
     },
-    /// Give a disk another size, and what is behind it where that is a file.
-    ResizeDisk {
+    /// Give a device so many bytes: a disk, and what is behind it where that is a file, no fewer than it has; the balloon those that the guest
+    /// is asked to leave to the host.
+    ResizeDevice {
         /// Its number on the guest's bus.
         number: u8,
-        /// No fewer than it has.
+        /// How many.
         bytes: u64,
     },
 }

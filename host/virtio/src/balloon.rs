@@ -1,5 +1,5 @@
-//! The memory balloon (virtio 1.3, section 5.5): the guest tells which of its memory it does not use, and the host takes it back. By itself
-//! it takes nothing: the host asks for no pages, and hears of free ones as the guest's kernel reports them.
+//! The memory balloon (virtio 1.3, section 5.5): the guest tells which of its memory it does not use, and the host takes it back: what the
+//! guest's kernel reports as free, and so many pages as the host asks for, of which the guest takes back what it can't do without.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,6 +39,7 @@ const BUDGET: Budget = Budget { chains: 32, bytes: 256 << 20 };
 
 /// Bytes of the configuration that there are with these features: pages that the host wants, pages that it has.
 const CONFIG_BYTES: usize = 8;
+const WANTED_AT: usize = 0;
 const ACTUAL_AT: usize = 4;
 
 /// What the guest says of its memory (section 5.5.6.3.1), each as it says it.
@@ -81,6 +82,18 @@ impl Balloon {
             report: None,
             figures: None,
             counters: Counters::default(),
+        }
+    }
+
+    /// A number of pages of the configuration.
+    fn pages(&self, at: usize) -> u64 {
+        let bytes = self.config.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        u32::from_le_bytes(bytes.unwrap_or_default()).into()
+    }
+
+    fn set_config(&mut self, at: usize, pages: u32) {
+        if let Some(place) = self.config.get_mut(at..at + 4) {
+            place.copy_from_slice(&pages.to_le_bytes());
         }
     }
 
@@ -227,14 +240,21 @@ impl Device for Balloon {
         })
     }
 
+    /// What the host asks for it asks of the next driver, too; that one has given nothing yet.
     fn reset(&mut self) {
         self.rings.clear();
         (self.memory, self.report, self.figures) = (None, None, None);
-        self.config = [0; CONFIG_BYTES];
+        self.set_config(ACTUAL_AT, 0);
+    }
+
+    fn resize(&mut self, bytes: u64) -> std::io::Result<()> {
+        let pages = u32::try_from(bytes / PAGE_BYTES).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+        self.set_config(WANTED_AT, pages);
+        Ok(())
     }
 
     fn restore(&mut self, saved: &[u8]) -> Result<(), Broken> {
-        // What the guest has said that the host has; what the host wants is nothing.
+        // What the host wants of the guest, and what that has said that the host has.
         self.config = saved.try_into().map_err(|_| Broken::new("that is no balloon's configuration"))?;
         Ok(())
     }
@@ -244,15 +264,16 @@ impl Device for Balloon {
     }
 
     fn figures(&mut self) -> Result<Vec<(&'static str, u64)>, Broken> {
-        let figures = self.ask_for_figures()?;
-        Ok(figures.map_or_else(Vec::new, |Figures { free, total, available, caches }| {
-            vec![
+        let mut named = vec![("balloon_bytes", self.pages(ACTUAL_AT) * PAGE_BYTES)];
+        if let Some(Figures { free, total, available, caches }) = self.ask_for_figures()? {
+            named.extend([
                 ("guest_memory_free_bytes", free),
                 ("guest_memory_total_bytes", total),
                 ("guest_memory_available_bytes", available),
                 ("guest_memory_caches_bytes", caches),
-            ]
-        }))
+            ]);
+        }
+        Ok(named)
     }
 }
 
@@ -334,6 +355,18 @@ mod tests {
         balloon.write_config(ACTUAL_AT, &[4, 0, 0, 0]);
         balloon.write_config(0, &[9, 9, 9, 9]);
         assert_eq!(balloon.config(), [0, 0, 0, 0, 4, 0, 0, 0]);
+    }
+
+    #[test]
+    fn what_the_host_asks_for_it_asks_of_the_next_driver_too() {
+        let (mut balloon, _, _) = running(ALL, 4);
+        balloon.resize(9 * PAGE_BYTES + 1).unwrap();
+        balloon.write_config(ACTUAL_AT, &[4, 0, 0, 0]);
+        assert_eq!(balloon.config(), [9, 0, 0, 0, 4, 0, 0, 0]);
+        assert_eq!(balloon.figures().unwrap(), [("balloon_bytes", 4 * PAGE_BYTES)]);
+        balloon.reset();
+        assert_eq!(balloon.config(), [9, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(balloon.resize(PAGE_BYTES << 32).is_err());
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl Channel {
                 return machine.attach(&device, &mut received).map(Answer::Attached);
             }
             Request::Detach { number } => machine.detach(number)?,
-            Request::ResizeDisk { number, bytes } => machine.resize_device(number, bytes)?,
+            Request::ResizeDevice { number, bytes } => machine.resize_device(number, bytes)?,
             Request::Limit { number, to_guest, from_guest } => {
                 let rate = |rate: Rate| limit::Rate {
                     bytes_per_second: rate.bytes_per_second,

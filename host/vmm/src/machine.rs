@@ -184,7 +184,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Gives the device of this number so many bytes: a disk has them, the memory device offers them.
+    /// Gives the device of this number so many bytes: a disk has them, the memory device offers them, the balloon asks for them.
     pub(crate) fn resize_device(&self, number: u8, bytes: u64) -> Result<(), Error> {
         self.change(number, "give a device another size", |transport| {
             transport.device().resize(bytes)?;

@@ -176,11 +176,11 @@ impl Hotplug {
         Ok(())
     }
 
-    /// Gives a disk so many bytes.
-    pub(crate) async fn resize_disk(&self, control: &Client, device: &Device, bytes: u64) -> Outcome<()> {
-        let gone = || Error::Invalid("the guest has let go of this disk".into());
+    /// Gives a disk, or the balloon, so many bytes.
+    pub(crate) async fn resize(&self, control: &Client, device: &Device, bytes: u64) -> Outcome<()> {
+        let gone = || Error::Invalid("the guest has let go of this device".into());
         let number = self.number(device)?.ok_or_else(gone)?;
-        control.ask(&Request::ResizeDisk { number, bytes }).await?;
+        control.ask(&Request::ResizeDevice { number, bytes }).await?;
         Ok(())
     }
 }

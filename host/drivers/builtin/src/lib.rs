@@ -17,7 +17,7 @@ mod vfio;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use coracle_machine::{Capabilities, DeviceKind, Driver, Machine, MachineSpec, Result, Sizes};
+use coracle_machine::{Balloon, Capabilities, DeviceKind, Driver, Machine, MachineSpec, Result, Sizes};
 use futures::future::BoxFuture;
 
 /// What the driver needs to know of its host.
@@ -59,6 +59,7 @@ impl Driver for Builtin {
             hotplug: machine::hotplugged(spec),
             limits: machine::limited(),
             resize: !is_sealed && Sizes::of(spec).is_some(),
+            balloon: Balloon::of(spec).is_some(),
             pause: true,
             snapshot: snapshot::obstacle(spec).is_none(),
         }

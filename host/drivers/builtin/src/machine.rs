@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_machine::{
-    Accelerator, AgentAddress, Device, DeviceKind, End, Ends, Error, GuestListener, GuestStream, Limits, Machine,
-    MachineSpec, Result, Stats,
+    Accelerator, AgentAddress, Balloon, Device, DeviceKind, End, Ends, Error, GuestListener, GuestStream, Limits,
+    Machine, MachineSpec, Result, Stats,
 };
 use coracle_monitor_api::{self as api, Answer, Ended, Request};
 use coracle_process::{Child, ExitStatus, Ring};
@@ -193,6 +193,9 @@ fn reason(status: ExitStatus, told: Option<&Ended>, console: &Ring, messages: &R
 }
 
 /// The monitor's counts by name.
+/// What the guest has left to the host, by its own words, among the monitor's figures.
+const BALLOON: &str = "balloon_bytes";
+
 fn figures(stats: &api::Stats) -> BTreeMap<String, u64> {
     let mut figures = BTreeMap::new();
     figures.extend(stats.exits.iter().map(|(reason, count)| (format!("exits_{reason}"), *count)));
@@ -254,7 +257,19 @@ impl Machine for BuiltinMachine {
     fn resize_disk(&self, disk: Device, bytes: u64) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.end.check()?;
-            let outcome = self.hotplug.lock().await.resize_disk(&self.control, &disk, bytes).await;
+            if disk.kind() != DeviceKind::Block {
+                return Err(Error::Unsupported(format!("resizing {:?}", disk.kind())));
+            }
+            let outcome = self.hotplug.lock().await.resize(&self.control, &disk, bytes).await;
+            self.plugged(outcome).await
+        })
+    }
+
+    fn balloon(&self, bytes: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.end.check()?;
+            Balloon::of(&self.spec).ok_or_else(Balloon::missing)?.left(bytes)?;
+            let outcome = self.hotplug.lock().await.resize(&self.control, &Device::Balloon, bytes).await;
             self.plugged(outcome).await
         })
     }
@@ -314,7 +329,9 @@ impl Machine for BuiltinMachine {
         Box::pin(async move {
             match self.ask(Request::Stats).await? {
                 Answer::Stats(found) => {
-                    Ok(Stats { memory_bytes: found.memory_bytes, cpus: found.cpus, monitor: figures(&found) })
+                    let balloon_bytes = found.guest.get(BALLOON).copied().unwrap_or(0).min(found.memory_bytes);
+                    let (memory_bytes, cpus) = (found.memory_bytes, found.cpus);
+                    Ok(Stats { memory_bytes, balloon_bytes, cpus, monitor: figures(&found) })
                 }
                 _ => Err(Error::Monitor("the monitor has not answered what it was asked".into())),
             }

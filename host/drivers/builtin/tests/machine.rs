@@ -298,3 +298,26 @@ async fn memory_of_files_is_refused_where_others_reach_the_guests() {
     assert!(!driver.capabilities(&beside).coldplug.contains(&DeviceKind::Pmem));
     assert!(matches!(driver.boot(beside).await, Err(Error::Unsupported(_))));
 }
+
+#[tokio::test]
+async fn a_guest_in_need_takes_back_what_it_has_left_to_its_host() {
+    const MIB: u64 = 1 << 20;
+    let Some(given) = given() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    // 120 of 256 MiB, of which the balloon leaves some 40: more than is there without it, and no swap.
+    let script = "echo ready; until [ $(awk '/MemFree/ { print int($2 / 1024) }' /proc/meminfo) -lt 80 ]; do sleep 0.1; done\n\
+                  echo small; mkdir -p /mem; mount -t tmpfs -o size=90% t /mem\n\
+                  dd if=/dev/zero of=/mem/f bs=1M count=120 2>/dev/null && echo filled $(ls -s /mem/f | cut -d' ' -f1); sleep 1000";
+    let modules: Vec<_> = guest::DISK.into_iter().chain(["virtio_balloon"]).collect();
+    let mut spec = given.spec(folder.path(), &modules, script);
+    spec.devices = vec![Device::Rng, Device::Balloon];
+    let machine = given.driver(true).boot(spec).await.unwrap();
+    guest::says(&*machine, "ready").await;
+    let wanted = 150 * MIB;
+    machine.balloon(wanted).await.unwrap();
+    guest::says(&*machine, "small").await;
+    guest::says(&*machine, "filled").await;
+    let left = machine.stats().await.unwrap().balloon_bytes;
+    assert!(left < 110 * MIB, "{} MiB are left to the host: {:?}", left / MIB, machine.console(30));
+    machine.stop().await.unwrap();
+}

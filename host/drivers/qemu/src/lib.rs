@@ -24,7 +24,7 @@ mod vsock;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use coracle_machine::{Accelerator, Capabilities, DeviceKind, Driver, Machine, MachineSpec, Result};
+use coracle_machine::{Accelerator, Balloon, Capabilities, DeviceKind, Driver, Machine, MachineSpec, Result};
 use futures::future::BoxFuture;
 
 pub use probe::{KvmState, probe_kvm};
@@ -104,6 +104,7 @@ impl Driver for Qemu {
             hotplug: if devices::has_hotplug(&self.config, spec) { HOTPLUGGED.to_vec() } else { Vec::new() },
             limits: vec![DeviceKind::Block],
             resize: command::can_grow(&self.config, spec),
+            balloon: Balloon::of(spec).is_some(),
             pause: true,
             snapshot: false,
         }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use coracle_machine::{
-    Accelerator, AgentAddress, Device, End, Ends, Error, GuestListener, GuestStream, Limits, Machine, MachineSpec,
-    Result, Stats, unsupported,
+    Accelerator, AgentAddress, Balloon, Device, End, Ends, Error, GuestListener, GuestStream, Limits, Machine,
+    MachineSpec, Result, Stats, unsupported,
 };
 use coracle_process::{Child, ExitStatus, Ring};
 use futures::future::BoxFuture;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
 use crate::command::can_grow;
@@ -59,6 +59,8 @@ pub(crate) struct QemuMachine {
     cpus: AtomicU32,
     least_bytes: u64,
     can_grow: bool,
+    /// By which its guest leaves memory to the host.
+    balloon: Option<Balloon>,
     /// Devices that can go, and who changes them: one at a time. None where there is no place for them.
     hotplug: Option<Mutex<Hotplug>>,
     /// QEMU's process, and where it runs.
@@ -108,6 +110,7 @@ impl QemuMachine {
             cpus,
             least_bytes,
             can_grow,
+            balloon: Balloon::of(spec),
             hotplug: devices::has_hotplug(config, spec).then(|| Mutex::new(Hotplug::of(config, spec))),
             pid,
             host_cpus: spec.host_cpus.clone(),
@@ -282,6 +285,15 @@ impl Machine for QemuMachine {
         })
     }
 
+    fn balloon(&self, bytes: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.end.check()?;
+            let left = self.balloon.ok_or_else(Balloon::missing)?.left(bytes)?;
+            self.control.execute("balloon", json!({ "value": left })).await?;
+            Ok(())
+        })
+    }
+
     fn pause(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.command("stop"))
     }
@@ -295,7 +307,11 @@ impl Machine for QemuMachine {
             self.end.check()?;
             let taken = if self.can_grow { resize::taken(&self.control).await? } else { 0 };
             let cpus = self.cpus.load(Ordering::Relaxed);
-            Ok(Stats { memory_bytes: self.least_bytes + taken, cpus, ..Stats::default() })
+            let balloon_bytes = match self.balloon {
+                Some(balloon) => balloon.given(resize::left(&self.control).await?),
+                None => 0,
+            };
+            Ok(Stats { memory_bytes: self.least_bytes + taken, balloon_bytes, cpus, ..Stats::default() })
         })
     }
 

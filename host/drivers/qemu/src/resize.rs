@@ -123,6 +123,13 @@ pub(crate) async fn taken(control: &qmp::Client) -> Result<u64> {
     size.as_u64().ok_or_else(|| Error::Monitor(format!("QEMU says a size of {size}")))
 }
 
+/// What the guest has left of its memory from the start, in bytes, where it leaves some to the host.
+pub(crate) async fn left(control: &qmp::Client) -> Result<u64> {
+    let said = control.execute("query-balloon", Value::Null).await?;
+    let left = said.get("actual").and_then(Value::as_u64);
+    left.ok_or_else(|| Error::Monitor(format!("QEMU says of the balloon {said}")))
+}
+
 /// Processors that were added, by QEMU's names for them, the oldest first.
 async fn added(control: &qmp::Client) -> Result<Vec<String>> {
     let all = control.execute("query-hotpluggable-cpus", Value::Null).await?;

@@ -60,6 +60,10 @@ const BYTES_MAX: u64 = 256 << 30;
 /// The most bytes that lie behind an inode: beside inode and attributes they fit in a block, as they must.
 pub(super) const REST_MAX: usize = 3072;
 
+/// Files of so many bytes are in blocks of their own to their end: those alone a guest can read without a copy of its own, where the image is its
+/// memory (Linux: fs/erofs/inode.c, `DAX_ALWAYS`). They grow by a sixteenth at most.
+const MAPPED_MIN: u64 = 32 << 10;
+
 impl Contents {
     /// Contents on their way into `file`; what is kept until the end is kept in `folder`.
     pub(super) fn new(file: File, folder: &Path) -> Result<Self> {
@@ -82,7 +86,7 @@ impl Contents {
         if copy(reader, &mut self.out, whole)? != whole {
             return Err(short());
         }
-        if rest > REST_MAX as u64 {
+        if rest > REST_MAX as u64 || rest > 0 && size >= MAPPED_MIN {
             if copy(reader, &mut self.out, rest)? != rest {
                 return Err(short());
             }
