@@ -14,6 +14,7 @@ pub mod mem;
 pub mod net;
 pub mod packet;
 pub mod pci;
+pub mod pmem;
 pub mod registers;
 pub mod rig;
 pub mod rng;
@@ -24,7 +25,7 @@ pub mod vsock;
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("balloon", balloon::one),
     ("block", block::one),
     ("chain", chain::one),
@@ -33,6 +34,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("net", net::one),
     ("packet", packet::one),
     ("pci", pci::one),
+    ("pmem", pmem::one),
     ("registers", registers::one),
     ("rng", rng::one),
     ("snapshot", snapshot::one),

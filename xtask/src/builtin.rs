@@ -23,6 +23,7 @@ const EACH_TIME: [(&str, &[&str]); 12] = [
             "a_disk_is_read_and_written",
             "a_disk_comes_to_a_running_guest",
             "a_disk_is_held_to_a_rate",
+            "a_file_system_comes",
             "a_file_is_memory",
             "a_guest_in_need",
             "memory_of_files_is_refused",

@@ -474,6 +474,9 @@ impl Maker {
             }
             return self.pass(*device_fd, *by_iommufd, iommu.as_ref(), from);
         }
+        if matches!(device, api::Device::Fs { .. }) && self.files.bytes() > 0 {
+            return Err(Error::Invalid("a machine with files as memory takes no file system".into()));
+        }
         let made = devices::make(device, from, self)?;
         self.place(made.device, if made.waits { own()? } else { self.main.clone() })
     }

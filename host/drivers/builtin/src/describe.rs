@@ -76,12 +76,6 @@ pub(crate) fn describe(
                     vsock.take().ok_or_else(|| Error::Invalid("a machine has one vsock device".into()))?;
                 api::Device::Vsock { cid: u64::from(GUEST_CID), programs_fd: fds.add(programs), path }
             }
-            Device::SharedFs { tag, socket, queue_size } => {
-                let server = UnixStream::connect(socket).map_err(|error| {
-                    Error::Missing(format!("the socket {} can't be connected to: {error}", socket.display()))
-                })?;
-                api::Device::Fs { tag: tag.clone(), server_fd: fds.add(server), queue_size: *queue_size }
-            }
             Device::Pmem { path } => {
                 let file = readable("the file", path, "it has to be there before the machine")?;
                 api::Device::Pmem { file_fd: fds.add(file) }
@@ -150,6 +144,12 @@ pub(crate) fn has_files_as_memory(spec: &MachineSpec) -> bool {
 /// Describes a device that a machine of so many processors can have from its start or gain later.
 pub(crate) fn plugged(device: &Device, cpus: u32, fds: &mut Descriptors, passed: &mut Passed) -> Result<api::Device> {
     match device {
+        Device::SharedFs { tag, socket, queue_size } => {
+            let server = UnixStream::connect(socket).map_err(|error| {
+                Error::Missing(format!("the socket {} can't be connected to: {error}", socket.display()))
+            })?;
+            Ok(api::Device::Fs { tag: tag.clone(), server_fd: fds.add(server), queue_size: *queue_size })
+        }
         Device::Vfio { address, by_iommufd } => passed.take(*address, *by_iommufd, fds),
         Device::Block { path, read_only, direct, serial } => {
             let file_fd = fds.add(open_disk(path, *read_only, *direct)?);

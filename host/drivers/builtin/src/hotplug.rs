@@ -58,6 +58,7 @@ impl From<Error> for Refused {
 fn are_one(one: &Device, other: &Device) -> bool {
     match (one, other) {
         (Device::Block { serial: one, .. }, Device::Block { serial: other, .. }) if one == other => true,
+        (Device::SharedFs { tag: one, .. }, Device::SharedFs { tag: other, .. }) => one == other,
         _ => one.is_same(other),
     }
 }
@@ -96,6 +97,7 @@ impl Hotplug {
         found.map(|(_, number)| *number).ok_or_else(|| {
             let name = match device {
                 Device::Block { serial, .. } => format!("disk {serial}"),
+                Device::SharedFs { tag, .. } => format!("file system {tag}"),
                 Device::Vfio { address, .. } => format!("PCI device {address}"),
                 Device::Net { mac, .. } => format!("network link {}", coracle_machine::mac_text(*mac)),
                 other => format!("device {:?}", other.kind()),

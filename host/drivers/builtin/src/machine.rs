@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use coracle_machine::{
     Accelerator, AgentAddress, Balloon, Device, DeviceKind, End, Ends, Error, GuestListener, GuestStream, Limits,
-    Machine, MachineSpec, Result, Stats,
+    Machine, MachineSpec, MemoryKind, Result, Stats,
 };
 use coracle_monitor_api::{self as api, Answer, Ended, Request};
 use coracle_process::{Child, ExitStatus, Ring};
@@ -124,12 +124,16 @@ impl BuiltinMachine {
 
 /// What a machine of this specification gains and loses while it runs.
 pub(crate) fn hotplugged(spec: &MachineSpec) -> Vec<DeviceKind> {
-    let has_file = spec.devices.iter().any(|device| device.kind() == DeviceKind::Pmem);
-    match spec.access_platform {
-        true => Vec::new(),
-        false if has_file => vec![DeviceKind::Block, DeviceKind::Net],
-        false => vec![DeviceKind::Block, DeviceKind::Net, DeviceKind::Vfio],
+    if spec.access_platform {
+        return Vec::new();
     }
+    let mut kinds = vec![DeviceKind::Block, DeviceKind::Net];
+    if spec.devices.iter().all(|device| device.kind() != DeviceKind::Pmem) {
+        kinds.push(DeviceKind::Vfio);
+        // Its server maps the memory.
+        kinds.extend((spec.memory.kind == MemoryKind::Shared).then_some(DeviceKind::SharedFs));
+    }
+    kinds
 }
 
 /// What a machine can hold to a rate. Links that the host's kernel serves are for the host's kernel to limit.

@@ -2,7 +2,7 @@
 
 mod guest;
 
-use coracle_machine::{Cpus, Device, DeviceKind, Driver, Error, Kernel, KernelForm, Limits, Rate};
+use coracle_machine::{Cpus, Device, DeviceKind, Driver, Error, Kernel, KernelForm, Limits, MemoryKind, Rate};
 use guest::given;
 
 #[tokio::test]
@@ -319,5 +319,83 @@ async fn a_guest_in_need_takes_back_what_it_has_left_to_its_host() {
     guest::says(&*machine, "filled").await;
     let left = machine.stats().await.unwrap().balloon_bytes;
     assert!(left < 110 * MIB, "{} MiB are left to the host: {:?}", left / MIB, machine.console(30));
+    machine.stop().await.unwrap();
+}
+
+/// A file server for `folder` that listens at `socket`, and ends when this is dropped; none, with a printed reason, where there is no program.
+struct FileServer(std::process::Child);
+
+impl FileServer {
+    fn start(folder: &std::path::Path, socket: &std::path::Path) -> Option<Self> {
+        let (rust, c) = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd");
+        let exists = |program: &str| std::path::Path::new(program).exists();
+        let mut server = match () {
+            () if exists(rust) => {
+                let mut server = std::process::Command::new(rust);
+                server.arg("--shared-dir").arg(folder);
+                server
+            }
+            () if exists(c) => {
+                let mut server = std::process::Command::new(c);
+                server.args(["-f", "-o"]).arg(format!("source={}", folder.display()));
+                server
+            }
+            () => {
+                println!("left out: neither {rust} nor {c} is there");
+                return None;
+            }
+        };
+        let server = server.arg(format!("--socket-path={}", socket.display())).spawn().unwrap();
+        let end = std::time::Instant::now() + guest::PATIENCE;
+        // It tells nobody when it listens.
+        while !socket.exists() && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+        Some(Self(server))
+    }
+}
+
+impl Drop for FileServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_file_system_comes_to_a_running_guest_and_goes() {
+    let Some(given) = given() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let shared = folder.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::write(shared.join("file"), "of the host\n").unwrap();
+    let script = "mkdir /mnt; echo ready; for round in 0 1; do\n\
+                  until mount -t virtiofs late /mnt 2>/dev/null; do sleep 0.1; done\n\
+                  echo $round reads $(cat /mnt/file); echo of the guest $round >/mnt/written; umount /mnt; echo $round done\n\
+                  while [ -n \"$(ls /sys/bus/virtio/drivers/virtiofs | grep virtio)\" ]; do sleep 0.1; done; echo $round gone; done; sleep 1000";
+    let modules: Vec<_> = guest::DISK.into_iter().chain(["fuse", "virtiofs"]).collect();
+    let mut spec = given.spec(folder.path(), &modules, script);
+    spec.devices = vec![Device::Rng];
+    let driver = given.driver(true);
+    assert!(!driver.capabilities(&spec).hotplug.contains(&DeviceKind::SharedFs), "nobody could map its memory");
+    spec.memory.kind = MemoryKind::Shared;
+    assert!(driver.capabilities(&spec).hotplug.contains(&DeviceKind::SharedFs));
+    let machine = driver.boot(spec).await.unwrap();
+    guest::says(&*machine, "ready").await;
+    let device =
+        |socket: &std::path::Path| Device::SharedFs { tag: "late".into(), socket: socket.into(), queue_size: 64 };
+    let refused = machine.attach(device(&folder.path().join("nowhere"))).await.unwrap_err();
+    assert!(matches!(&refused, Error::Missing(text) if text.contains("nowhere")), "{refused}");
+    for round in 0..2 {
+        let socket = folder.path().join(format!("socket{round}"));
+        let Some(_server) = FileServer::start(&shared, &socket) else { return };
+        machine.attach(device(&socket)).await.unwrap();
+        assert!(matches!(machine.attach(device(&socket)).await, Err(Error::Invalid(_))), "twice");
+        guest::says(&*machine, &format!("{round} done")).await;
+        machine.detach(device(&socket)).await.unwrap();
+        guest::says(&*machine, &format!("{round} gone")).await;
+        assert!(machine.console(100).contains(&format!("{round} reads of the host")), "{:?}", machine.console(100));
+        assert_eq!(std::fs::read_to_string(shared.join("written")).unwrap(), format!("of the guest {round}\n"));
+    }
     machine.stop().await.unwrap();
 }
