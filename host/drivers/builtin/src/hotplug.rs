@@ -58,6 +58,7 @@ impl From<Error> for Refused {
 fn are_one(one: &Device, other: &Device) -> bool {
     match (one, other) {
         (Device::Block { serial: one, .. }, Device::Block { serial: other, .. }) if one == other => true,
+        (Device::Balloon, Device::Balloon) => true,
         (Device::SharedFs { tag: one, .. }, Device::SharedFs { tag: other, .. }) => one == other,
         _ => one.is_same(other),
     }

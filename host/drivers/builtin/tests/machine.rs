@@ -253,7 +253,7 @@ async fn a_file_is_memory_that_the_guest_reads_and_nobody_writes() {
         "for n in 0 1; do echo at $(basename $(readlink -f /sys/block/pmem$n/../../../../../..)) is $(head -n 1 /dev/pmem$n)\n\
          case $(head -n 1 /dev/pmem$n) in 1) large=/dev/pmem$n;; second) small=/dev/pmem$n;; esac; done\n\
          echo units $(($(cat /sys/block/${{large#/dev/}}/size) / 4096)) $(($(cat /sys/block/${{small#/dev/}}/size) / 4096))\n\
-         echo sum $(head -c {end} $large | awk '{{ sum += $1 }} END {{ printf \"%d\", sum }}')\n\
+         echo sum $(head -c {end} $large | awk '{{ sum += $1 }} END {{ printf \"%.0f\", sum }}')\n\
          echo behind $(tail -c +{behind} $large | tr -d '\\0' | wc -c)\n\
          echo changed | dd of=$small bs=512 conv=sync,fsync 2>/dev/null\n\
          echo 3 >/proc/sys/vm/drop_caches; echo then $(head -n 1 $small); poweroff -f",
