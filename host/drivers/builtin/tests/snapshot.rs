@@ -230,6 +230,42 @@ async fn a_hundred_lives_of_one_machine() {
     machine.stop().await.unwrap();
 }
 
+/// Lives of a machine of two processors, and pauses that go before.
+const LIVES_OF_TWO: u32 = 10;
+
+#[tokio::test]
+async fn two_processors_go_on_where_they_stood() {
+    let Some(given) = given() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let driver = given.driver(true);
+    let two = |name: &str| {
+        let own = folder.path().join(name);
+        std::fs::create_dir(&own).unwrap();
+        let mut spec = counting(&given, &own, "aaaa");
+        spec.cpus = Cpus { boot: 2, max: 2 };
+        spec
+    };
+    let mut machine = driver.boot(two("0")).await.unwrap();
+    let mut greeting = greets(&*machine).await;
+    let mut stood = counts_to(&*machine, 1).await.last().unwrap().0;
+    for _ in 0..LIVES_OF_TWO {
+        machine.pause().await.unwrap();
+        machine.resume().await.unwrap();
+        stood = counts_to(&*machine, stood + 1).await.last().unwrap().0;
+    }
+    for life in 1..=LIVES_OF_TWO {
+        let saved = folder.path().join(format!("saved{life}"));
+        machine.save(saved.clone()).await.unwrap();
+        machine.stop().await.unwrap();
+        machine = driver.restore(two(&life.to_string()), saved.clone()).await.unwrap();
+        drop(std::mem::replace(&mut greeting, greets(&*machine).await));
+        stood = counts_to(&*machine, stood + 2).await.last().unwrap().0;
+        println!("life {life}: {stood}");
+        std::fs::remove_dir_all(saved).unwrap();
+    }
+    machine.stop().await.unwrap();
+}
+
 /// Times that a machine grows and shrinks.
 const CYCLES: u32 = 200;
 
