@@ -49,18 +49,47 @@ fn add(package: &Package, name: &str, need: &Need, chosen: &mut Vec<Module>) -> 
     for dependency in dependencies(&module) {
         add(package, &dependency, need, chosen)?;
     }
+    for wish in wishes(&module) {
+        // An algorithm of the kernel's cryptography is asked for by its own name; the module that has it in C is called so.
+        for name in [wish.clone(), format!("{wish}_generic")] {
+            if package.is_builtin(&name) || package.module(&name)?.is_some() {
+                add(package, &name, need, chosen)?;
+                break;
+            }
+        }
+    }
     chosen.push(Module { file, content: module, need: need.clone() });
     Ok(())
 }
 
-/// The `depends=` entry of a module's `.modinfo` section: NUL-terminated texts, found without reading the ELF headers.
-fn dependencies(module: &[u8]) -> Vec<String> {
-    const KEY: &[u8] = b"\0depends=";
-    let Some(start) = module.windows(KEY.len()).position(|window| window == KEY) else { return Vec::new() };
-    let rest = &module[start + KEY.len()..];
+/// An entry of a module's `.modinfo` section: NUL-terminated texts, found without reading the ELF headers.
+fn entry(module: &[u8], key: &[u8]) -> Option<String> {
+    let start = module.windows(key.len()).position(|window| window == key)?;
+    let rest = &module[start + key.len()..];
     let end = rest.iter().position(|byte| *byte == 0).unwrap_or(0);
-    let list = String::from_utf8_lossy(&rest[..end]);
+    Some(String::from_utf8_lossy(&rest[..end]).into_owned())
+}
+
+/// What a module can't be loaded without (`depends=`).
+fn dependencies(module: &[u8]) -> Vec<String> {
+    let list = entry(module, b"\0depends=").unwrap_or_default();
     list.split(',').filter(|name| !name.is_empty()).map(module_name).collect()
+}
+
+/// What a module wants to be there before it, where there is such a thing (`softdep=`, modprobe.d(5)): some can't be loaded without it either.
+fn wishes(module: &[u8]) -> Vec<String> {
+    let list = entry(module, b"\0softdep=").unwrap_or_default();
+    let mut is_before = false;
+    let mut names = Vec::new();
+    for word in list.split_whitespace() {
+        match word {
+            "pre:" => is_before = true,
+            "post:" => is_before = false,
+            name if is_before => names.push(module_name(name)),
+            _ => {}
+        }
+    }
+    names
 }
 
 #[cfg(test)]
@@ -72,5 +101,7 @@ mod tests {
         assert_eq!(dependencies(b"x\0depends=vsock,virtio-ring\0name=y\0"), ["vsock", "virtio_ring"]);
         assert!(dependencies(b"x\0depends=\0").is_empty());
         assert!(dependencies(b"").is_empty());
+        assert_eq!(wishes(b"x\0softdep=pre: crc32c post: later\0name=y\0"), ["crc32c"]);
+        assert!(wishes(b"x\0depends=a\0").is_empty());
     }
 }
