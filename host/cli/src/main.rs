@@ -10,6 +10,7 @@ mod exec;
 mod image;
 mod kill;
 mod logs;
+mod migrate;
 mod network;
 mod place;
 mod ps;
@@ -69,6 +70,9 @@ enum Command {
     /// Settings.
     #[command(subcommand)]
     Settings(settings::Command),
+    /// Move over from another runtime.
+    #[command(subcommand)]
+    Migrate(migrate::Command),
     /// Serve a detached container: started by `run --detach`.
     #[command(hide = true)]
     Supervise(supervise::Args),
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
             Command::Check => return check::run(),
             Command::Image(command) => return image::run(command).map(|()| 0),
             Command::Settings(command) => return settings::run(command).map(|()| 0),
+            Command::Migrate(command) => return migrate::run(command).map(|()| 0),
             Command::Volume(command) => return volume::run(command).await.map(|()| 0),
             other => other,
         };
@@ -105,7 +110,9 @@ fn main() -> ExitCode {
             Command::Rm(args) => rm::run(&root, args).await.map(|()| 0),
             Command::Logs(args) => logs::run(&root, args).await.map(|()| 0),
             Command::Supervise(args) => supervise::run(&root, args).await,
-            Command::Check | Command::Image(_) | Command::Settings(_) | Command::Volume(_) => Ok(0),
+            Command::Check | Command::Image(_) | Command::Migrate(_) | Command::Settings(_) | Command::Volume(_) => {
+                Ok(0)
+            }
         }
     });
     // A thread that still reads the terminal must not hold up the end.

@@ -1,34 +1,78 @@
 //! `coracle settings`.
 
-use anyhow::Result;
-use coracle_settings::{Settings, reference};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use coracle_settings::{Loaded, Origin, default_file, page, schema};
+use serde_json::{Map, Value, json};
 
 /// Settings.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Check the settings file.
-    Check,
+    /// Print each setting with its value and where that stands.
+    Show {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Only those whose names hold this.
+        name: Option<String>,
+    },
+    /// Check the settings: errors, and what is used that is deprecated.
+    Check {
+        /// A file to check by itself, in the place of the host's.
+        file: Option<PathBuf>,
+    },
     /// Print a settings file with all settings, their texts and defaults.
     Default,
+    /// Print a JSON schema of a settings file, for editors.
+    Schema,
+    /// Print the reference as a page of Markdown.
+    #[command(hide = true)]
+    Page,
 }
 
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
-        Command::Check => {
-            Settings::load()?;
+        Command::Show { json, name } => show(json, name.as_deref().unwrap_or_default())?,
+        Command::Check { file } => {
+            let loaded = match file {
+                Some(file) => Loaded::from_file(&file)?,
+                None => Loaded::of_host(None)?,
+            };
+            for used in &loaded.deprecated {
+                println!("{used}");
+            }
             println!("the settings are well-formed");
         }
-        Command::Default => {
-            let mut table = "";
-            for entry in reference() {
-                let (own, key) = entry.key.split_once('.').unwrap_or(("", entry.key));
-                if own != table {
-                    println!("{}[{own}]", if table.is_empty() { "" } else { "\n" });
-                    table = own;
+        Command::Default => print!("{}", default_file()),
+        Command::Schema => println!("{}", serde_json::to_string_pretty(&schema()).context("the schema")?),
+        Command::Page => print!("{}", page()),
+    }
+    Ok(())
+}
+
+fn show(as_json: bool, name: &str) -> Result<()> {
+    let loaded = Loaded::of_host(None)?;
+    let values = loaded.settings.values();
+    let wanted: Vec<_> = values.iter().filter(|(key, _)| key.contains(name)).collect();
+    if as_json {
+        let of = |(key, value): &&(&str, String)| {
+            let place = match loaded.origin(key) {
+                Origin::BuiltIn => Value::Null,
+                Origin::At(position) => {
+                    json!({ "path": position.path, "line": position.line, "column": position.column })
                 }
-                println!("# {}\n# Expected: {}.\n#{key} = {}", entry.text, entry.expected, entry.default);
-            }
-        }
+            };
+            ((*key).to_owned(), json!({ "value": value, "origin": place }))
+        };
+        let all: Map<String, Value> = wanted.iter().map(of).collect();
+        println!("{}", serde_json::to_string_pretty(&all).context("the settings")?);
+        return Ok(());
+    }
+    let rows: Vec<_> = wanted.iter().map(|(key, value)| (format!("{key} = {value}"), loaded.origin(key))).collect();
+    let width = rows.iter().map(|(text, _)| text.chars().count()).filter(|width| *width < 60).max().unwrap_or(0);
+    for (text, origin) in rows {
+        println!("{text:width$}  # {origin}");
     }
     Ok(())
 }

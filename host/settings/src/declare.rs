@@ -1,257 +1,38 @@
-//! The declarations.
+//! The declarations: what a setting is called, its type, default and text, and who may set it. All else comes from here.
 
 use std::path::PathBuf;
 
-use toml::Value;
+use serde_json::Value as Json;
 
-/// What may run a machine's instructions.
+use crate::kinds::{
+    Accelerator, EmptyDir, Given, Kind, Layers, Limit, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs,
+    SharedFs,
+};
+
+/// How far a setting can be relied upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accelerator {
-    /// KVM, and nothing else.
-    Kvm,
-    /// KVM where it works, else emulation, which is no security boundary.
-    Any,
-    /// Emulation always.
-    Emulation,
+pub enum Support {
+    /// It is tested and kept, and goes only by the deprecation process.
+    Supported,
+    /// It may change or go with any release.
+    Experimental,
 }
 
-/// The machine monitor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Monitor {
-    /// QEMU.
-    Qemu,
-    /// The built-in one, which needs KVM.
-    Builtin,
-    /// The built-in one where KVM works, else QEMU.
-    Auto,
-}
-
-/// What the root of a container of `coracle run` is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rootfs {
-    /// Disks of the machine: the image's layers, and one to write to.
-    Erofs,
-    /// A folder of the host's, shared with the machine.
-    Virtiofs,
-}
-
-/// How links of a pod's network namespace and the guest's are one another's wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetworkModel {
-    /// By a filter that sends on each frame.
-    TcFilter,
-    /// By macvtap devices.
-    Macvtap,
-    /// By a router, for IP alone.
-    Routed,
-    /// Not at all.
-    None,
-}
-
-/// How a guest has files of the host's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SharedFs {
-    /// It sees them.
-    VirtioFs,
-    /// It has copies.
-    None,
-}
-
-/// What an image's layers are to a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layers {
-    /// Disks.
-    Disk,
-    /// Memory, where it can have that.
-    Memory,
-}
-
-/// What kubelet's `emptyDir` volumes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EmptyDir {
-    /// Folders of the host.
-    Folder,
-    /// Disks of the guest.
-    Disk,
-}
-
-/// A limit; 0 is none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limit(pub Option<u64>);
-
-/// Pairs of queues of a network link; none: as many as there are processors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Queues(pub Option<u16>);
-
-impl Kind for Queues {
-    const EXPECTED: &'static str = "a whole number from 1 to 8, or 0 for as many as the machine has processors";
-    fn read(value: &Value) -> Option<Self> {
-        let number: u16 = value.as_integer()?.try_into().ok()?;
-        (number <= 8).then_some(Self(Some(number).filter(|number| *number > 0)))
-    }
-    fn show(&self) -> String {
-        self.0.unwrap_or(0).to_string()
-    }
-}
-
-/// Numbers, as the kernel writes lists of processors (cpuset(7), "List format"): `0-3,8`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Numbers(pub Vec<u32>);
-
-/// The most of such a list.
-const NUMBERS_MAX: u32 = 1024;
-
-impl Kind for Numbers {
-    const EXPECTED: &'static str = "a list of numbers such as \"0-3,8\", \"\" for any";
-    fn read(value: &Value) -> Option<Self> {
-        let mut all = Vec::new();
-        for part in value.as_str()?.split(',').filter(|part| !part.is_empty()) {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-            if first > last || last >= NUMBERS_MAX {
-                return None;
-            }
-            all.extend(first..=last);
+impl Support {
+    /// Its name in the reference.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Supported => "supported",
+            Self::Experimental => "experimental",
         }
-        all.sort_unstable();
-        all.dedup();
-        Some(Self(all))
-    }
-    fn show(&self) -> String {
-        format!("{:?}", self.0.iter().map(u32::to_string).collect::<Vec<_>>().join(","))
     }
 }
-
-impl Kind for Limit {
-    const EXPECTED: &'static str = "a whole number, 0 for none";
-    fn read(value: &Value) -> Option<Self> {
-        let number: u64 = value.as_integer()?.try_into().ok()?;
-        Some(Self(Some(number).filter(|number| *number > 0)))
-    }
-    fn show(&self) -> String {
-        self.0.unwrap_or(0).to_string()
-    }
-}
-
-/// The machine type of QEMU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MachineType {
-    /// A PC with PCI Express.
-    Q35,
-    /// A small machine without PCI.
-    Microvm,
-}
-
-/// A type that a setting can have.
-pub(crate) trait Kind: Sized {
-    /// What is expected, for error texts.
-    const EXPECTED: &'static str;
-    /// Reads a value.
-    fn read(value: &Value) -> Option<Self>;
-    /// The value as TOML.
-    fn show(&self) -> String;
-}
-
-impl Kind for PathBuf {
-    const EXPECTED: &'static str = "an absolute path";
-    fn read(value: &Value) -> Option<Self> {
-        value.as_str().map(Self::from).filter(|path| path.is_absolute())
-    }
-    fn show(&self) -> String {
-        format!("{:?}", self.display().to_string())
-    }
-}
-
-impl Kind for u32 {
-    const EXPECTED: &'static str = "a whole number above 0";
-    fn read(value: &Value) -> Option<Self> {
-        value.as_integer().and_then(|number| number.try_into().ok()).filter(|number| *number > 0)
-    }
-    fn show(&self) -> String {
-        self.to_string()
-    }
-}
-
-impl Kind for u64 {
-    const EXPECTED: &'static str = "a whole number above 0";
-    fn read(value: &Value) -> Option<Self> {
-        value.as_integer().and_then(|number| number.try_into().ok()).filter(|number| *number > 0)
-    }
-    fn show(&self) -> String {
-        self.to_string()
-    }
-}
-
-impl Kind for bool {
-    const EXPECTED: &'static str = "true or false";
-    fn read(value: &Value) -> Option<Self> {
-        value.as_bool()
-    }
-    fn show(&self) -> String {
-        self.to_string()
-    }
-}
-
-impl Kind for String {
-    const EXPECTED: &'static str = "a text";
-    fn read(value: &Value) -> Option<Self> {
-        value.as_str().map(str::to_owned)
-    }
-    fn show(&self) -> String {
-        format!("{self:?}")
-    }
-}
-
-impl Kind for Vec<String> {
-    const EXPECTED: &'static str = "a list of texts";
-    fn read(value: &Value) -> Option<Self> {
-        value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
-    }
-    fn show(&self) -> String {
-        format!("{self:?}")
-    }
-}
-
-/// Gives an enumeration its words.
-macro_rules! words {
-    ($type:ident, $expected:literal, $($word:literal = $variant:ident),*) => {
-        impl Kind for $type {
-            const EXPECTED: &'static str = $expected;
-            fn read(value: &Value) -> Option<Self> {
-                match value.as_str()? {
-                    $($word => Some(Self::$variant),)*
-                    _ => None,
-                }
-            }
-            fn show(&self) -> String {
-                match self {
-                    $(Self::$variant => format!("{:?}", $word),)*
-                }
-            }
-        }
-    };
-}
-
-words!(Accelerator, "one of \"kvm\", \"any\", \"emulation\"", "kvm" = Kvm, "any" = Any, "emulation" = Emulation);
-words!(Monitor, "one of \"qemu\", \"builtin\", \"auto\"", "qemu" = Qemu, "builtin" = Builtin, "auto" = Auto);
-words!(Rootfs, "one of \"erofs\", \"virtiofs\"", "erofs" = Erofs, "virtiofs" = Virtiofs);
-words!(
-    NetworkModel,
-    "one of \"tcfilter\", \"macvtap\", \"routed\", \"none\"",
-    "tcfilter" = TcFilter,
-    "macvtap" = Macvtap,
-    "routed" = Routed,
-    "none" = None
-);
-words!(SharedFs, "one of \"virtio-fs\", \"none\"", "virtio-fs" = VirtioFs, "none" = None);
-words!(Layers, "one of \"disk\", \"memory\"", "disk" = Disk, "memory" = Memory);
-words!(EmptyDir, "one of \"folder\", \"disk\"", "folder" = Folder, "disk" = Disk);
-words!(MachineType, "one of \"q35\", \"microvm\"", "q35" = Q35, "microvm" = Microvm);
 
 /// One entry of the reference.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Its key, with its table: `guest.memory_mib`.
+    /// Its key, with its table: `machine.memory_mib`.
     pub key: &'static str,
     /// What is expected.
     pub expected: &'static str,
@@ -259,10 +40,40 @@ pub struct Entry {
     pub default: String,
     /// What it does.
     pub text: &'static str,
+    /// Whether a pod may set it by an annotation, where the administrator allows that.
+    pub by_annotation: bool,
+    /// The version that had it first.
+    pub since: &'static str,
+    /// How far it can be relied upon.
+    pub support: Support,
+    /// What JSON Schema says of a value.
+    pub schema: Json,
 }
 
+impl Entry {
+    /// The annotation that sets it for a pod.
+    #[must_use]
+    pub fn annotation(&self) -> Option<String> {
+        self.by_annotation.then(|| format!("{ANNOTATIONS}{}", self.key))
+    }
+
+    fn by_annotation(self) -> Self {
+        Self { by_annotation: true, ..self }
+    }
+
+    fn experimental(self) -> Self {
+        Self { support: Support::Experimental, ..self }
+    }
+}
+
+/// What the annotations begin with by which a pod sets settings; the key is behind it.
+pub const ANNOTATIONS: &str = "io.coracle.config.";
+
+/// The first version.
+const FIRST: &str = "0.1.0";
+
 macro_rules! settings {
-    ($($field:ident: $type:ty = $key:literal, $default:expr, $text:literal;)*) => {
+    ($($field:ident: $type:ty = $key:literal, $default:expr, $text:literal $(.$attribute:ident())*;)*) => {
         /// All settings.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub struct Settings {
@@ -276,15 +87,38 @@ macro_rules! settings {
         }
 
         impl Settings {
-            /// Sets the setting `key`; false where there is none of that name.
-            pub(crate) fn set(&mut self, key: &str, value: &Value) -> Result<bool, &'static str> {
+            /// Sets the setting `key`.
+            pub(crate) fn set(&mut self, key: &str, value: &Given) -> Set {
                 match key {
-                    $($key => {
-                        self.$field = <$type as Kind>::read(value).ok_or(<$type as Kind>::EXPECTED)?;
-                        Ok(true)
-                    })*
-                    _ => Ok(false),
+                    $($key => match <$type as Kind>::read(value) {
+                        Some(value) => {
+                            self.$field = value;
+                            Set::Done($key)
+                        }
+                        None => Set::Expected(<$type as Kind>::EXPECTED),
+                    },)*
+                    _ => Set::Unknown,
                 }
+            }
+
+            /// The same by a text alone.
+            pub(crate) fn set_text(&mut self, key: &str, text: &str) -> Set {
+                match key {
+                    $($key => match <$type as Kind>::read_text(text) {
+                        Some(value) => {
+                            self.$field = value;
+                            Set::Done($key)
+                        }
+                        None => Set::Expected(<$type as Kind>::EXPECTED),
+                    },)*
+                    _ => Set::Unknown,
+                }
+            }
+
+            /// The value of each setting as TOML, by its key, in the order of their declaration.
+            #[must_use]
+            pub fn values(&self) -> Vec<(&'static str, String)> {
+                vec![$(($key, self.$field.show()),)*]
             }
         }
 
@@ -292,9 +126,28 @@ macro_rules! settings {
         #[must_use]
         pub fn reference() -> Vec<Entry> {
             let settings = Settings::default();
-            vec![$(Entry { key: $key, expected: <$type as Kind>::EXPECTED, default: settings.$field.show(), text: $text },)*]
+            vec![$(Entry {
+                key: $key,
+                expected: <$type as Kind>::EXPECTED,
+                default: settings.$field.show(),
+                text: $text,
+                by_annotation: false,
+                since: FIRST,
+                support: Support::Supported,
+                schema: <$type as Kind>::schema(),
+            }$(.$attribute())*,)*]
         }
     };
+}
+
+/// What has come of setting a setting.
+pub(crate) enum Set {
+    /// It is set; its key.
+    Done(&'static str),
+    /// There is none of that name.
+    Unknown,
+    /// Something else was expected.
+    Expected(&'static str),
 }
 
 settings! {
@@ -303,15 +156,15 @@ settings! {
     monitor: Monitor = "machine.monitor", Monitor::Qemu,
         "The machine monitor. \"qemu\" is QEMU; \"builtin\" is Coracle's own, which needs KVM and is experimental under containerd; \"auto\" is the built-in one where KVM works, else QEMU: the default of `coracle run`.";
     builtin_jail: bool = "builtin.jail", true,
-        "Whether the built-in monitor goes into its jail. Without it, a guest that takes the monitor over has taken over the shim's user: for measurements only.";
+        "Whether the built-in monitor goes into its jail. Without it, a guest that takes the monitor over has taken over the shim's user: for measurements only.".experimental();
     machine_type: MachineType = "machine.type", MachineType::Q35,
         "QEMU's machine type.";
     machine_memory_mib: u64 = "machine.memory_mib", 256,
-        "Memory of a pod's machine in MiB, before the memory limits of its containers are added.";
+        "Memory of a pod's machine in MiB, before the memory limits of its containers are added.".by_annotation();
     machine_max_memory_mib: u64 = "machine.max_memory_mib", 65536,
-        "Memory that a pod's machine can have at most in MiB, where it can grow, and never more than the host has. A machine grows and shrinks with the limits of its containers.";
+        "Memory that a pod's machine can have at most in MiB, where it can grow, and never more than the host has. A machine grows and shrinks with the limits of its containers.".by_annotation();
     machine_max_vcpus: u32 = "machine.max_vcpus", 8,
-        "Processors that a pod's machine can have at most, where it can grow, and never more than the host has.";
+        "Processors that a pod's machine can have at most, where it can grow, and never more than the host has.".by_annotation();
     machine_huge_pages: bool = "machine.huge_pages", false,
         "Whether a machine's memory is made of huge pages of 2 MiB. They must be reserved on the host (vm.nr_hugepages) and are taken whole; a machine for which there are too few fails to start or is killed.";
     machine_sealed: bool = "machine.sealed", false,
@@ -321,19 +174,19 @@ settings! {
     machine_host_nodes: Numbers = "machine.host_nodes", Numbers::default(),
         "Nodes of the host (NUMA) whose memory a pod's machine has, and no other. \"\" is any.";
     machine_disk_bytes_per_second: Limit = "machine.disk_bytes_per_second", Limit(None),
-        "The most bytes in a second that are read from each of a machine's disks, and as many again that are written to it; swap is not counted. 0 is no limit.";
+        "The most bytes in a second that are read from each of a machine's disks, and as many again that are written to it; swap is not counted. 0 is no limit.".by_annotation();
     machine_disk_operations_per_second: Limit = "machine.disk_operations_per_second", Limit(None),
-        "The most requests in a second by which each of a machine's disks is read, and as many again by which it is written to. 0 is no limit.";
+        "The most requests in a second by which each of a machine's disks is read, and as many again by which it is written to. 0 is no limit.".by_annotation();
     machine_guest_swap: bool = "machine.guest_swap", false,
-        "Whether a guest gets swap where a container's annotations ask for it (`io.katacontainers.container.resource.swappiness` above 0, and `swap_in_bytes`). On machines that gain disks while they run.";
+        "Whether a guest gets swap where a container's annotations ask for it (`io.katacontainers.container.resource.swappiness` above 0, and `swap_in_bytes`). On machines that gain disks while they run.".by_annotation();
     machine_swap_folder: PathBuf = "machine.swap_folder", "/var/lib/coracle/swap".into(),
         "The folder for the guests' swap, of which the host's disk is used as they write it. Its files have no name while they are used.";
     machine_vcpus: u32 = "machine.vcpus", 1,
-        "Processors of a pod's machine where its containers ask for none.";
+        "Processors of a pod's machine where its containers ask for none.".by_annotation();
     guest_folder: PathBuf = "guest.folder", "/var/lib/coracle/guest".into(),
         "The folder of the guest image, as `coracle image build` writes it.";
     guest_boot_timeout_seconds: u64 = "guest.boot_timeout_seconds", 60,
-        "How long a guest may take to come up, in seconds.";
+        "How long a guest may take to come up, in seconds.".by_annotation();
     guest_clock_seconds: u64 = "guest.clock_seconds", 300,
         "How often the guest's clock is set to the host's, in seconds. When the host's own clock is set, or goes on after a suspend, that is done at once.";
     guest_labels: bool = "guest.labels", false,
@@ -341,7 +194,7 @@ settings! {
     guest_hook_folder: String = "guest.hook_folder", String::new(),
         "A folder of the guest image with hooks for its containers: programs in its folders prestart, poststart and poststop. Empty is none.";
     agent_timeout_seconds: u64 = "agent.timeout_seconds", 120,
-        "How long the agent may take to answer a request that is not a wait, in seconds.";
+        "How long the agent may take to answer a request that is not a wait, in seconds.".by_annotation();
     qemu_path: PathBuf = "qemu.path", "/usr/bin/qemu-system-x86_64".into(),
         "QEMU's program.";
     qemu_arguments: Vec<String> = "qemu.arguments", Vec::new(),
@@ -355,19 +208,19 @@ settings! {
     storage_direct_volumes: PathBuf = "storage.direct_volumes", "/run/kata-containers/shared/direct-volumes".into(),
         "The folder in which a storage driver names volumes that are disks: below it, in the folder of a volume's path in URL-safe base64, `mountInfo.json` says which disk the guest mounts (Kata's direct-assigned volumes).";
     storage_empty_dir: EmptyDir = "storage.empty_dir", EmptyDir::Folder,
-        "What kubelet's `emptyDir` volumes are that are no memory. \"folder\" is the host's folder, as far as `storage.shared_fs` shares folders; \"disk\" is a file in that folder, which is a disk of the guest's: what is freed in it is the host's again. Files that the host has put into the folder are not seen then.";
+        "What kubelet's `emptyDir` volumes are that are no memory. \"folder\" is the host's folder, as far as `storage.shared_fs` shares folders; \"disk\" is a file in that folder, which is a disk of the guest's: what is freed in it is the host's again. Files that the host has put into the folder are not seen then.".by_annotation();
     storage_empty_dir_mib: u64 = "storage.empty_dir_mib", 16384,
         "The size of such a disk, in MiB. The host's disk is used as it is written to.";
     storage_layers: Layers = "storage.layers", Layers::Disk,
-        "How a guest reads layers of an image that are read-only disks (EROFS). \"disk\": by blocks, into memory of its own. \"memory\": as memory of its machine (virtio-pmem), and keeps no copy of what the host has read; for the containers that have the layers of that which boots the machine, on the built-in monitor, where neither folders nor devices of the host are shared and nothing verifies them. Elsewhere as \"disk\". It takes 1/64 of the layers' size of the guest's memory.";
+        "How a guest reads layers of an image that are read-only disks (EROFS). \"disk\": by blocks, into memory of its own. \"memory\": as memory of its machine (virtio-pmem), and keeps no copy of what the host has read; for the containers that have the layers of that which boots the machine, on the built-in monitor, where neither folders nor devices of the host are shared and nothing verifies them. Elsewhere as \"disk\". It takes 1/64 of the layers' size of the guest's memory.".by_annotation();
     network_model: NetworkModel = "network.model", NetworkModel::TcFilter,
         "How the links of a pod's network namespace and the guest's are one another's wire. \"tcfilter\" sends on each frame between a link and the machine's by a filter; \"macvtap\" puts the machine's device on the link (veth and vlan); \"routed\" makes the namespace a router, for IP alone, whatever the link is; \"none\" leaves the links alone, and the guest has none.";
     network_limit_to_guest_mbit: Limit = "network.limit_to_guest_mbit", Limit(None),
-        "The most that goes to a guest by each of its links, in megabits a second; 0 is no limit. Not with `network.model = \"macvtap\"`.";
+        "The most that goes to a guest by each of its links, in megabits a second; 0 is no limit. Not with `network.model = \"macvtap\"`.".by_annotation();
     network_limit_from_guest_mbit: Limit = "network.limit_from_guest_mbit", Limit(None),
-        "The most that comes from a guest by each of its links, in megabits a second; 0 is no limit. Not with `network.model = \"macvtap\"`.";
+        "The most that comes from a guest by each of its links, in megabits a second; 0 is no limit. Not with `network.model = \"macvtap\"`.".by_annotation();
     network_queues: Queues = "network.queues", Queues(None),
-        "How many pairs of queues each link of a guest has, 8 at most: so many of its processors send and receive at once. 0 is as many as the machine has processors from the start.";
+        "How many pairs of queues each link of a guest has, 8 at most: so many of its processors send and receive at once. 0 is as many as the machine has processors from the start.".by_annotation();
     network_default: String = "network.default", "bridge".into(),
         "The network of `coracle run` without --network: \"bridge\" is addresses behind the host's own, \"user\" is one that takes no privileges (an ordinary user's containers have it instead of another one), \"none\" is no network, any other word is the name of a CNI network.";
     network_plugin_folders: Vec<String> = "network.plugin_folders", ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(str::to_owned).into(),
@@ -382,6 +235,8 @@ settings! {
         "Ports of the host that lead to such a pod: ADDRESS:PORT:PORT/tcp or /udp. `coracle run --publish` sets it.";
     network_passt_paths: Vec<String> = "network.passt_paths", ["/usr/bin/passt", "/usr/local/bin/passt"].map(str::to_owned).into(),
         "Where passt is looked for; where it is nowhere, QEMU's own network is used.";
+    annotations_allow: Vec<String> = "annotations.allow", Vec::new(),
+        "Settings that a pod may set for itself, by an annotation `io.coracle.config.` with the setting's name behind it, or by Kata's annotation that means the same. A pod with another one fails to start. The reference says which settings can be here.";
     run_rootfs: Rootfs = "run.rootfs", Rootfs::Erofs,
         "What the root of a container of `coracle run` is made of. \"erofs\" is read-only disks, one for each layer of the image and shared by all containers, and a disk of its own to write to; the host shares no files then but volumes. \"virtiofs\" is a folder of the host.";
     run_verity: bool = "run.verity", false,

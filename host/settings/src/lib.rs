@@ -1,16 +1,26 @@
 //! The settings.
 //!
 //! Each is declared once, in the table in `declare.rs`, with its type, default and text. The file's parser, the commented
-//! default file and the checks come from that table.
+//! default file, the reference, the schema and the checks come from that table.
 
+mod annotations;
+mod contradictions;
 mod declare;
+pub mod deprecation;
+mod error;
+mod kata;
+mod kinds;
 mod load;
+mod reference;
 
-pub use declare::{
-    Accelerator, EmptyDir, Layers, Limit, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs, Settings,
-    SharedFs, reference,
+pub use declare::{ANNOTATIONS, Entry, Settings, Support, reference};
+pub use error::{Error, Position};
+pub use kata::{Migration, Moved, migrate};
+pub use kinds::{
+    Accelerator, EmptyDir, Layers, Limit, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs, SharedFs,
 };
-pub use load::{DEFAULTS, ENVIRONMENT, Error, FILE, OVERRIDES};
+pub use load::{DEFAULTS, DROP_INS, ENVIRONMENT, FILE, Loaded, OVERRIDES, Origin, SHARED};
+pub use reference::{default_file, page, schema};
 
 impl Settings {
     /// The bounded time that a guest has to come up.

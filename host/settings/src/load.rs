@@ -1,80 +1,176 @@
-//! Reading the settings.
+//! Reading the settings: layer upon layer, each of which changes what it names.
+//!
+//! ```text
+//! built in ─▶ $CORACLE_DEFAULTS ─▶ /usr/share/coracle/config.toml ─▶ /etc/coracle/config.toml ─▶ /etc/coracle/config.d/*.toml, by name
+//!          ─▶ the file that containerd names (ConfigPath) ─▶ $CORACLE_OVERRIDES ─▶ annotations of the pod, where they are allowed
+//! ```
+//!
+//! `$CORACLE_CONFIG` names a file that stands for the three of the host.
 
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use toml::{Table, Value};
+use toml::de::{DeTable, DeValue};
 
-use crate::Settings;
-use crate::declare::reference;
+use crate::declare::{Set, reference};
+use crate::deprecation::{self, Kind as What, Use};
+use crate::error::{Error, Position};
+use crate::kinds::Given;
+use crate::{Settings, contradictions, kata};
 
-/// The administrator's file.
+/// The distribution's file, the administrator's, and the folder of the administrator's further ones.
+pub const SHARED: &str = "/usr/share/coracle/config.toml";
+/// See [`SHARED`].
 pub const FILE: &str = "/etc/coracle/config.toml";
+/// See [`SHARED`].
+pub const DROP_INS: &str = "/etc/coracle/config.d";
 
-/// The variable that names another file.
+/// The variable that names another file in the place of these.
 pub const ENVIRONMENT: &str = "CORACLE_CONFIG";
 
-/// Settings as TOML that count less than the file, and such that count more: how `coracle run` starts its shims. Whoever
+/// Settings as TOML that count less than the files, and such that count more: how `coracle run` starts its shims. Whoever
 /// can set a shim's environment can replace the shim.
 pub const DEFAULTS: &str = "CORACLE_DEFAULTS";
 /// See [`DEFAULTS`].
 pub const OVERRIDES: &str = "CORACLE_OVERRIDES";
 
-/// Why settings can't be read.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file can't be read.
-    #[error("{path}: {source}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is not TOML.
-    #[error("{path}: {text}")]
-    Syntax {
-        /// Which.
-        path: PathBuf,
-        /// The parser's words, with line and column.
-        text: String,
-    },
-    /// There is no such setting.
-    #[error("{path}: there is no setting {key}; did you mean {nearest}?")]
-    Unknown {
-        /// The file.
-        path: PathBuf,
-        /// The key as it stands there.
-        key: String,
-        /// The nearest that there is.
-        nearest: &'static str,
-    },
-    /// A setting has a value of the wrong type.
-    #[error("{path}: {key} must be {expected}")]
-    Value {
-        /// The file.
-        path: PathBuf,
-        /// The key.
-        key: String,
-        /// What it must be.
-        expected: &'static str,
-    },
+/// Where Kata's runtimes look for their configuration.
+const KATA: [&str; 4] = [
+    "/etc/kata-containers/runtime-rs/configuration.toml",
+    "/etc/kata-containers/configuration.toml",
+    "/usr/share/defaults/kata-containers/runtime-rs/configuration.toml",
+    "/usr/share/defaults/kata-containers/configuration.toml",
+];
+
+/// The most bytes of a file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody has set it.
+    BuiltIn,
+    /// It stands there.
+    At(Position),
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::BuiltIn => formatter.write_str("built in"),
+            Self::At(position) => position.fmt(formatter),
+        }
+    }
+}
+
+/// Settings, and where they come from.
+#[derive(Debug, Clone, Default)]
+pub struct Loaded {
+    /// The values.
+    pub settings: Settings,
+    /// Where each that somebody has set was set last.
+    origins: BTreeMap<&'static str, Position>,
+    /// What was used that is deprecated.
+    pub deprecated: Vec<Use>,
 }
 
 impl Settings {
-    /// The settings of this host: those of the file that `$CORACLE_CONFIG` names, else of [`FILE`] where it is there.
+    /// The settings of this host.
+    ///
+    /// # Errors
+    /// [`Error`]; a file that `$CORACLE_CONFIG` names must be there.
+    pub fn load() -> Result<Self, Error> {
+        Loaded::of_host(None).map(|loaded| loaded.settings)
+    }
+
+    /// The settings of this host, changed by the file that containerd's configuration names.
+    ///
+    /// # Errors
+    /// [`Error`]; the file must be there.
+    pub fn load_with(path: &Path) -> Result<Self, Error> {
+        Loaded::of_host(Some(path)).map(|loaded| loaded.settings)
+    }
+}
+
+impl Loaded {
+    /// The settings of this host, changed by a file that containerd's configuration names, where it does.
     ///
     /// # Errors
     /// [`Error`]; a file that is named must be there.
-    pub fn load() -> Result<Self, Error> {
-        let mut settings = Self::default();
-        settings.read_variable(DEFAULTS)?;
+    pub fn of_host(named: Option<&Path>) -> Result<Self, Error> {
+        let mut loaded = Self::default();
+        loaded.read_variable(DEFAULTS)?;
         match std::env::var_os(ENVIRONMENT) {
-            Some(path) => settings.read_file(Path::new(&path))?,
-            None if Path::new(FILE).exists() => settings.read_file(Path::new(FILE))?,
-            None => {}
+            Some(path) => loaded.read_file(Path::new(&path))?,
+            None => loaded.read_host(Path::new("/"))?,
         }
-        settings.read_variable(OVERRIDES)?;
-        Ok(settings)
+        if let Some(path) = named {
+            loaded.read_file(path)?;
+        }
+        loaded.read_variable(OVERRIDES)?;
+        loaded.check()
+    }
+
+    /// The settings of this host, changed by Kata's own configuration: the file that containerd's names, else the first that there is where Kata
+    /// looks for it; each with the files `config.d/*.toml` beside it, by their names.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::Kata`] where it asks for what is not there.
+    pub fn of_kata(named: Option<&Path>) -> Result<Self, Error> {
+        let mut loaded = Self::of_host(None)?;
+        let found = named.map(Path::to_owned).or_else(|| KATA.iter().map(PathBuf::from).find(|path| path.exists()));
+        let Some(file) = found else { return Ok(loaded) };
+        let mut files = vec![file.clone()];
+        files.extend(drop_ins(&file.with_file_name("config.d"))?);
+        let migration = kata::migrate(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        if let Some(refused) = migration.refused() {
+            return Err(Error::Kata {
+                position: refused.position.clone(),
+                key: refused.key.clone(),
+                text: refused.text.clone(),
+            });
+        }
+        let mut name = file.into_os_string();
+        name.push(", as moved over");
+        loaded.read_text(&migration.text(), Path::new(&name))?;
+        loaded.check()
+    }
+
+    /// What the files below `root` say.
+    fn read_host(&mut self, root: &Path) -> Result<(), Error> {
+        let below = |path: &str| root.join(path.trim_start_matches('/'));
+        for file in [SHARED, FILE].map(below) {
+            if file.exists() {
+                self.read_file(&file)?;
+            }
+        }
+        for file in drop_ins(&below(DROP_INS))? {
+            self.read_file(&file)?;
+        }
+        Ok(())
+    }
+
+    /// The defaults, changed by the file at `path`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        let mut loaded = Self::default();
+        loaded.read_file(path)?;
+        loaded.check()
+    }
+
+    /// Where the setting `key` was set.
+    #[must_use]
+    pub fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).map_or(Origin::BuiltIn, |position| Origin::At(position.clone()))
+    }
+
+    fn check(self) -> Result<Self, Error> {
+        contradictions::check(&self.settings)?;
+        Ok(self)
     }
 
     fn read_variable(&mut self, name: &str) -> Result<(), Error> {
@@ -85,55 +181,93 @@ impl Settings {
     }
 
     fn read_file(&mut self, path: &Path) -> Result<(), Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.to_owned(), source })?;
+        let text = read(path)?;
         self.read_text(&text, path)
     }
 
-    /// The defaults, changed by the file at `path`.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn from_file(path: &Path) -> Result<Self, Error> {
-        let mut settings = Self::default();
-        settings.read_file(path)?;
-        Ok(settings)
-    }
-
     fn read_text(&mut self, text: &str, path: &Path) -> Result<(), Error> {
-        let table: Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| Error::Syntax { path: path.to_owned(), text: error.to_string() })?;
-        for (name, value) in &table {
-            match value {
-                Value::Table(inner) => {
+        let at = |byte: usize| Position::of(path, text, byte);
+        let table = DeTable::parse(text).map_err(|error| Error::Syntax {
+            position: at(error.span().map_or(0, |span| span.start)),
+            text: error.message().trim().replace('\n', ", "),
+        })?;
+        for (name, value) in table.get_ref() {
+            match value.get_ref() {
+                DeValue::Table(inner) => {
                     for (key, value) in inner {
-                        self.apply(&format!("{name}.{key}"), value, path)?;
+                        let position = at(key.span().start);
+                        self.apply(&format!("{}.{}", name.get_ref(), key.get_ref()), value.get_ref(), position)?;
                     }
                 }
-                other => self.apply(name, other, path)?,
+                other => self.apply(name.get_ref(), other, at(name.span().start))?,
             }
         }
         Ok(())
     }
 
-    fn apply(&mut self, key: &str, value: &Value, path: &Path) -> Result<(), Error> {
-        match self.set(key, value) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Error::Unknown { path: path.to_owned(), key: key.to_owned(), nearest: nearest(key) }),
-            Err(expected) => Err(Error::Value { path: path.to_owned(), key: key.to_owned(), expected }),
+    fn apply(&mut self, key: &str, value: &DeValue<'_>, position: Position) -> Result<(), Error> {
+        if let Some(entry) = deprecation::of(What::Setting, key) {
+            self.deprecated.push(Use { entry, place: position.to_string() });
+        }
+        match self.settings.set(key, &Given::of(value)) {
+            Set::Done(key) => {
+                self.origins.insert(key, position);
+                Ok(())
+            }
+            Set::Unknown => Err(Error::Unknown { position, key: key.to_owned(), nearest: nearest(key) }),
+            Set::Expected(expected) => Err(Error::Value { position, key: key.to_owned(), expected }),
         }
     }
 }
 
+/// The files of a folder that count, by their names; none where it is not there.
+fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::File { path: folder.to_owned(), source };
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let all: std::io::Result<Vec<_>> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut files: Vec<_> = all.map_err(failed)?;
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.sort();
+    Ok(files)
+}
+
+/// The text of a file that nobody but its owner could have written, and the owner is root or whoever runs this.
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let own = std::fs::metadata("/proc/self").map_or(0, |process| process.uid());
+    let problem = |problem: String| Error::Unsafe { path: path.to_owned(), problem };
+    if metadata.uid() != 0 && metadata.uid() != own {
+        return Err(problem(format!("it belongs to the user {}, who could change it", metadata.uid())));
+    }
+    // A group of root's, or of a user alone, is no more than they are.
+    if metadata.mode() & 0o002 != 0 || metadata.mode() & 0o020 != 0 && metadata.gid() != metadata.uid() {
+        return Err(problem(format!("others than its owner can write to it (mode {:o})", metadata.mode() & 0o7777)));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(Error::TooLarge { path: path.to_owned(), most: FILE_BYTES_MAX });
+    }
+    String::from_utf8(bytes)
+        .map_err(|error| Error::NoText { path: path.to_owned(), byte: error.utf8_error().valid_up_to() })
+}
+
 /// The declared key with the fewest edits to `key`.
-fn nearest(key: &str) -> &'static str {
+pub(crate) fn nearest(key: &str) -> &'static str {
     reference().into_iter().map(|entry| entry.key).min_by_key(|known| distance(key, known)).unwrap_or_default()
 }
 
 /// Levenshtein's distance.
 fn distance(left: &str, right: &str) -> usize {
     let mut row: Vec<usize> = (0..=right.chars().count()).collect();
-    for (i, a) in left.chars().enumerate() {
+    // Longer ones are as far as any.
+    for (i, a) in left.chars().take(256).enumerate() {
         let mut diagonal = i;
         row[0] = i + 1;
         for (j, b) in right.chars().enumerate() {
@@ -147,50 +281,113 @@ fn distance(left: &str, right: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::{Accelerator, MachineType};
 
+    fn load(text: &str) -> Result<Loaded, Error> {
+        let mut loaded = Loaded::default();
+        loaded.read_text(text, Path::new("f.toml"))?;
+        loaded.check()
+    }
+
     fn parse(text: &str) -> Result<Settings, Error> {
-        let mut settings = Settings::default();
-        settings.read_text(text, Path::new("f.toml"))?;
-        Ok(settings)
+        load(text).map(|loaded| loaded.settings)
     }
 
     #[test]
     fn a_file_changes_what_it_names() {
         let text =
-            "[machine]\naccelerator = \"any\"\ntype = \"microvm\"\nmemory_mib = 128\n[qemu]\narguments = [\"-a\"]\n";
-        let settings = parse(text).unwrap();
-        assert_eq!(settings.accelerator, Accelerator::Any);
-        assert_eq!(settings.machine_type, MachineType::Microvm);
-        assert_eq!((settings.machine_memory_mib, settings.machine_vcpus), (128, 1));
-        assert_eq!(settings.qemu_arguments, ["-a"]);
+            "[machine]\naccelerator = \"any\"\ntype = \"microvm\"\nmemory_mib = 0x80\n[qemu]\narguments = [\"-a\"]\n";
+        let loaded = load(text).unwrap();
+        assert_eq!(loaded.settings.accelerator, Accelerator::Any);
+        assert_eq!(loaded.settings.machine_type, MachineType::Microvm);
+        assert_eq!((loaded.settings.machine_memory_mib, loaded.settings.machine_vcpus), (128, 1));
+        assert_eq!(loaded.settings.qemu_arguments, ["-a"]);
+        assert_eq!(loaded.origin("machine.type").to_string(), "f.toml:3:1");
+        assert_eq!(loaded.origin("machine.vcpus"), Origin::BuiltIn);
         assert_eq!(parse("").unwrap(), Settings::default());
     }
 
     #[test]
     fn errors_name_the_place_and_the_mend() {
-        assert!(
-            parse("[machine]\nmemory_mb = 1\n").unwrap_err().to_string().contains("did you mean machine.memory_mib?")
+        let error = |text: &str| parse(text).unwrap_err().to_string();
+        assert_eq!(
+            error("[machine]\n  memory_mb = 1\n"),
+            "f.toml:2:3: there is no setting machine.memory_mb; did you mean machine.memory_mib?"
         );
-        let error = parse("[machine]\naccelerator = \"tcg\"\n").unwrap_err().to_string();
-        assert_eq!(error, "f.toml: machine.accelerator must be one of \"kvm\", \"any\", \"emulation\"");
-        assert!(parse("[machine]\nmemory_mib = -1\n").is_err());
-        assert!(parse("[qemu]\npath = \"qemu\"\n").unwrap_err().to_string().contains("an absolute path"));
-        assert!(parse("= x").unwrap_err().to_string().contains("line 1"));
-        assert!(Settings::from_file(Path::new("/nowhere.toml")).unwrap_err().to_string().contains("/nowhere.toml"));
+        assert_eq!(
+            error("[machine]\naccelerator = \"tcg\"\n"),
+            "f.toml:2:1: machine.accelerator must be one of \"kvm\", \"any\", \"emulation\""
+        );
+        assert!(error("[machine]\nmemory_mib = -1\n").contains("above 0"));
+        assert!(error("[machine]\nmemory_mib = 1.5\n").contains("above 0"));
+        assert!(error("[qemu]\npath = \"qemu\"\n").contains("an absolute path"));
+        assert!(error("[qemu]\npath = { a = 1 }\n").contains("an absolute path"));
+        assert!(error("memory_mib = 1").starts_with("f.toml:1:1: there is no setting memory_mib"));
+        assert!(error("[machine]\n= x").starts_with("f.toml:2:1: "), "{}", error("[machine]\n= x"));
+        assert!(error("[machine]\nvcpus = 1\nvcpus = 2\n").starts_with("f.toml:3:1: "));
+    }
+
+    fn write(path: &Path, bytes: &[u8]) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+
+    #[test]
+    fn each_layer_changes_what_the_one_before_has_said() {
+        let root = tempfile::tempdir().unwrap();
+        let file = |path: &str, text: &str| write(&root.path().join(path.trim_start_matches('/')), text.as_bytes());
+        let of_host = || {
+            let mut loaded = Loaded::default();
+            loaded.read_host(root.path()).map(|()| loaded)
+        };
+        assert_eq!(of_host().unwrap().settings, Settings::default());
+        file(SHARED, "[machine]\nmemory_mib = 300\nvcpus = 3\ntype = \"microvm\"");
+        file(FILE, "[machine]\nmemory_mib = 400\nvcpus = 4");
+        file("/etc/coracle/config.d/20-b.toml", "[machine]\nmemory_mib = 620");
+        file("/etc/coracle/config.d/10-a.toml", "[machine]\nmemory_mib = 610\n[guest]\nlabels = true");
+        file("/etc/coracle/config.d/30-c.toml.bak", "rubbish");
+        let loaded = of_host().unwrap();
+        let settings = &loaded.settings;
+        assert_eq!((settings.machine_memory_mib, settings.machine_vcpus, settings.guest_labels), (620, 4, true));
+        assert_eq!(settings.machine_type, MachineType::Microvm);
+        assert!(loaded.origin("machine.memory_mib").to_string().ends_with("config.d/20-b.toml:2:1"));
+        assert!(loaded.origin("machine.vcpus").to_string().ends_with("etc/coracle/config.toml:3:1"));
+        write(&root.path().join("etc/coracle/config.d/40.toml"), b"[machine]\n# \xff\n");
+        let error = of_host().unwrap_err();
+        assert!(matches!(&error, Error::NoText { byte: 12, .. }) && error.to_string().contains("40.toml"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_others_could_have_written_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.toml");
+        write(&path, b"[machine]\nvcpus = 2\n");
+        assert_eq!(Loaded::from_file(&path).unwrap().settings.machine_vcpus, 2);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o646)).unwrap();
+        let error = Loaded::from_file(&path).unwrap_err().to_string();
+        assert!(error.contains("chmod go-w") && error.contains("646"), "{error}");
+        write(&path, &vec![b'#'; 10 << 20]);
+        assert!(matches!(Loaded::from_file(&path), Err(Error::TooLarge { .. })));
+        if std::os::unix::fs::chown(&path, Some(4242), None).is_ok() {
+            let error = Loaded::from_file(&path).unwrap_err().to_string();
+            assert!(error.contains("4242"), "{error}");
+        } else {
+            println!("left out: a file of another user's needs root");
+        }
+        let error = Loaded::from_file(Path::new("/nowhere.toml")).unwrap_err().to_string();
+        assert!(error.contains("/nowhere.toml"), "{error}");
     }
 
     #[test]
     fn every_default_can_be_written_and_read_back() {
         for entry in reference() {
             let (table, key) = entry.key.split_once('.').unwrap();
-            assert_eq!(
-                parse(&format!("[{table}]\n{key} = {}\n", entry.default)).unwrap(),
-                Settings::default(),
-                "{}",
-                entry.key
-            );
+            let text = format!("[{table}]\n{key} = {}\n", entry.default);
+            assert_eq!(parse(&text).unwrap(), Settings::default(), "{}", entry.key);
         }
     }
 }

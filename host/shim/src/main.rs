@@ -16,6 +16,7 @@ mod machine;
 mod metrics;
 mod pod_config;
 mod pod_service;
+mod pod_settings;
 mod probe;
 mod shim;
 mod start;

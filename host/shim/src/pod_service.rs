@@ -20,7 +20,6 @@ use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
 use containerd_shim_protos::types::platform::Platform;
 use coracle_protocol::oci;
 use coracle_sandbox::{Error, ProcessId, Status};
-use coracle_settings::Settings;
 use tokio::sync::Mutex;
 
 use crate::error::answer;
@@ -99,9 +98,7 @@ impl PodService {
         if pod.started.is_some() {
             return Err(Error::State(format!("the pod {id} was started already")));
         }
-        let settings = self.settings.as_deref().map_or_else(Settings::load, Settings::from_file);
-        let settings = settings.map_err(|error| Error::Missing(format!("the settings: {error}")))?;
-        let sandbox = self.shim.sandbox_or_new(&settings)?;
+        let sandbox = self.shim.sandbox_or_new(self.settings.as_deref(), &pod.spec.Annotations)?;
         sandbox.run_pod(&own.container, &pod.spec).await?;
         sandbox.start(&own).await?;
         Ok(*pod.started.insert(SystemTime::now()))

@@ -1,7 +1,7 @@
 //! What the daemon knows beside the pod's own state: bundles, names of streams, and how events are published.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,12 +10,11 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics::{TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC};
 use coracle_process::Cgroup;
 use coracle_sandbox::{Error, Event, ProcessId, Sandbox};
-use coracle_settings::Settings;
 use tokio::sync::{Notify, mpsc};
 
 use crate::events::Publisher;
 use crate::metrics::timestamp;
-use crate::{folder, machine};
+use crate::{folder, machine, pod_settings};
 
 /// What containerd has said of a process, to be repeated to it.
 #[derive(Debug, Clone, Default)]
@@ -101,14 +100,19 @@ impl Shim {
         self.described.load(Ordering::Relaxed)
     }
 
-    /// The pod, made by `settings` where it is not there yet.
-    pub(crate) fn sandbox_or_new(self: &Arc<Self>, settings: &Settings) -> Result<Sandbox, Error> {
+    /// The pod; made by the host's settings, the file that containerd names and these annotations, where it is not there yet.
+    pub(crate) fn sandbox_or_new(
+        self: &Arc<Self>,
+        file: Option<&Path>,
+        annotations: &HashMap<String, String>,
+    ) -> Result<Sandbox, Error> {
         let mut place = lock(&self.sandbox);
         if let Some(sandbox) = &*place {
             return Ok(sandbox.clone());
         }
-        let config = machine::config(settings, &self.id, &folder::machine(&self.folder))?;
-        let (sandbox, events) = Sandbox::new(config, machine::driver(settings)?);
+        let settings = pod_settings::of(file, annotations)?;
+        let config = machine::config(&settings, &self.id, &folder::machine(&self.folder))?;
+        let (sandbox, events) = Sandbox::new(config, machine::driver(&settings)?);
         tokio::spawn(publish_events(Arc::clone(self), events));
         *place = Some(sandbox.clone());
         Ok(sandbox)

@@ -1,6 +1,6 @@
 //! The Task service: one implementation, served as version 2 and 3.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,7 +13,6 @@ use containerd_shim_protos::ttrpc::asynchronous::TtrpcContext;
 use containerd_shim_protos::ttrpc::{self, Code};
 use coracle_protocol::oci;
 use coracle_sandbox::{CreateRequest, Error, ProcessId, Status};
-use coracle_settings::Settings;
 use coracle_storage::HostMount;
 
 use crate::bundle::Membership;
@@ -37,7 +36,7 @@ impl TaskService {
         }
         let bundle_folder = PathBuf::from(&request.bundle);
         let mut spec = bundle::read(&bundle_folder)?;
-        let settings = settings(request)?;
+        let settings_file = settings_file(request).map(PathBuf::from);
         let membership = bundle::membership(&spec);
         if self.shim.is_described() {
             pod_config::complete(&mut spec, &folder::files(&self.shim.folder));
@@ -45,7 +44,7 @@ impl TaskService {
         if !matches!(membership, Membership::Of(_)) {
             self.shim.join_cgroup(bundle::cgroup(&spec)).await?;
         }
-        let sandbox = self.shim.sandbox_or_new(&settings)?;
+        let sandbox = self.shim.sandbox_or_new(settings_file.as_deref(), &spec.Annotations)?;
         if membership == Membership::Pod {
             sandbox.run_pod(&request.id, &spec).await?;
             self.shim.describe(process(&request.id, ""), description(request));
@@ -141,18 +140,10 @@ fn rootfs(request: &api::CreateTaskRequest) -> Vec<HostMount> {
     request.rootfs.iter().map(mount).collect()
 }
 
-/// The settings of this host, or those that containerd's runtime options name (`ConfigPath`).
-fn settings(request: &api::CreateTaskRequest) -> Result<Settings, Error> {
-    let path = request
-        .options
-        .as_ref()
-        .filter(|options| options.type_url.ends_with("runtimeoptions.v1.Options"))
-        .and_then(|options| config_path(&options.value));
-    let loaded = match path {
-        Some(path) => Settings::from_file(Path::new(&path)),
-        None => Settings::load(),
-    };
-    loaded.map_err(|error| Error::Missing(format!("the settings: {error}")))
+/// The file that containerd's runtime options name (`ConfigPath`).
+fn settings_file(request: &api::CreateTaskRequest) -> Option<String> {
+    let options = request.options.as_ref().filter(|options| options.type_url.ends_with("runtimeoptions.v1.Options"));
+    options.and_then(|options| config_path(&options.value))
 }
 
 /// Field 2 of containerd's `runtimeoptions.v1.Options`, a text.

@@ -1,0 +1,50 @@
+//! The settings of a pod: the host's, changed by the file that containerd's configuration names and by the pod's annotations.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use coracle_sandbox::Error;
+use coracle_settings::{self as settings, Loaded, Settings};
+
+/// What this program is called where it stands for Kata's runtime (`io.containerd.kata.v2`).
+const KATA: &str = "containerd-shim-kata-v2";
+
+/// The settings of the pod whose annotations these are.
+///
+/// # Errors
+/// [`Error::Unsupported`] for what is asked for and not there, [`Error::Invalid`] for annotations that may not be, [`Error::Missing`] for settings
+/// that can't be read.
+pub(crate) fn of(file: Option<&Path>, annotations: &HashMap<String, String>) -> Result<Settings, Error> {
+    let loaded = if is_kata() { Loaded::of_kata(file) } else { Loaded::of_host(file) }.map_err(refused)?;
+    for used in &loaded.deprecated {
+        log::warn!("{used}");
+    }
+    loaded.settings.with_annotations(annotations).map_err(refused)
+}
+
+fn is_kata() -> bool {
+    std::env::args_os().next().is_some_and(|own| Path::new(&own).file_name().is_some_and(|name| name == KATA))
+}
+
+fn refused(error: settings::Error) -> Error {
+    match error {
+        settings::Error::Unprotected { .. } | settings::Error::Kata { .. } => Error::Unsupported(error.to_string()),
+        settings::Error::Annotation { .. } => Error::Invalid(error.to_string()),
+        other => Error::Missing(format!("the settings: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_pod_may_not_have_has_its_own_error() {
+        let of = |name: &str, text: &str| of(None, &[(name.to_owned(), text.to_owned())].into()).map(drop);
+        assert!(matches!(of("io.katacontainers.config.agent.policy", "x"), Err(Error::Unsupported(_))));
+        assert!(matches!(of("io.coracle.config.machine.vcpus", "1"), Err(Error::Invalid(_))));
+        assert!(of("org.example", "1").is_ok());
+        let missing = super::of(Some(Path::new("/nowhere.toml")), &HashMap::new());
+        assert!(matches!(missing, Err(Error::Missing(text)) if text.contains("/nowhere.toml")));
+    }
+}
