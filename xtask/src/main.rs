@@ -5,6 +5,7 @@ mod build;
 mod builtin;
 mod containerd;
 mod demo;
+mod docs;
 mod image;
 mod lab;
 mod layers;
@@ -39,6 +40,8 @@ enum Task {
     Lint,
     /// Check who may import whom.
     Layers,
+    /// Write the reference in docs/reference from the declarations.
+    Docs,
     /// Build, and make the guest image.
     Image,
     /// Try the shim on another Debian release's containerd.
@@ -69,6 +72,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(args) => tests::run(&args),
         Task::Lint => lint::run(),
         Task::Layers => layers::run(),
+        Task::Docs => docs::run(),
         Task::Image => build::all().and_then(|built| built.guest(tests::KERNEL).map(drop)),
         Task::Suite(args) => suite::run(&args),
         Task::Churn(args) => pods::run(&args),

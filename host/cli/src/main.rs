@@ -81,8 +81,21 @@ enum Command {
 /// The exit code for the program's own failures, as docker has it.
 const OWN_FAILURE: u8 = 125;
 
+/// Has a command that only prints end quietly where nobody reads on (`coracle settings default | head`), as other programs do.
+fn end_with_who_reads(command: &Command) {
+    if matches!(command, Command::Run(_) | Command::Exec(_) | Command::Supervise(_)) {
+        return;
+    }
+    // SAFETY: the default action of a signal is set, before there is another thread.
+    #[expect(unsafe_code, reason = "signal(2)")]
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    end_with_who_reads(&cli.command);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -123,5 +136,47 @@ fn main() -> ExitCode {
             eprintln!("coracle: {error:#}");
             ExitCode::from(task::exit_code(&error).unwrap_or(OWN_FAILURE))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The help of a command and of those below it.
+    fn help(command: &mut clap::Command, name: &str, page: &mut String) {
+        let text = command.render_long_help().to_string();
+        let lines: Vec<_> = text.lines().map(str::trim_end).collect();
+        page.push_str(&format!("\n## {name}\n\n```\n{}\n```\n", lines.join("\n").trim_end()));
+        let below: Vec<_> = command.get_subcommands().map(|below| below.get_name().to_owned()).collect();
+        for own in below {
+            let Some(below) = command.find_subcommand_mut(&own) else { continue };
+            if !below.is_hide_set() && own != "help" {
+                help(below, &format!("{name} {own}"), page);
+            }
+        }
+    }
+
+    #[test]
+    fn the_help_of_every_command_is_in_the_reference() {
+        let mut page = String::from(
+            "# Commands\n\nMade by `cargo xtask docs` from the programs' own help; not written by hand.\n",
+        );
+        let mut command = Cli::command().version("");
+        command.build();
+        help(&mut command, "coracle", &mut page);
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/commands.md");
+        if std::env::var_os("CORACLE_DOCS").is_some_and(|wish| wish == "write") {
+            std::fs::write(&path, &page).unwrap();
+        }
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(found == page, "docs/reference/commands.md is not what the commands say: run `cargo xtask docs`");
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
     }
 }

@@ -15,7 +15,7 @@ mod reference;
 
 pub use declare::{ANNOTATIONS, Entry, Settings, Support, reference};
 pub use error::{Error, Position};
-pub use kata::{Migration, Moved, migrate};
+pub use kata::{Migration, Moved, migrate, page as kata_page};
 pub use kinds::{
     Accelerator, EmptyDir, Layers, Limit, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs, SharedFs,
 };

@@ -150,7 +150,12 @@ impl Migration {
             position: Position::of(path, text, error.span().map_or(0, |span| span.start)),
             text: error.message().trim().replace('\n', ", "),
         })?;
+        let before = self.moved.len();
         self.read_table(parsed.get_ref(), &mut Vec::new(), &|byte| Position::of(path, text, byte));
+        // A table has no order of its own; a file has.
+        if let Some(own) = self.moved.get_mut(before..) {
+            own.sort_by_key(|moved| moved.position.line);
+        }
         Ok(())
     }
 
@@ -289,6 +294,45 @@ fn allowed(names: &[String]) -> Vec<&'static str> {
         }
     }
     allowed
+}
+
+/// What each of Kata's keys becomes, as a page of Markdown.
+#[must_use]
+pub fn page() -> String {
+    let mut text = String::from(
+        "# Kata's settings, and what they become\n\nMade by `cargo xtask docs` from the table in host/settings; not written by hand. Both dialects of \
+         Kata 4.1's configuration. \"Refused\" means where it is asked for: nothing that asks for protection is dropped. Annotations \
+         `io.katacontainers.config.SECTION.KEY` mean the same where a pod may set the setting (`annotations.allow`).\n\n| section | key | becomes |\n|---|---|---|\n",
+    );
+    for (section, key, becomes) in table::ROWS {
+        let becomes = match becomes {
+            Becomes::Setting(keys, unit) => {
+                let names: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
+                names.join(", ") + unit.note()
+            }
+            Becomes::Always(text) => format!("always so: {text}"),
+            Becomes::Nothing(text) => format!("dropped: {text}"),
+            Becomes::Refused(what) | Becomes::Protects(what) => format!("**refused**: {what}"),
+        };
+        text.push_str(&format!("| {section} | `{key}` | {becomes} |\n"));
+    }
+    text
+}
+
+impl Unit {
+    /// What is said of the change.
+    fn note(self) -> &'static str {
+        match self {
+            Self::Same | Self::List => "",
+            Self::NumberOrHost(_) => ", 0 as what the host has",
+            Self::Bits => ", bits as bytes",
+            Self::BitsPerSecond => ", bits as megabits",
+            Self::Inverse => ", the other way around",
+            Self::Words(_) => ", in Coracle's words; other words are refused",
+            Self::QemuOption(_) => ", as an option of QEMU's",
+            Self::NamesOfAnnotations => ", by the settings' names",
+        }
+    }
 }
 
 /// What an annotation of Kata's means: a setting with its value in TOML. None where it is no annotation of Kata's configuration, or asks for

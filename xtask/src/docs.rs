@@ -1,0 +1,21 @@
+//! `cargo xtask docs`: writes the pages of docs/reference, by the tests that hold them against the declarations each time.
+
+use anyhow::Result;
+
+use crate::steps::{self, command};
+
+/// The tests that hold a page, by cargo's words.
+const PAGES: [&[&str]; 2] = [
+    &["-p", "coracle-settings", "--test", "documents"],
+    &["-p", "coracle-cli", "the_help_of_every_command_is_in_the_reference"],
+];
+
+pub(crate) fn run() -> Result<()> {
+    for words in PAGES {
+        let mut write = command("cargo", &["test", "--locked", "--quiet"]);
+        write.args(words).env("CORACLE_DOCS", "write");
+        steps::run(write)?;
+    }
+    println!("docs/reference is what the declarations say");
+    Ok(())
+}
