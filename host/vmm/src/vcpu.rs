@@ -219,11 +219,11 @@ fn run_guest(number: usize, processor: &mut VcpuFd, shared: &Shared, exits: &Exi
             arch::tell_of_pause(processor);
             Ok(state)
         });
-        if let Some(ended) = ended {
-            return ended;
-        }
-        if let Err(ended) = enter(processor, shared, exits) {
-            return ended;
+        let ended = ended.map_or_else(|| enter(processor, shared, exits).err(), Some);
+        match ended {
+            None => {}
+            Some(Ended::Crashed(text)) => return Ended::Crashed(format!("{text} (processor {number})")),
+            Some(other) => return other,
         }
     }
 }
