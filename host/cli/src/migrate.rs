@@ -37,6 +37,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
             refused.text
         );
     }
+    migration.check()?;
     match output {
         Some(path) => std::fs::write(&path, migration.text()).with_context(|| format!("write {}", path.display()))?,
         None => print!("{}", migration.text()),

@@ -77,7 +77,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         spec.devices.push(Device::Balloon);
     }
     if config.layers_as_memory && capabilities.coldplug.contains(&DeviceKind::Pmem) {
-        devices::as_memory(&mut spec.devices, &setup.layers);
+        devices::as_memory(&mut spec, &setup.layers, config.disk_limits);
     }
     let own = spec.devices.clone();
     let least = Size { cpus: spec.cpus.boot, memory_mib: spec.memory.size_mib };

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use coracle_machine::{Device, DeviceKind, Limits, Machine};
+use coracle_machine::{Device, DeviceKind, Limits, Machine, MachineSpec};
 use coracle_protocol::agent::Storage;
 use tokio::sync::Mutex;
 
@@ -139,9 +139,22 @@ impl Devices {
     }
 }
 
-/// Makes the disks of these layers memory of the machine.
-pub(crate) fn as_memory(devices: &mut [Device], layers: &[PathBuf]) {
-    for device in devices {
+/// A guest's kernel keeps a 64th of such memory's size of its own, of which it has this part to spare at most.
+const PART_OF_MEMORY: u64 = 64 / 8;
+
+/// Whether layers may be memory of a machine with so much from its start: not where disks are held to rates, which memory is not, and not where
+/// the guest's own books of them would leave it too little.
+fn can_be_memory(layers: &[PathBuf], memory_mib: u64, limits: Limits) -> bool {
+    let bytes: u64 = layers.iter().filter_map(|layer| layer.metadata().ok()).map(|data| data.len()).sum();
+    limits == Limits::default() && bytes <= (memory_mib << 20) * PART_OF_MEMORY
+}
+
+/// Makes the disks of these layers memory of the machine, where they can be that.
+pub(crate) fn as_memory(spec: &mut MachineSpec, layers: &[PathBuf], limits: Limits) {
+    if !can_be_memory(layers, spec.memory.size_mib, limits) {
+        return;
+    }
+    for device in &mut spec.devices {
         if let Device::Block { path, read_only: true, .. } = device
             && layers.contains(path)
         {
@@ -221,7 +234,7 @@ fn is_readonly(device: &Device) -> bool {
 #[cfg(test)]
 mod tests {
     use coracle_machine::fake::FakeDriver;
-    use coracle_machine::{Architecture, Cpus, Driver, Kernel, KernelForm, MachineSpec, Memory, MemoryKind, Platform};
+    use coracle_machine::{Architecture, Cpus, Driver, Kernel, KernelForm, Memory, MemoryKind, Platform};
 
     use super::*;
 
@@ -230,15 +243,14 @@ mod tests {
         Device::Block { serial: coracle_storage::serial(&path), path, read_only, direct: false }
     }
 
-    async fn machine() -> (tempfile::TempDir, Box<dyn Machine>) {
-        let folder = tempfile::tempdir().unwrap();
-        let spec = MachineSpec {
+    fn spec(folder: &Path) -> MachineSpec {
+        MachineSpec {
             name: "m".into(),
-            folder: folder.path().into(),
+            folder: folder.into(),
             architecture: Architecture::X86_64,
             platform: Platform::Plain,
             firmware: None,
-            kernel: Kernel { path: folder.path().into(), form: KernelForm::PvhElf },
+            kernel: Kernel { path: folder.into(), form: KernelForm::PvhElf },
             initrd: "".into(),
             command_line: String::new(),
             cpus: Cpus { boot: 1, max: 1 },
@@ -248,18 +260,34 @@ mod tests {
             access_platform: false,
             host_cpus: Vec::new(),
             host_nodes: Vec::new(),
-        };
+        }
+    }
+
+    async fn machine() -> (tempfile::TempDir, Box<dyn Machine>) {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = spec(folder.path());
         let machine = FakeDriver::new(std::sync::Arc::new(|_| Box::pin(std::future::pending()))).boot(spec).await;
         (folder, machine.unwrap())
     }
 
     #[test]
+    fn layers_stay_disks_where_they_are_large_or_held_to_rates() {
+        let folder = tempfile::tempdir().unwrap();
+        let layer = folder.path().join("layer");
+        std::fs::File::create(&layer).unwrap().set_len(2 << 30).unwrap();
+        let can = |memory_mib, limits| can_be_memory(std::slice::from_ref(&layer), memory_mib, limits);
+        assert!(can(256, Limits::default()) && !can(255, Limits::default()));
+        let rate = coracle_machine::Rate { bytes_per_second: 1, operations_per_second: 0 };
+        assert!(!can(256, Limits { to_guest: rate, ..Limits::default() }));
+    }
+
+    #[test]
     fn layers_become_memory_and_nothing_else() {
-        let mut devices = [Device::Rng, disk("layer", true), disk("volume", true), disk("writable", false)];
-        let before = devices.clone();
-        as_memory(&mut devices, &["/d/layer".into(), "/d/writable".into()]);
-        assert_eq!(devices[1], Device::Pmem { path: "/d/layer".into() });
-        assert_eq!((&devices[0], &devices[2..]), (&before[0], &before[2..]));
+        let devices = [Device::Rng, disk("layer", true), disk("volume", true), disk("writable", false)];
+        let mut spec = MachineSpec { devices: devices.to_vec(), ..spec(Path::new("/m")) };
+        as_memory(&mut spec, &["/d/layer".into(), "/d/writable".into()], Limits::default());
+        assert_eq!(spec.devices[1], Device::Pmem { path: "/d/layer".into() });
+        assert_eq!((&spec.devices[0], &spec.devices[2..]), (&devices[0], &devices[2..]));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::declare::{ANNOTATIONS, Set};
 use crate::error::Error;
 use crate::load::nearest;
-use crate::{Settings, contradictions, kata};
+use crate::{Settings, contradictions, kata, reference};
 
 impl Settings {
     /// These settings, changed by a pod's annotations: ours, and Kata's that mean the same. Others are not looked at.
@@ -22,32 +22,42 @@ impl Settings {
         let mut asked: BTreeMap<&str, (&String, String)> = BTreeMap::new();
         for (name, text) in annotations {
             let wanted = match name.strip_prefix(ANNOTATIONS) {
-                Some(key) => Some((key, text.clone())),
-                None => kata::annotation(name, text)?.map(|(key, value)| (key, value.trim_matches('"').to_owned())),
+                Some(key) => vec![(key, text.clone())],
+                None => kata::annotation(name, text)?,
             };
-            let Some((key, text)) = wanted else { continue };
-            let problem = |problem: String| Error::Annotation { name: name.clone(), problem };
-            match asked.get(key) {
-                Some((other, before)) if *before != text => {
-                    return Err(problem(format!("{other} asks for something else")));
+            for (key, text) in wanted {
+                let problem = |problem: String| Error::Annotation { name: name.clone(), problem };
+                match asked.get(key) {
+                    Some((other, before)) if *before != text => {
+                        return Err(problem(format!("{other} asks for something else")));
+                    }
+                    _ => {}
                 }
-                _ => {}
+                self.set_by_annotation(key, &text).map_err(problem)?;
+                asked.insert(key, (name, text));
             }
-            if !self.annotations_allow.iter().any(|allowed| allowed == key) {
-                return Err(match self.clone().set_text(key, &text) {
-                    Set::Unknown => problem(format!("there is no setting {key}; did you mean {}?", nearest(key))),
-                    _ => problem(format!("the administrator has not allowed it: `annotations.allow` would name {key}")),
-                });
-            }
-            match self.set_text(key, &text) {
-                Set::Done(_) => {}
-                Set::Unknown => return Err(problem(format!("there is no setting {key}"))),
-                Set::Expected(expected) => return Err(problem(format!("{key} must be {expected}"))),
-            }
-            asked.insert(key, (name, text));
         }
-        contradictions::check(&self)?;
+        let of_pod = |error: Error| Error::Annotation { name: "of this pod".into(), problem: error.to_string() };
+        contradictions::check(&self).map_err(of_pod)?;
         Ok(self)
+    }
+
+    /// Sets one, where the administrator lets a pod do that; else why not.
+    fn set_by_annotation(&mut self, key: &str, text: &str) -> Result<(), String> {
+        let Some(entry) = reference().into_iter().find(|entry| entry.key == key) else {
+            return Err(format!("there is no setting {key}; did you mean {}?", nearest(key)));
+        };
+        if !entry.by_annotation {
+            return Err(format!("a pod can't set {key}"));
+        }
+        if !self.annotations_allow.iter().any(|allowed| allowed == key) {
+            return Err(format!("the administrator has not allowed it: `annotations.allow` would name {key}"));
+        }
+        match self.set_text(key, text) {
+            Set::Done(_) => Ok(()),
+            Set::Unknown => Err(format!("there is no setting {key}")),
+            Set::Expected(expected) => Err(format!("{key} must be {expected}")),
+        }
     }
 }
 
@@ -91,7 +101,8 @@ mod tests {
     fn what_it_may_not_is_refused_by_name() {
         let refused = |name: &str, text: &str| with(&[(name, text)]).unwrap_err().to_string();
         assert!(refused("io.coracle.config.machine.vcpus", "2").contains("annotations.allow"));
-        assert!(refused("io.coracle.config.qemu.path", "/evil").contains("annotations.allow"));
+        assert!(refused("io.coracle.config.qemu.path", "/evil").contains("a pod can't set qemu.path"));
+        assert!(refused("io.katacontainers.config_path", "/opt/snp.toml").contains("would run without"));
         assert!(refused("io.katacontainers.config.hypervisor.default_vcpus", "2").contains("annotations.allow"));
         assert!(refused("io.coracle.config.machine.memory_mb", "2").contains("did you mean machine.memory_mib?"));
         assert!(refused("io.coracle.config.machine.memory_mib", "much").contains("above 0"));

@@ -44,6 +44,9 @@ const KATA: [&str; 4] = [
     "/usr/share/defaults/kata-containers/configuration.toml",
 ];
 
+/// The variable by which Kata's runtimes are told of another file.
+const KATA_FILE: &str = "KATA_CONF_FILE";
+
 /// The most bytes of a file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -120,10 +123,15 @@ impl Loaded {
     /// [`Error`]; [`Error::Kata`] where it asks for what is not there.
     pub fn of_kata(named: Option<&Path>) -> Result<Self, Error> {
         let mut loaded = Self::of_host(None)?;
-        let found = named.map(Path::to_owned).or_else(|| KATA.iter().map(PathBuf::from).find(|path| path.exists()));
-        let Some(file) = found else { return Ok(loaded) };
+        let chosen = named.map(Path::to_owned).or_else(|| std::env::var_os(KATA_FILE).map(PathBuf::from));
+        let file = match chosen {
+            Some(file) => file,
+            None => first_there(KATA.iter().map(PathBuf::from))?.unwrap_or_else(|| KATA[0].into()),
+        };
+        // Where a link leads, as Kata does it: what is beside the link is not what is meant.
+        let file = file.canonicalize().map_err(|source| Error::File { path: file.clone(), source })?;
         let mut files = vec![file.clone()];
-        files.extend(drop_ins(&file.with_file_name("config.d"))?);
+        files.extend(drop_ins(&file.with_file_name("config.d"), |path| path.is_file())?);
         let migration = kata::migrate(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
         if let Some(refused) = migration.refused() {
             return Err(Error::Kata {
@@ -142,11 +150,20 @@ impl Loaded {
     fn read_host(&mut self, root: &Path) -> Result<(), Error> {
         let below = |path: &str| root.join(path.trim_start_matches('/'));
         for file in [SHARED, FILE].map(below) {
-            if file.exists() {
+            if is_there(&file)? {
                 self.read_file(&file)?;
             }
         }
-        for file in drop_ins(&below(DROP_INS))? {
+        let folder = below(DROP_INS);
+        let files = drop_ins(&folder, |path| path.extension().is_some_and(|extension| extension == "toml"))?;
+        if !files.is_empty() {
+            // Who can put a file there need not be able to write one.
+            check_owner(
+                &folder,
+                &std::fs::metadata(&folder).map_err(|source| Error::File { path: folder.clone(), source })?,
+            )?;
+        }
+        for file in files {
             self.read_file(&file)?;
         }
         Ok(())
@@ -162,13 +179,29 @@ impl Loaded {
         loaded.check()
     }
 
+    /// The defaults, changed by a text, which errors call `name`.
+    pub(crate) fn from_text(text: &str, name: &Path) -> Result<Self, Error> {
+        let mut loaded = Self::default();
+        loaded.read_text(text, name)?;
+        loaded.check()
+    }
+
     /// Where the setting `key` was set.
     #[must_use]
     pub fn origin(&self, key: &str) -> Origin {
         self.origins.get(key).map_or(Origin::BuiltIn, |position| Origin::At(position.clone()))
     }
 
-    fn check(self) -> Result<Self, Error> {
+    fn check(mut self) -> Result<Self, Error> {
+        // A default does not contradict what somebody has said.
+        let is_default = |key: &str| !self.origins.contains_key(key);
+        let settings = &mut self.settings;
+        if is_default("machine.max_vcpus") {
+            settings.machine_max_vcpus = settings.machine_max_vcpus.max(settings.machine_vcpus);
+        }
+        if is_default("machine.max_memory_mib") {
+            settings.machine_max_memory_mib = settings.machine_max_memory_mib.max(settings.machine_memory_mib);
+        }
         contradictions::check(&self.settings)?;
         Ok(self)
     }
@@ -220,8 +253,27 @@ impl Loaded {
     }
 }
 
+/// Whether there is something, if only a link that leads nowhere.
+fn is_there(path: &Path) -> Result<bool, Error> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::File { path: path.to_owned(), source }),
+    }
+}
+
+/// The first of them that is there.
+fn first_there(paths: impl Iterator<Item = PathBuf>) -> Result<Option<PathBuf>, Error> {
+    for path in paths {
+        if is_there(&path)? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
 /// The files of a folder that count, by their names; none where it is not there.
-fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+fn drop_ins(folder: &Path, counts: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::File { path: folder.to_owned(), source };
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -230,7 +282,7 @@ fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     };
     let all: std::io::Result<Vec<_>> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
     let mut files: Vec<_> = all.map_err(failed)?;
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.retain(|path| counts(path));
     files.sort();
     Ok(files)
 }
@@ -240,15 +292,7 @@ pub(crate) fn read(path: &Path) -> Result<String, Error> {
     let failed = |source| Error::File { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
-    let own = rustix::process::geteuid().as_raw();
-    let problem = |problem: String| Error::Unsafe { path: path.to_owned(), problem };
-    if metadata.uid() != 0 && metadata.uid() != own && !is_nobody_known_here(metadata.uid()) {
-        return Err(problem(format!("it belongs to the user {}, who could change it", metadata.uid())));
-    }
-    // A group of root's, or of a user alone, is no more than they are.
-    if metadata.mode() & 0o002 != 0 || metadata.mode() & 0o020 != 0 && metadata.gid() != metadata.uid() {
-        return Err(problem(format!("others than its owner can write to it (mode {:o})", metadata.mode() & 0o7777)));
-    }
+    check_owner(path, &metadata)?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
@@ -256,6 +300,22 @@ pub(crate) fn read(path: &Path) -> Result<String, Error> {
     }
     String::from_utf8(bytes)
         .map_err(|error| Error::NoText { path: path.to_owned(), byte: error.utf8_error().valid_up_to() })
+}
+
+/// Refuses what somebody else than root, or whoever runs this, could change.
+fn check_owner(path: &Path, metadata: &std::fs::Metadata) -> Result<(), Error> {
+    let own = rustix::process::geteuid().as_raw();
+    let (owner, mode) = (metadata.uid(), metadata.mode());
+    let problem = |problem: String| Error::Unsafe { path: path.to_owned(), problem };
+    if owner != 0 && owner != own && !is_nobody_known_here(owner) {
+        return Err(problem(format!("it belongs to the user {owner}, who could change it")));
+    }
+    // A user's own group is no more than the user; that of root's files may stand for others (acl(5), the mask).
+    let by_group = mode & 0o020 != 0 && (owner == 0 || metadata.gid() != owner);
+    if mode & 0o002 != 0 || by_group {
+        return Err(problem(format!("others than its owner can write to it (mode {:o})", mode & 0o7777)));
+    }
+    Ok(())
 }
 
 /// Whether an owner is one that this process's user namespace has no name for, as it has none for root: a shim of an ordinary user's. Whoever has

@@ -64,8 +64,13 @@ fn file(dialect: &str, template: &str, monitor: &str) -> (String, usize) {
         }
         let section = section.replace('*', monitor);
         let section = if section.ends_with("images") { format!("[[{section}]]") } else { format!("[{section}]") };
-        // What a template of confidential guests says, in whichever dialect.
-        let value = if key == "confidential_guest" && REFUSED.contains(&template) { "true" } else { value };
+        let own_name = format!("{monitor:?}");
+        let value = match key {
+            // What a template of confidential guests says, in whichever dialect.
+            "confidential_guest" if REFUSED.contains(&template) => "true",
+            "hypervisor_name" => own_name.as_str(),
+            _ => value,
+        };
         count += 1;
         match sections.iter_mut().find(|(name, _)| *name == section) {
             Some((_, lines)) => lines.push(format!("{key} = {value}")),

@@ -52,7 +52,11 @@ fn remove_cgroup(args: &Args) {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let settings = Settings::load()?;
+    // What is left of a pod goes whatever is wrong with the settings.
+    let settings = Settings::load().unwrap_or_else(|error| {
+        log::warn!("the settings: {error}: looked for pods where they are by default");
+        Settings::default()
+    });
     let pod = folder::pod(&settings, &args.namespace, &args.id);
     // A daemon that lives serves other containers of its pod, or will end by itself. Its children end with it.
     if folder::is_served(&pod, PATIENCE) {

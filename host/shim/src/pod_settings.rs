@@ -6,8 +6,8 @@ use std::path::Path;
 use coracle_sandbox::Error;
 use coracle_settings::{self as settings, Loaded, Settings};
 
-/// What this program is called where it stands for Kata's runtime (`io.containerd.kata.v2`).
-const KATA: &str = "containerd-shim-kata-v2";
+/// How this program's name begins where it stands for a runtime of Kata's (`io.containerd.kata.v2`, `io.containerd.kata-qemu.v2`).
+const KATA: &str = "containerd-shim-kata";
 
 /// The settings of the pod whose annotations these are.
 ///
@@ -22,8 +22,10 @@ pub(crate) fn of(file: Option<&Path>, annotations: &HashMap<String, String>) -> 
     loaded.settings.with_annotations(annotations).map_err(refused)
 }
 
+/// By the name that whoever started it has used: a link's, where it is one.
 fn is_kata() -> bool {
-    std::env::args_os().next().is_some_and(|own| Path::new(&own).file_name().is_some_and(|name| name == KATA))
+    let own = std::env::args_os().next().unwrap_or_default();
+    Path::new(&own).file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(KATA))
 }
 
 fn refused(error: settings::Error) -> Error {
@@ -40,7 +42,10 @@ mod tests {
 
     #[test]
     fn what_a_pod_may_not_have_has_its_own_error() {
-        let of = |name: &str, text: &str| of(None, &[(name.to_owned(), text.to_owned())].into()).map(drop);
+        let of = |name: &str, text: &str| {
+            let annotations: HashMap<_, _> = [(name.to_owned(), text.to_owned())].into();
+            Settings::default().with_annotations(&annotations).map(drop).map_err(refused)
+        };
         assert!(matches!(of("io.katacontainers.config.agent.policy", "x"), Err(Error::Unsupported(_))));
         assert!(matches!(of("io.coracle.config.machine.vcpus", "1"), Err(Error::Invalid(_))));
         assert!(of("org.example", "1").is_ok());

@@ -130,6 +130,8 @@ fn start_daemon(args: &Args, settings: &Settings, settings_file: Option<&str>) -
     // It listens before the daemon runs, so containerd can connect at once.
     let listener = UnixListener::bind(&socket).with_context(|| format!("listen at {}", socket.display()))?;
     let mut command = Command::new(std::env::current_exe().context("find this program")?);
+    // By its name it knows whose settings it reads.
+    command.arg0(std::env::args_os().next().unwrap_or_default());
     command.args(["-namespace", &args.namespace, "-id", &args.id]);
     if args.debug {
         command.arg("-debug");

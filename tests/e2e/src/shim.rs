@@ -53,14 +53,42 @@ impl Shim {
     /// Where files can't be written.
     #[must_use]
     pub fn start_in(host: &Host, id: &str, config: &[u8]) -> (PathBuf, Outcome) {
+        Self::start_program(host, &path("CORACLE_TEST_SHIM"), &[], id, config)
+    }
+
+    fn start_program(
+        host: &Host,
+        program: &std::path::Path,
+        environment: &[(&str, &str)],
+        id: &str,
+        config: &[u8],
+    ) -> (PathBuf, Outcome) {
         let bundle = host.folder.join(id);
         std::fs::create_dir_all(&bundle).expect("a bundle");
         std::fs::write(bundle.join("config.json"), config).expect("a bundle");
-        let mut command = Command::new(path("CORACLE_TEST_SHIM"));
+        let mut command = Command::new(program);
         command.args(["-namespace", "test", "-id", id, "start"]).current_dir(&bundle);
-        command.env("CORACLE_CONFIG", host.settings_file());
+        command.env("CORACLE_CONFIG", host.settings_file()).envs(environment.iter().copied());
         let outcome = Outcome::of(command, b"");
         (bundle, outcome)
+    }
+
+    /// The same as [`Self::start`] by another name of the shim's program, and with more in its environment.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    #[must_use]
+    pub fn start_as(
+        host: &Host,
+        program: &std::path::Path,
+        environment: &[(&str, &str)],
+        id: &str,
+        config: &[u8],
+    ) -> Self {
+        let (bundle, outcome) = Self::start_program(host, program, environment, id, config);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        let client = TaskClient::new(Client::connect(outcome.line()).expect("the shim listens"));
+        Self { client, id: id.to_owned(), bundle }
     }
 
     /// Starts a shim for the container `id` with this configuration, and connects to it.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use containerd_shim_protos::ttrpc::Code;
 use coracle_e2e::bundles::{busybox_folder, end, ext4, script_config};
-use coracle_e2e::{Host, Shim};
+use coracle_e2e::{Host, Shim, path};
 
 /// How a container ended that exits with the guest's memory in units of 16 MiB; or what its create was answered.
 fn memory(host: &Host, id: &str, annotations: serde_json::Value) -> Result<u32, (Code, String)> {
@@ -16,8 +16,12 @@ fn memory(host: &Host, id: &str, annotations: serde_json::Value) -> Result<u32, 
     let script = "exit $(( $(busybox grep MemTotal /proc/meminfo | busybox tr -dc 0-9) / 16384 ))";
     let mut config = script_config(script);
     config["annotations"] = annotations;
-    let shim = Shim::start(host, id, config.to_string().as_bytes());
-    match shim.create_with_root(id, &[("ext4", &whole, &[])]) {
+    created(Shim::start(host, id, config.to_string().as_bytes()), id, &whole)
+}
+
+/// How a container ended whose root is a disk; or what its create was answered.
+fn created(shim: Shim, id: &str, whole: &str) -> Result<u32, (Code, String)> {
+    match shim.create_with_root(id, &[("ext4", whole, &[])]) {
         Ok(()) => Ok(end(shim)),
         Err(refused) => {
             shim.shutdown().unwrap();
@@ -38,7 +42,7 @@ fn a_pod_sets_what_the_administrator_lets_it_and_nothing_else() {
     assert!(memory(&host, "katas", katas).unwrap() >= plain + 14);
     for (id, name, text, code, word) in [
         ("vcpus", "io.coracle.config.machine.vcpus", "2", Code::INVALID_ARGUMENT, "annotations.allow"),
-        ("path", "io.coracle.config.qemu.path", "/bin/sh", Code::INVALID_ARGUMENT, "annotations.allow"),
+        ("path", "io.coracle.config.qemu.path", "/bin/sh", Code::INVALID_ARGUMENT, "a pod can't set"),
         ("much", "io.coracle.config.machine.memory_mib", "much", Code::INVALID_ARGUMENT, "above 0"),
         ("kernel", "io.katacontainers.config.hypervisor.kernel", "/k", Code::INVALID_ARGUMENT, "coracle image build"),
         ("policy", "io.katacontainers.config.agent.policy", "cGFj", Code::UNIMPLEMENTED, "would run without"),
@@ -53,7 +57,7 @@ fn a_pod_sets_what_the_administrator_lets_it_and_nothing_else() {
 #[test]
 fn settings_that_contradict_themselves_or_are_wrong_start_nothing() {
     for (key, value, word) in [
-        ("machine.memory_mib", "99999999", "machine.max_memory_mib"),
+        ("machine.memory_mib", "512\nmachine.max_memory_mib = 256", "machine.max_memory_mib"),
         ("machine.memory_mb", "1", "did you mean machine.memory_mib?"),
     ] {
         let host = Host::with_own_network().set(key, value);
@@ -99,5 +103,29 @@ fn katas_configuration_moves_over_or_says_why_not() {
     let refused = host.coracle_outcome(&["migrate", "kata", &plain, &protected, "--output", &output]);
     assert!(refused.code != 0 && refused.stderr.contains("a confidential guest is not supported"), "{refused:?}");
     assert!(!Path::new(&output).exists());
+    host.audit();
+}
+
+#[test]
+fn a_link_by_katas_name_reads_katas_configuration() {
+    let host = Host::with_own_network();
+    let program = host.folder.join("containerd-shim-kata-v2");
+    std::os::unix::fs::symlink(path("CORACLE_TEST_SHIM"), &program).unwrap();
+    let base = host.folder.join("base");
+    busybox_folder(&base);
+    let whole = ext4(&host.folder.join("whole.ext4"), Some(&base));
+    let script = "exit $(( $(busybox grep MemTotal /proc/meminfo | busybox tr -dc 0-9) / 16384 ))";
+    let end = |id: &str, text: &str| {
+        let file = host.folder.join(format!("{id}.toml"));
+        std::fs::write(&file, text).unwrap();
+        let environment = [("KATA_CONF_FILE", file.to_str().unwrap())];
+        let shim = Shim::start_as(&host, &program, &environment, id, script_config(script).to_string().as_bytes());
+        created(shim, id, &whole)
+    };
+    let few = end("few", "[runtime]\nsandbox_cgroup_only = true\n").unwrap();
+    let many = end("many", "[hypervisor.other]\ndefault_memory = 512\n[runtime]\nsandbox_cgroup_only = true\n");
+    assert!(matches!(&many, Ok(many) if *many >= few + 14), "{many:?} after {few}");
+    let refused = end("protected", "[hypervisor.qemu]\nconfidential_guest = true\n").unwrap_err();
+    assert!(refused.0 == Code::UNIMPLEMENTED && refused.1.contains("confidential_guest"), "{refused:?}");
     host.audit();
 }

@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use crate::declare::reference;
 use crate::error::{Error, Position};
 use crate::kinds::Given;
-use crate::load::read;
+use crate::load::{Loaded, read};
 
 /// What a key becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +24,12 @@ pub(crate) enum Becomes {
     Nothing(&'static str),
     /// Where it asks for this, that is not there, and a pod would be another one without it.
     Refused(&'static str),
+    /// The same where it holds one of these words; else nothing stands for it.
+    RefusedWith(&'static str, &'static [&'static str]),
     /// Where it asks for this protection, that is not there, and a pod would be less safe without it.
     Protects(&'static str),
+    /// The same where it holds one of these words; else nothing stands for it.
+    ProtectsWith(&'static str, &'static [&'static str]),
 }
 
 /// How a value changes on its way.
@@ -71,6 +75,8 @@ pub struct Migration {
     pub moved: Vec<Moved>,
     /// The settings, as TOML, by their keys.
     values: BTreeMap<String, String>,
+    /// The monitor whose section counts, where the files name one.
+    monitor: Option<String>,
 }
 
 /// The word for what asks for what is not there: the settings alone would be something else.
@@ -78,6 +84,8 @@ const REFUSED: &str = "refused";
 
 /// What the annotations of Kata's begin with that change its configuration.
 const ANNOTATIONS: &str = "io.katacontainers.config.";
+/// The one that chooses another file.
+const CONFIG_PATH: &str = "io.katacontainers.config_path";
 
 /// Kata's names for monitors, and ours.
 const MONITORS: [(&str, &str); 2] = [("qemu", "qemu"), ("dragonball", "builtin")];
@@ -87,11 +95,25 @@ const MONITORS: [(&str, &str); 2] = [("qemu", "qemu"), ("dragonball", "builtin")
 /// # Errors
 /// [`Error`] for a file that can't be read, or is no TOML.
 pub fn migrate(files: &[&Path]) -> Result<Migration, Error> {
-    let mut migration = Migration::default();
+    let mut texts = Vec::new();
     for path in files {
-        migration.read_text(&read(path)?, path)?;
+        texts.push((read(path)?, *path));
+    }
+    let mut migration = Migration::default();
+    for (text, path) in &texts {
+        migration.find_monitor(text, path)?;
+    }
+    for (text, path) in &texts {
+        migration.read_text(text, path)?;
     }
     Ok(migration)
+}
+
+fn parse<'t>(text: &'t str, path: &Path) -> Result<toml::Spanned<DeTable<'t>>, Error> {
+    DeTable::parse(text).map_err(|error| Error::Syntax {
+        position: Position::of(path, text, error.span().map_or(0, |span| span.start)),
+        text: error.message().trim().replace('\n', ", "),
+    })
 }
 
 /// A value that stands for "nothing is asked".
@@ -102,6 +124,16 @@ fn is_nothing(given: &Given) -> bool {
         Given::Flag(flag) => !flag,
         Given::Texts(texts) => texts.is_empty(),
         Given::Other => false,
+    }
+}
+
+/// Whether a value holds one of these words.
+fn holds(given: &Given, words: &[&str]) -> bool {
+    let has = |text: &String| words.iter().any(|word| text == word || word.len() > 4 && text.contains(word));
+    match given {
+        Given::Text(text) => has(text),
+        Given::Texts(texts) => texts.iter().any(has),
+        _ => false,
     }
 }
 
@@ -145,11 +177,25 @@ impl Migration {
         text
     }
 
+    /// Whether the settings are such as Coracle takes.
+    ///
+    /// # Errors
+    /// [`Error`], of the file that [`Self::text`] would make.
+    pub fn check(&self) -> Result<(), Error> {
+        Loaded::from_text(&self.text(), Path::new("the settings made of it")).map(drop)
+    }
+
+    /// Looks which monitor a file names; a later one counts.
+    fn find_monitor(&mut self, text: &str, path: &Path) -> Result<(), Error> {
+        let parsed = parse(text, path)?;
+        let runtime = parsed.get_ref().get("runtime").and_then(|runtime| runtime.get_ref().as_table());
+        let name = runtime.and_then(|runtime| runtime.get("hypervisor_name")?.get_ref().as_str());
+        self.monitor = name.filter(|name| !name.is_empty()).map(str::to_owned).or(self.monitor.take());
+        Ok(())
+    }
+
     fn read_text(&mut self, text: &str, path: &Path) -> Result<(), Error> {
-        let parsed = DeTable::parse(text).map_err(|error| Error::Syntax {
-            position: Position::of(path, text, error.span().map_or(0, |span| span.start)),
-            text: error.message().trim().replace('\n', ", "),
-        })?;
+        let parsed = parse(text, path)?;
         let before = self.moved.len();
         self.read_table(parsed.get_ref(), &mut Vec::new(), &|byte| Position::of(path, text, byte));
         // A table has no order of its own; a file has.
@@ -163,6 +209,12 @@ impl Migration {
         if let [hypervisor, name] = &parts[..]
             && hypervisor == "hypervisor"
         {
+            if self.monitor.as_ref().is_some_and(|monitor| monitor != name) {
+                let position = table.iter().next().map_or_else(|| at(0), |(key, _)| at(key.span().start));
+                let text = "runtime.hypervisor_name names another one".to_owned();
+                self.moved.push(Moved { position, key: format!("hypervisor.{name}"), fate: "dropped", text });
+                return;
+            }
             let position = table.iter().next().map_or_else(|| at(0), |(key, _)| at(key.span().start));
             self.monitor(name, position);
         }
@@ -204,13 +256,27 @@ impl Migration {
 
     fn key(&mut self, parts: &[String], given: &Given, position: Position) {
         let name = parts.join(".");
+        self.forget(&name);
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let becomes = parts.split_last().and_then(|(key, section)| row(kind(section)?, key));
         let (fate, text) = match becomes {
-            None => ("dropped", "Kata 4.1 has no such key".to_owned()),
+            None if is_nothing(given) => ("dropped", "Kata 4.1 has no such key, and it asks for nothing".to_owned()),
+            None => (REFUSED, "Kata 4.1 has no such key, and nobody knows what it asks for".to_owned()),
             Some(becomes) => self.take(becomes, given, parts.last().copied().unwrap_or_default(), &parts),
         };
         self.moved.push(Moved { position, key: name, fate, text });
+    }
+
+    /// A later file says otherwise.
+    fn forget(&mut self, name: &str) {
+        for before in self.moved.iter_mut().filter(|moved| moved.key == name) {
+            (before.fate, before.text) = ("overridden", "a later file says otherwise".into());
+        }
+        let becomes = name.split('.').collect::<Vec<_>>();
+        let becomes = becomes.split_last().and_then(|(key, section)| row(kind(section)?, key));
+        if let Some(Becomes::Setting(keys, _)) = becomes {
+            self.values.retain(|key, _| !keys.contains(&key.as_str()));
+        }
     }
 
     fn take(&mut self, becomes: Becomes, given: &Given, key: &str, parts: &[&str]) -> (&'static str, String) {
@@ -220,7 +286,13 @@ impl Migration {
             Becomes::Refused(_) | Becomes::Protects(_) if is_nothing(given) => {
                 ("dropped", "it asks for nothing".to_owned())
             }
-            Becomes::Refused(what) | Becomes::Protects(what) => (REFUSED, format!("{what} is not supported")),
+            Becomes::RefusedWith(_, words) | Becomes::ProtectsWith(_, words) if !holds(given, words) => {
+                ("dropped", "nothing stands for it".to_owned())
+            }
+            Becomes::Refused(what)
+            | Becomes::Protects(what)
+            | Becomes::RefusedWith(what, _)
+            | Becomes::ProtectsWith(what, _) => (REFUSED, format!("{what} is not supported")),
             // A program's path is that of the monitor in whose section it stands.
             Becomes::Setting(["qemu.path"], _) if parts.get(1) != Some(&"qemu") => {
                 ("dropped", "it is another monitor's program".to_owned())
@@ -259,10 +331,10 @@ fn convert(unit: Unit, given: &Given) -> Result<Option<String>, String> {
             Some(format!("{:?}", ours.ok_or_else(|| format!("{text:?} is not supported"))?))
         }
         (Unit::Inverse, Given::Flag(flag)) => Some((!flag).to_string()),
-        (Unit::NumberOrHost(most), Given::Number(number)) => {
+        (Unit::NumberOrHost(most), Given::Number(number)) if *number >= 0 => {
             Some(if *number == 0 { most } else { *number }.to_string())
         }
-        (Unit::Bits, Given::Number(bits)) => Some(bits.div_euclid(8).to_string()),
+        (Unit::Bits, Given::Number(bits)) => Some(u64::try_from(*bits).map_err(|_| wrong())?.div_ceil(8).to_string()),
         (Unit::BitsPerSecond, Given::Number(bits)) => {
             Some(u64::try_from(*bits).map_err(|_| wrong())?.div_ceil(1_000_000).to_string())
         }
@@ -313,6 +385,10 @@ pub fn page() -> String {
             Becomes::Always(text) => format!("always so: {text}"),
             Becomes::Nothing(text) => format!("dropped: {text}"),
             Becomes::Refused(what) | Becomes::Protects(what) => format!("**refused**: {what}"),
+            Becomes::RefusedWith(what, words) | Becomes::ProtectsWith(what, words) => {
+                let words: Vec<_> = words.iter().map(|word| format!("`{word}`")).collect();
+                format!("dropped; **refused** with {}: {what}", words.join(", "))
+            }
         };
         text.push_str(&format!("| {section} | `{key}` | {becomes} |\n"));
     }
@@ -335,13 +411,17 @@ impl Unit {
     }
 }
 
-/// What an annotation of Kata's means: a setting with its value in TOML. None where it is no annotation of Kata's configuration, or asks for
-/// nothing.
+/// What an annotation of Kata's means: settings, each with its value as a text. None where it is no annotation of Kata's configuration, or asks
+/// for nothing.
 ///
 /// # Errors
 /// [`Error::Unprotected`], [`Error::Annotation`].
-pub(crate) fn annotation(name: &str, text: &str) -> Result<Option<(&'static str, String)>, Error> {
-    let Some(rest) = name.strip_prefix(ANNOTATIONS) else { return Ok(None) };
+pub(crate) fn annotation(name: &str, text: &str) -> Result<Vec<(&'static str, String)>, Error> {
+    let unprotected = |what| Error::Unprotected { name: name.to_owned(), what };
+    if name == CONFIG_PATH {
+        return Err(unprotected("another configuration of Kata's"));
+    }
+    let Some(rest) = name.strip_prefix(ANNOTATIONS) else { return Ok(Vec::new()) };
     let problem = |problem: String| Error::Annotation { name: name.to_owned(), problem };
     let becomes = rest.split_once('.').and_then(|(section, key)| row(section, key));
     let given = match (text.parse(), text.parse()) {
@@ -351,14 +431,21 @@ pub(crate) fn annotation(name: &str, text: &str) -> Result<Option<(&'static str,
     };
     match becomes {
         None => Err(problem("there is no such annotation".into())),
-        Some(Becomes::Always(_)) => Ok(None),
-        Some(Becomes::Protects(_) | Becomes::Refused(_)) if is_nothing(&given) => Ok(None),
-        Some(Becomes::Protects(what)) => Err(Error::Unprotected { name: name.to_owned(), what }),
-        Some(Becomes::Refused(what)) => Err(problem(format!("{what} is not supported"))),
+        Some(Becomes::Always(_)) => Ok(Vec::new()),
+        Some(Becomes::Protects(_) | Becomes::Refused(_)) if is_nothing(&given) => Ok(Vec::new()),
+        Some(Becomes::Protects(what) | Becomes::ProtectsWith(what, _)) => Err(unprotected(what)),
+        Some(Becomes::Refused(what) | Becomes::RefusedWith(what, _)) => {
+            Err(problem(format!("{what} is not supported")))
+        }
         Some(Becomes::Nothing(why)) => Err(problem(format!("there is no such setting: {why}"))),
         Some(Becomes::Setting(keys, unit)) => {
-            let key = keys.first().copied().unwrap_or_default();
-            Ok(convert(unit, &given).map_err(problem)?.map(|value| (key, value)))
+            let Some(value) = convert(unit, &given).map_err(problem)? else { return Ok(Vec::new()) };
+            // A text in TOML has quotes around it; that of an annotation has none.
+            let value = match DeValue::parse(&value).map(|value| Given::of(value.get_ref())) {
+                Ok(Given::Text(text)) => text,
+                _ => value,
+            };
+            Ok(keys.iter().map(|key| (*key, value.clone())).collect())
         }
     }
 }
@@ -385,7 +472,7 @@ mod tests {
             rx_rate_limiter_max_rate = 1500000\nguest_hook_path = \"\"\nkernel_params = \"quiet\"\n\
             enable_annotations = [\"default_memory\", \"kernel_params\"]\nseccompsandbox = \"on,obsolete=deny\"\n\
             reclaim_guest_freed_memory = true\n[agent.kata]\ncreate_container_timeout = 60\n[runtime]\n\
-            internetworking_model = \"macvtap\"\nnew_thing = 1\n");
+            internetworking_model = \"macvtap\"\nnew_thing = false\n");
         assert!(migration.refused().is_none(), "{:#?}", migration.moved);
         assert_eq!(fate(&migration, "hypervisor.qemu.path"), ("kept", "qemu.path = \"/usr/bin/qemu-kvm\""));
         assert_eq!(fate(&migration, "hypervisor.qemu.default_memory"), ("renamed", "machine.memory_mib = 2048"));
@@ -394,7 +481,8 @@ mod tests {
         assert_eq!(rate, ("unit changed", "network.limit_to_guest_mbit = 2"));
         assert_eq!(fate(&migration, "hypervisor.qemu.kernel_params").0, "dropped");
         assert_eq!(fate(&migration, "hypervisor.qemu.reclaim_guest_freed_memory").0, "always so");
-        assert_eq!(fate(&migration, "runtime.new_thing"), ("dropped", "Kata 4.1 has no such key"));
+        assert_eq!(fate(&migration, "runtime.new_thing").0, "dropped");
+        migration.check().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("f.toml");
         std::fs::write(&path, migration.text()).unwrap();
@@ -410,6 +498,13 @@ mod tests {
             "[hypervisor.qemu]\nconfidential_guest = true",
             "[hypervisor.qemu]\nkernel_verity_params = \"root_hash=ab\"",
             "[hypervisor.qemu]\nrootless = true",
+            "[hypervisor.qemu]\ndisable_vhost_net = true",
+            "[hypervisor.qemu]\ncpu_features = \"pmu=off,vmx=off\"",
+            "[hypervisor.qemu]\nkernel_params = \"quiet lockdown=integrity\"",
+            "[hypervisor.qemu]\nvirtio_fs_extra_args = [\"--readonly\"]",
+            "[hypervisor.qemu]\na_newer_protection = true",
+            "[image]\npolicy = \"strict\"",
+            "[runtime]\nvfio_mode = \"vfio\"",
             "[agent.kata]\npolicy = \"x\"",
             "[runtime]\nexperimental_force_guest_pull = true",
             "[runtime]\nemptydir_mode = \"block-encrypted\"",
@@ -433,7 +528,24 @@ mod tests {
             text.contains("memory_mib = 512") && text.contains("vcpus = 2") && text.contains("\"builtin\""),
             "{text}"
         );
-        assert_eq!(migration.moved.iter().filter(|moved| moved.key.ends_with("default_memory")).count(), 2);
+        let fates = migration.moved.iter().filter(|moved| moved.key.ends_with("default_memory"));
+        assert_eq!(fates.map(|moved| moved.fate).collect::<Vec<_>>(), ["overridden", "renamed"]);
+        let mut migration = of("[hypervisor.qemu]\nrootless = true\ndisk_rate_limiter_ops_max_rate = 5");
+        let later = "[hypervisor.qemu]\nrootless = false\ndisk_rate_limiter_ops_max_rate = 0";
+        migration.read_text(later, Path::new("d.toml")).unwrap();
+        assert!(migration.refused().is_none() && !migration.text().contains("disk_operations"), "{}", migration.text());
+    }
+
+    #[test]
+    fn the_section_of_the_monitor_that_is_named_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k.toml");
+        let text = "[hypervisor.dragonball]\ndefault_memory = 512\n[hypervisor.qemu]\ndefault_memory = 1024\nrootless = true\n\
+            [runtime]\nhypervisor_name = \"dragonball\"\n";
+        std::fs::write(&path, text).unwrap();
+        let migration = migrate(&[&path]).unwrap();
+        assert!(migration.refused().is_none(), "{:?}", migration.refused());
+        assert!(migration.text().contains("memory_mib = 512") && migration.text().contains("\"builtin\""));
     }
 
     #[test]
@@ -451,14 +563,20 @@ mod tests {
     #[test]
     fn annotations_mean_settings_or_say_why_not() {
         let of = |name: &str, text: &str| annotation(&format!("{ANNOTATIONS}{name}"), text);
-        assert_eq!(of("hypervisor.default_memory", "512").unwrap(), Some(("machine.memory_mib", "512".into())));
-        assert_eq!(of("hypervisor.default_max_vcpus", "3").unwrap(), Some(("machine.max_vcpus", "3".into())));
-        assert_eq!(of("hypervisor.enable_virtio_mem", "true").unwrap(), None);
-        assert_eq!(annotation("io.katacontainers.container.resource.swappiness", "1").unwrap(), None);
+        assert_eq!(of("hypervisor.default_memory", "512").unwrap(), [("machine.memory_mib", "512".into())]);
+        assert_eq!(of("hypervisor.default_max_vcpus", "3").unwrap(), [("machine.max_vcpus", "3".into())]);
+        let both = of("hypervisor.net_rate_limiter_bw_max_rate", "8000000").unwrap();
+        assert_eq!(both.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>(), ["8", "8"]);
+        let word = of("hypervisor.shared_fs", "none").unwrap();
+        assert_eq!(word, [("storage.shared_fs", "none".into())]);
+        assert_eq!(of("hypervisor.enable_virtio_mem", "true").unwrap(), []);
+        assert_eq!(annotation("io.katacontainers.container.resource.swappiness", "1").unwrap(), []);
+        assert!(matches!(annotation(CONFIG_PATH, "/snp.toml"), Err(Error::Unprotected { .. })));
         assert!(matches!(of("hypervisor.cc_init_data", "H4s"), Err(Error::Unprotected { .. })));
         assert!(matches!(of("agent.policy", "cGFja2FnZQ=="), Err(Error::Unprotected { .. })));
         assert!(matches!(of("hypervisor.kernel", "/k"), Err(Error::Annotation { .. })));
         assert!(matches!(of("hypervisor.no_such", "1"), Err(Error::Annotation { .. })));
-        assert!(matches!(of("hypervisor.default_memory", "much"), Err(Error::Annotation { .. }) | Ok(Some(_))));
+        // What it must be the setting says.
+        assert_eq!(of("hypervisor.default_memory", "much").unwrap(), [("machine.memory_mib", "much".into())]);
     }
 }

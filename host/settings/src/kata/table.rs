@@ -1,6 +1,6 @@
 //! What each key of Kata's configuration becomes. Kata 4.1's keys, both dialects: a key means the same in both unless its name says otherwise.
 
-use super::Becomes::{self, Always, Nothing, Protects, Refused, Setting};
+use super::Becomes::{self, Always, Nothing, Protects, ProtectsWith, Refused, RefusedWith, Setting};
 use super::Unit::{Bits, BitsPerSecond, Inverse, List, NamesOfAnnotations, NumberOrHost, QemuOption, Same, Words};
 
 /// The kinds of sections: of whichever monitor or agent they are.
@@ -46,7 +46,27 @@ pub(super) const ROWS: &[Row] = &[
     (HYPERVISOR, "firmware_volume_hash", Protects("firmware that is verified by its hash")),
     (HYPERVISOR, "asset_hash_type", Nothing("it says nothing by itself")),
     (HYPERVISOR, "pflashes", Nothing("machines start their kernel directly")),
-    (HYPERVISOR, "kernel_params", Nothing("the kernel's command line is the guest image's")),
+    (
+        HYPERVISOR,
+        "kernel_params",
+        ProtectsWith(
+            "words of the kernel's command line",
+            &[
+                "lockdown",
+                "mitigations",
+                "init_on_",
+                "module.sig",
+                "slab_nomerge",
+                "policy",
+                "ima_",
+                "integrity",
+                "randomize_",
+                "pti=",
+                "dm-verity",
+                "dm-mod",
+            ],
+        ),
+    ),
     (HYPERVISOR, "kernel_verity_params", Protects(VERITY)),
     (HYPERVISOR, "root_hash", Protects(VERITY)),
     (HYPERVISOR, "rootfs_type", Nothing(IMAGE)),
@@ -54,7 +74,11 @@ pub(super) const ROWS: &[Row] = &[
     (HYPERVISOR, "disable_image_nvdimm", Nothing(IMAGE)),
     (HYPERVISOR, "machine_type", Setting(&["machine.type"], Words(&[("q35", "q35"), ("microvm", "microvm")]))),
     (HYPERVISOR, "machine_accelerators", Nothing(FIXED)),
-    (HYPERVISOR, "cpu_features", Nothing("a guest has the host's processor, as KVM offers it")),
+    (
+        HYPERVISOR,
+        "cpu_features",
+        ProtectsWith("processors without these features", &["vmx=off", "svm=off", "-vmx", "-svm"]),
+    ),
     (HYPERVISOR, "confidential_guest", Protects(CONFIDENTIAL)),
     (HYPERVISOR, "sev_snp_guest", Protects(CONFIDENTIAL)),
     (HYPERVISOR, "snp_id_block", Protects(CONFIDENTIAL)),
@@ -92,7 +116,7 @@ pub(super) const ROWS: &[Row] = &[
     (HYPERVISOR, "pcie_switch_port", Nothing(FIXED)),
     (HYPERVISOR, "cold_plug_vfio", Always("devices of the host go to the machine that its first container starts")),
     (HYPERVISOR, "hot_plug_vfio", Always("devices of the host come to running machines, where the monitor can")),
-    (HYPERVISOR, "enable_iommu", Nothing("guests have no IOMMU of their own")),
+    (HYPERVISOR, "enable_iommu", Refused("an IOMMU of the guest's own")),
     (
         HYPERVISOR,
         "enable_iommu_platform",
@@ -122,7 +146,7 @@ pub(super) const ROWS: &[Row] = &[
     (HYPERVISOR, "disk_rate_limiter_ops_max_rate", Setting(&["machine.disk_operations_per_second"], Same)),
     (HYPERVISOR, "disk_rate_limiter_ops_one_time_burst", Nothing("a tenth of a second's worth may pass at once")),
     (HYPERVISOR, "network_queues", Setting(&["network.queues"], Same)),
-    (HYPERVISOR, "disable_vhost_net", Nothing(FIXED)),
+    (HYPERVISOR, "disable_vhost_net", Protects("links that the host's kernel does not serve (vhost-net)")),
     (HYPERVISOR, "rx_rate_limiter_max_rate", Setting(&["network.limit_to_guest_mbit"], BitsPerSecond)),
     (HYPERVISOR, "tx_rate_limiter_max_rate", Setting(&["network.limit_from_guest_mbit"], BitsPerSecond)),
     (
@@ -149,7 +173,11 @@ pub(super) const ROWS: &[Row] = &[
     (HYPERVISOR, "virtio_fs_daemon", Setting(&["virtiofsd.paths"], List)),
     (HYPERVISOR, "virtio_fs_cache", Nothing(FIXED)),
     (HYPERVISOR, "virtio_fs_cache_size", Nothing(FIXED)),
-    (HYPERVISOR, "virtio_fs_extra_args", Nothing(FIXED)),
+    (
+        HYPERVISOR,
+        "virtio_fs_extra_args",
+        ProtectsWith("options of virtiofsd", &["readonly", "seccomp", "sandbox", "modcaps"]),
+    ),
     (HYPERVISOR, "virtio_fs_queue_size", Nothing(FIXED)),
     (HYPERVISOR, "virtio_fs_is_dax", Nothing("layers can be memory: `storage.layers`")),
     (HYPERVISOR, "msize_9p", Nothing("there is no 9p")),
@@ -166,12 +194,18 @@ pub(super) const ROWS: &[Row] = &[
     (HYPERVISOR, "guest_memory_dump_path", Nothing(LATER)),
     (HYPERVISOR, "guest_memory_dump_paging", Nothing(LATER)),
     (HYPERVISOR, "disable_nesting_checks", Nothing("KVM is used where it works, nested or not")),
-    (HYPERVISOR, "disable_nested_virtualization", Nothing("guests see what KVM offers")),
+    (HYPERVISOR, "disable_nested_virtualization", Protects("guests without virtual machines of their own")),
     (HYPERVISOR, "disable_seccomp", Always("the built-in monitor is confined")),
     (HYPERVISOR, "seccomp_sandbox", Setting(&["qemu.arguments"], QemuOption("-sandbox"))),
     (HYPERVISOR, "seccompsandbox", Setting(&["qemu.arguments"], QemuOption("-sandbox"))),
     (HYPERVISOR, "rootless", Protects("QEMU as an ordinary user (the built-in monitor is always one)")),
-    (HYPERVISOR, "disable_selinux", Nothing("the monitor's label is the host policy's to say")),
+    (
+        HYPERVISOR,
+        "disable_selinux",
+        Nothing(
+            "the monitor runs under the label that the host's policy gives it; the container's own label is for its processes",
+        ),
+    ),
     (HYPERVISOR, "selinux_label", Protects("a SELinux label for the monitor")),
     (HYPERVISOR, "disable_guest_selinux", Setting(&["guest.labels"], Inverse)),
     (HYPERVISOR, "enable_guest_swap", Setting(&["machine.guest_swap"], Same)),
@@ -261,7 +295,7 @@ pub(super) const ROWS: &[Row] = &[
     (RUNTIME, "static_sandbox_resource_mgmt", Nothing(SIZES)),
     (RUNTIME, "sandbox_bind_mounts", Refused("folders of the host in each pod")),
     (RUNTIME, "shared_mounts", Refused("mounts of one container in another")),
-    (RUNTIME, "vfio_mode", Nothing("the guest's kernel has the devices, as with \"guest-kernel\"")),
+    (RUNTIME, "vfio_mode", RefusedWith("devices of the host in the container itself", &["vfio"])),
     (
         RUNTIME,
         "emptydir_mode",

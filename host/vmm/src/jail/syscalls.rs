@@ -72,8 +72,6 @@ fn own(kind: Kind) -> &'static [libc::c_long] {
             libc::SYS_recvmsg,
             libc::SYS_sendmsg,
             libc::SYS_sendto,
-            // The time that a file server may take which comes later.
-            libc::SYS_setsockopt,
             libc::SYS_shutdown,
             libc::SYS_statx,
             libc::SYS_timerfd_create,
@@ -150,6 +148,15 @@ fn old_clone_only() -> Result<BpfProgram, Error> {
     filter.and_then(BpfProgram::try_from).map_err(failed)
 }
 
+/// An option of sockets themselves.
+fn socket_option(option: i32) -> Result<SeccompRule, seccompiler::BackendError> {
+    let is = |argument, value: i32| {
+        let value = u64::from(value.unsigned_abs());
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+    };
+    SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, option)?])
+}
+
 fn program(kind: Kind) -> Result<BpfProgram, Error> {
     let is = |argument: u8, value: u32| {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value));
@@ -171,6 +178,9 @@ fn program(kind: Kind) -> Result<BpfProgram, Error> {
         // To the host's programs, which listen in the jail's root.
         let unix = u32::try_from(libc::AF_UNIX).unwrap_or(u32::MAX);
         rules.insert(libc::SYS_socket, vec![is(0, unix).map_err(failed)?]);
+        // How long a file server may take that comes later.
+        let times: Result<Vec<_>, _> = [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO].into_iter().map(socket_option).collect();
+        rules.insert(libc::SYS_setsockopt, times.map_err(failed)?);
     }
     if kind == Kind::Nursery {
         // Threads and nothing else.
