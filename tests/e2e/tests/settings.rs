@@ -24,7 +24,6 @@ fn created(shim: Shim, id: &str, whole: &str) -> Result<u32, (Code, String)> {
     match shim.create_with_root(id, &[("ext4", whole, &[])]) {
         Ok(()) => Ok(end(shim)),
         Err(refused) => {
-            shim.shutdown().unwrap();
             shim.finish();
             Err(refused)
         }
