@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use coracle_settings::{Loaded, Origin, default_file, page, schema};
+use coracle_settings::{Loaded, Origin, default_file, schema};
 use serde_json::{Map, Value, json};
 
 /// Settings.
@@ -26,9 +26,6 @@ pub(crate) enum Command {
     Default,
     /// Print a JSON schema of a settings file, for editors.
     Schema,
-    /// Print the reference as a page of Markdown.
-    #[command(hide = true)]
-    Page,
 }
 
 pub(crate) fn run(command: Command) -> Result<()> {
@@ -46,7 +43,6 @@ pub(crate) fn run(command: Command) -> Result<()> {
         }
         Command::Default => print!("{}", default_file()),
         Command::Schema => println!("{}", serde_json::to_string_pretty(&schema()).context("the schema")?),
-        Command::Page => print!("{}", page()),
     }
     Ok(())
 }

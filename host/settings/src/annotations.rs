@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::declare::{ANNOTATIONS, Set};
 use crate::error::Error;
+use crate::kinds::Given;
 use crate::load::nearest;
 use crate::{Settings, contradictions, kata, reference};
 
@@ -53,7 +54,7 @@ impl Settings {
         if !self.annotations_allow.iter().any(|allowed| allowed == key) {
             return Err(format!("the administrator has not allowed it: `annotations.allow` would name {key}"));
         }
-        match self.set_text(key, text) {
+        match self.set(key, &Given::Bare(text.to_owned())) {
             Set::Done(_) => Ok(()),
             Set::Unknown => Err(format!("there is no setting {key}")),
             Set::Expected(expected) => Err(format!("{key} must be {expected}")),

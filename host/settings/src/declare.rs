@@ -47,7 +47,7 @@ pub struct Entry {
     /// How far it can be relied upon.
     pub support: Support,
     /// What JSON Schema says of a value.
-    pub schema: Json,
+    pub schema: fn() -> Json,
 }
 
 impl Entry {
@@ -101,20 +101,6 @@ macro_rules! settings {
                 }
             }
 
-            /// The same by a text alone.
-            pub(crate) fn set_text(&mut self, key: &str, text: &str) -> Set {
-                match key {
-                    $($key => match <$type as Kind>::read_text(text) {
-                        Some(value) => {
-                            self.$field = value;
-                            Set::Done($key)
-                        }
-                        None => Set::Expected(<$type as Kind>::EXPECTED),
-                    },)*
-                    _ => Set::Unknown,
-                }
-            }
-
             /// The value of each setting as TOML, by its key, in the order of their declaration.
             #[must_use]
             pub fn values(&self) -> Vec<(&'static str, String)> {
@@ -134,7 +120,7 @@ macro_rules! settings {
                 by_annotation: false,
                 since: FIRST,
                 support: Support::Supported,
-                schema: <$type as Kind>::schema(),
+                schema: <$type as Kind>::schema,
             }$(.$attribute())*,)*]
         }
     };

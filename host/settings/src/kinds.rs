@@ -8,8 +8,10 @@ use toml::de::DeValue;
 /// A value as somebody has given it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Given {
-    /// A text; that is all that an annotation has.
+    /// A text.
     Text(String),
+    /// A text that stands for whatever it can be read as: that of an annotation.
+    Bare(String),
     /// A whole number.
     Number(i64),
     /// A truth value.
@@ -39,11 +41,23 @@ impl Given {
     }
 
     fn text(&self) -> Option<&str> {
-        if let Self::Text(text) = self { Some(text) } else { None }
+        if let Self::Text(text) | Self::Bare(text) = self { Some(text) } else { None }
     }
 
     fn number(&self) -> Option<i64> {
-        if let Self::Number(number) = self { Some(*number) } else { None }
+        match self {
+            Self::Number(number) => Some(*number),
+            Self::Bare(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    fn flag(&self) -> Option<bool> {
+        match self {
+            Self::Flag(flag) => Some(*flag),
+            Self::Bare(text) => text.parse().ok(),
+            _ => None,
+        }
     }
 }
 
@@ -204,15 +218,6 @@ pub(crate) trait Kind: Sized {
     fn show(&self) -> String;
     /// What JSON Schema says of it (2020-12).
     fn schema() -> Json;
-    /// Reads a value that is a text only, as that of an annotation.
-    fn read_text(text: &str) -> Option<Self> {
-        let given = [
-            text.parse().ok().map(Given::Number),
-            text.parse().ok().map(Given::Flag),
-            Some(Given::Text(text.to_owned())),
-        ];
-        given.into_iter().flatten().find_map(|given| Self::read(&given))
-    }
 }
 
 impl Kind for PathBuf {
@@ -257,7 +262,7 @@ impl Kind for u64 {
 impl Kind for bool {
     const EXPECTED: &'static str = "true or false";
     fn read(value: &Given) -> Option<Self> {
-        if let Given::Flag(flag) = value { Some(*flag) } else { None }
+        value.flag()
     }
     fn show(&self) -> String {
         self.to_string()

@@ -93,7 +93,7 @@ pub fn schema() -> Value {
     for (name, entries) in tables() {
         let mut own = Map::new();
         for entry in entries {
-            let mut schema = entry.schema.clone();
+            let mut schema = (entry.schema)();
             if let Some(schema) = schema.as_object_mut() {
                 schema.insert("description".into(), entry.text.into());
                 if deprecation::of(Kind::Setting, entry.key).is_some() {

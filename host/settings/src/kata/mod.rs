@@ -119,7 +119,7 @@ fn parse<'t>(text: &'t str, path: &Path) -> Result<toml::Spanned<DeTable<'t>>, E
 /// A value that stands for "nothing is asked".
 fn is_nothing(given: &Given) -> bool {
     match given {
-        Given::Text(text) => text.is_empty(),
+        Given::Text(text) | Given::Bare(text) => text.is_empty(),
         Given::Number(number) => *number == 0,
         Given::Flag(flag) => !flag,
         Given::Texts(texts) => texts.is_empty(),
@@ -209,13 +209,12 @@ impl Migration {
         if let [hypervisor, name] = &parts[..]
             && hypervisor == "hypervisor"
         {
+            let position = table.iter().next().map_or_else(|| at(0), |(key, _)| at(key.span().start));
             if self.monitor.as_ref().is_some_and(|monitor| monitor != name) {
-                let position = table.iter().next().map_or_else(|| at(0), |(key, _)| at(key.span().start));
                 let text = "runtime.hypervisor_name names another one".to_owned();
                 self.moved.push(Moved { position, key: format!("hypervisor.{name}"), fate: "dropped", text });
                 return;
             }
-            let position = table.iter().next().map_or_else(|| at(0), |(key, _)| at(key.span().start));
             self.monitor(name, position);
         }
         for (name, value) in table {
@@ -256,9 +255,9 @@ impl Migration {
 
     fn key(&mut self, parts: &[String], given: &Given, position: Position) {
         let name = parts.join(".");
-        self.forget(&name);
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let becomes = parts.split_last().and_then(|(key, section)| row(kind(section)?, key));
+        self.forget(&name, becomes, &position.path);
         let (fate, text) = match becomes {
             None if is_nothing(given) => ("dropped", "Kata 4.1 has no such key, and it asks for nothing".to_owned()),
             None => (REFUSED, "Kata 4.1 has no such key, and nobody knows what it asks for".to_owned()),
@@ -267,13 +266,11 @@ impl Migration {
         self.moved.push(Moved { position, key: name, fate, text });
     }
 
-    /// A later file says otherwise.
-    fn forget(&mut self, name: &str) {
-        for before in self.moved.iter_mut().filter(|moved| moved.key == name) {
+    /// The file `later` says otherwise than those before it. A section that a file has several times has a key of its own in each.
+    fn forget(&mut self, name: &str, becomes: Option<Becomes>, later: &Path) {
+        for before in self.moved.iter_mut().filter(|moved| moved.key == name && moved.position.path != later) {
             (before.fate, before.text) = ("overridden", "a later file says otherwise".into());
         }
-        let becomes = name.split('.').collect::<Vec<_>>();
-        let becomes = becomes.split_last().and_then(|(key, section)| row(kind(section)?, key));
         if let Some(Becomes::Setting(keys, _)) = becomes {
             self.values.retain(|key, _| !keys.contains(&key.as_str()));
         }
@@ -510,6 +507,8 @@ mod tests {
             "[runtime]\nemptydir_mode = \"block-encrypted\"",
             "[hypervisor.remote]\ndefault_vcpus = 1",
             "[[hypervisor.qemu.guest_extension_images]]\nname = \"coco\"\nverity_params = \"root_hash=ab\"",
+            "[[hypervisor.qemu.guest_extension_images]]\nverity_params = \"root_hash=ab\"\n\
+             [[hypervisor.qemu.guest_extension_images]]\nverity_params = \"\"",
         ] {
             let migration = of(asks);
             assert!(migration.refused().is_some(), "{asks}: {:#?}", migration.moved);
