@@ -73,6 +73,17 @@ pub struct Activation {
     pub rings: Vec<Option<Ring>>,
 }
 
+impl Activation {
+    /// The queue of a device that has one.
+    ///
+    /// # Errors
+    /// [`Broken`] where the driver has not enabled it.
+    pub(crate) fn only_ring(&mut self) -> Result<Ring, Broken> {
+        let ring = std::mem::take(&mut self.rings).into_iter().next().flatten();
+        ring.ok_or_else(|| Broken::new("the driver runs without its queue"))
+    }
+}
+
 /// What has passed through a device since its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {

@@ -265,10 +265,8 @@ impl Device for Mem {
         &self.config
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<(), Broken> {
-        let ring = activation.rings.into_iter().next().flatten();
-        let ring = ring.ok_or_else(|| Broken::new("the driver runs without its queue"))?;
-        self.running = Some((ring, activation.memory));
+    fn activate(&mut self, mut activation: Activation) -> Result<(), Broken> {
+        self.running = Some((activation.only_ring()?, activation.memory));
         Ok(())
     }
 

@@ -8,8 +8,6 @@ use crate::device::{Activation, Broken, Counters, Device, Turn};
 use crate::drain::{Budget, Served, drain};
 use crate::ring::Ring;
 
-/// The queue of requests.
-const REQUESTS: usize = 0;
 const SIZES: [u16; 1] = [64];
 const BUDGET: Budget = Budget { chains: 64, bytes: 64 * ANSWER_BYTES };
 
@@ -66,9 +64,8 @@ impl Device for Pmem {
         &self.config
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<(), Broken> {
-        let ring = activation.rings.into_iter().nth(REQUESTS).flatten();
-        self.ring = Some(ring.ok_or_else(|| Broken::new("the driver runs without its queue"))?);
+    fn activate(&mut self, mut activation: Activation) -> Result<(), Broken> {
+        self.ring = Some(activation.only_ring()?);
         Ok(())
     }
 

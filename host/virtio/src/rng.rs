@@ -9,7 +9,6 @@ use crate::device::{Activation, Broken, Counters, Device, Turn};
 use crate::drain::{Budget, Served, drain};
 use crate::ring::Ring;
 
-const REQUESTS: usize = 0;
 const SIZES: [u16; 1] = [64];
 /// The most bytes of a chain that are filled. The device may use less than the whole buffer (section 5.4.6.2).
 const CHAIN_BYTES_MAX: usize = 64 << 10;
@@ -66,9 +65,8 @@ impl Device for Rng {
         &SIZES
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<(), Broken> {
-        let ring = activation.rings.into_iter().nth(REQUESTS).flatten();
-        self.ring = Some(ring.ok_or_else(|| Broken::new("the driver runs without its queue"))?);
+    fn activate(&mut self, mut activation: Activation) -> Result<(), Broken> {
+        self.ring = Some(activation.only_ring()?);
         Ok(())
     }
 
