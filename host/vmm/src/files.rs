@@ -11,14 +11,15 @@ use std::io::{self, Seek, SeekFrom};
 use std::sync::Arc;
 
 use coracle_monitor_api as api;
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::KVM_MEM_READONLY;
 use kvm_ioctls::VmFd;
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegion;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::Error;
 use crate::devices::Descriptors;
+use crate::memory;
 
 /// The unit in which a guest's kernel takes such memory (Linux: `PAGES_PER_SUBSECTION`).
 const UNIT_BYTES: u64 = 2 << 20;
@@ -75,17 +76,7 @@ impl Files {
         let mut numbers = numbers;
         for region in &self.regions {
             let slot = numbers.next().ok_or_else(|| Error::Invalid("too many files as memory".into()))?;
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: KVM_MEM_READONLY,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the region is a mapping of ours of that size, which the machine's devices hold, and they are there until this process
-            // ends. It lies behind all other memory of the guest's.
-            #[expect(unsafe_code, reason = "KVM reads this process's memory from now on")]
-            unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("give the guest a file"))?;
+            memory::give(vm, region, slot, KVM_MEM_READONLY)?;
         }
         Ok(())
     }

@@ -11,9 +11,8 @@ use coracle_virtio::device::Device;
 use coracle_virtio::limit::Limits;
 use coracle_virtio::mem::{BLOCK_BYTES, Mem, Observer};
 use coracle_virtio::transport::Transport;
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, Count, boot, layout};
@@ -372,20 +371,7 @@ fn console() -> Result<File, Error> {
 }
 
 fn give_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
-    for (region, slot) in memory.iter().zip(0..) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the region is a mapping of ours of that size, which lives until this process ends: `Machine` owns it and
-        // is dropped by the process's end only. Regions do not overlap (`GuestMemoryMmap` holds that).
-        #[expect(unsafe_code, reason = "KVM writes to this process's memory from now on")]
-        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("give the guest its memory"))?;
-    }
-    Ok(())
+    memory.iter().zip(0..).try_for_each(|(region, slot)| memory::give(vm, region, slot, 0))
 }
 
 /// Memory that the guest gains and gives while it runs.

@@ -10,10 +10,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
 use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::Error;
 
@@ -132,6 +134,24 @@ impl Memory {
             Backing::Saved => None,
         }
     }
+}
+
+/// Gives a part of the machine's memory to its guest, under a number of KVM's that nothing else has, with KVM's flags.
+///
+/// # Errors
+/// KVM's.
+pub(crate) fn give(vm: &VmFd, region: &GuestRegionMmap, slot: u32, flags: u32) -> Result<(), Error> {
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags,
+        guest_phys_addr: region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    };
+    // SAFETY: the region is a mapping of ours of that size, which lives until this process ends: the machine and its devices hold it, and are
+    // dropped by the process's end only. Regions do not overlap: they are of one `GuestMemoryMmap`, which holds that.
+    #[expect(unsafe_code, reason = "KVM reaches this process's memory from now on")]
+    unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("give the guest its memory"))
 }
 
 /// A memfd of `bytes` that nobody makes shorter or longer.

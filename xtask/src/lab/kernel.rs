@@ -77,7 +77,9 @@ fn concrete(of: &str) -> Result<String> {
     let text = output(command("apt-cache", &["depends", "--important", of]))?;
     let mut dependencies = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     let found = dependencies.find(|name| name.starts_with("linux-image-"));
-    found.map(str::to_owned).with_context(|| format!("apt knows no package {of} that stands for a kernel"))
+    found.map(str::to_owned).with_context(|| {
+        format!("apt knows no {of} that stands for a kernel: give the lab a kernel package by --kernel DEB")
+    })
 }
 
 fn download(name: &str, folder: &Path) -> Result<()> {
