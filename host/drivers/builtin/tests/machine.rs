@@ -102,8 +102,7 @@ async fn a_disk_comes_to_a_running_guest_and_goes() {
     let disk = folder.path().join("disk");
     std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
     let script = "echo ready\n\
-                  for round in 0 1 2; do tries=0\n\
-                  until [ -e /dev/vda -a -e /dev/vdb ] || [ $tries = 100 ]; do sleep 0.1; tries=$((tries+1)); done\n\
+                  for round in 0 1 2; do opens vda vdb\n\
                   [ -e /dev/vdb ] || dmesg | tail -n 40\n\
                   echo $round $(cat /sys/block/vda/serial) $(cat /sys/block/vdb/serial)\n\
                   while [ -e /dev/vda -o -e /dev/vdb ]; do sleep 0.1; done; echo $round gone; done; sleep 1000";
@@ -250,7 +249,7 @@ async fn a_file_is_memory_that_the_guest_reads_and_nobody_writes() {
     let (large, small) = (file("large", &numbers), file("small", "second\n"));
     let end = numbers.len();
     let script = format!(
-        "for n in 0 1; do echo at $(basename $(readlink -f /sys/block/pmem$n/../../../../../..)) is $(head -n 1 /dev/pmem$n)\n\
+        "opens pmem0 pmem1; for n in 0 1; do echo at $(basename $(readlink -f /sys/block/pmem$n/../../../../../..)) is $(head -n 1 /dev/pmem$n)\n\
          case $(head -n 1 /dev/pmem$n) in 1) large=/dev/pmem$n;; second) small=/dev/pmem$n;; esac; done\n\
          echo units $(($(cat /sys/block/${{large#/dev/}}/size) / 4096)) $(($(cat /sys/block/${{small#/dev/}}/size) / 4096))\n\
          echo sum $(head -c {end} $large | awk '{{ sum += $1 }} END {{ printf \"%.0f\", sum }}')\n\

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ impl Given {
         boot.into_iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with("vmlinuz-")).unwrap()
     }
 
-    /// A module of the kernel's.
+    /// A module of the kernel's, unpacked.
     fn module(&self, name: &str) -> Option<Vec<u8>> {
         fn find(folder: &Path, name: &str) -> Option<PathBuf> {
             for entry in std::fs::read_dir(folder).ok()?.flatten() {
@@ -71,16 +71,27 @@ impl Given {
                     if let Some(found) = find(&path, name) {
                         return Some(found);
                     }
-                } else if path.file_name().is_some_and(|file| file == name) {
+                } else if path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)) {
                     return Some(path);
                 }
             }
             None
         }
-        find(&self.package, &format!("{name}.ko")).map(|path| std::fs::read(path).unwrap())
+        let path = find(&self.package, &format!("{name}.ko"))?;
+        let bytes = std::fs::read(&path).unwrap();
+        match path.extension()?.to_str()? {
+            "ko" => Some(bytes),
+            "xz" => {
+                let mut unpacked = Vec::new();
+                liblzma::read::XzDecoder::new(bytes.as_slice()).read_to_end(&mut unpacked).unwrap();
+                Some(unpacked)
+            }
+            other => panic!("{}: a module packed as {other}", path.display()),
+        }
     }
 
-    /// A machine in `folder` whose init runs `script`, with /proc and /sys mounted and these modules loaded.
+    /// A machine in `folder` whose init runs `script`, with /proc and /sys mounted and these modules loaded. In the script `opens DISK...` waits until
+    /// each can be read: its device file comes before its entry in /sys/block, and that before it can be opened (Linux: `device_add_disk`).
     pub(crate) fn spec(&self, folder: &Path, modules: &[&str], script: &str) -> MachineSpec {
         let initrd = folder.join("initrd");
         std::fs::write(&initrd, self.initrd(modules, script)).unwrap();
@@ -124,7 +135,9 @@ impl Given {
         }
         let init = format!(
             "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\nmount -t proc p /proc\n\
-             mount -t sysfs s /sys\nmount -t devtmpfs d /dev\n{load}{script}\n"
+             mount -t sysfs s /sys\nmount -t devtmpfs d /dev\n\
+             opens() {{ for disk; do tries=0; until head -c 1 /dev/$disk >/dev/null 2>&1 || [ $tries = 100 ]; do\n\
+             sleep 0.1; tries=$((tries+1)); done; done; }}\n{load}{script}\n"
         );
         files.push(("init".into(), 0o100_755, init.into_bytes()));
         archive(&files)
