@@ -31,6 +31,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Level};
 use crate::tests;
+pub(crate) use cache::package;
 use emulator::Emulator;
 pub(crate) use held::hold as hold_machine;
 use kernel::Kernel;

@@ -117,6 +117,7 @@ fn machine_lanes(built: &Built, contract: bool, e2e: bool, filter: &[&str]) -> R
     if e2e {
         let folder = test_image(built)?;
         let other = other_guest(built, OTHER_KERNEL);
+        let prometheus = crate::lab::package(&built.work(), "prometheus");
         let run = |tests: &[&str], sealed: bool| {
             let mut e2e = command("cargo", &["test", "--locked", "--no-fail-fast", "-p", "coracle-e2e"]);
             e2e.args(tests)
@@ -132,6 +133,10 @@ fn machine_lanes(built: &Built, contract: bool, e2e: bool, filter: &[&str]) -> R
             match &other {
                 Ok(other) => drop(e2e.env("CORACLE_TEST_OTHER_GUEST", other)),
                 Err(error) => println!("tests left out: those on {OTHER_KERNEL} ({error:#})"),
+            }
+            match &prometheus {
+                Ok(folder) => drop(e2e.env("CORACLE_TEST_PROMETHEUS", folder.join("usr/bin/prometheus"))),
+                Err(error) => println!("tests left out: those with Prometheus ({error:#})"),
             }
             steps::run(e2e)
         };

@@ -13,6 +13,8 @@ mod rpc {
 pub mod forward;
 pub mod hello;
 mod json;
+pub mod management;
+pub mod metrics;
 pub mod names;
 pub mod paths;
 mod policy;

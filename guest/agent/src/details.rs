@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use coracle_protocol::agent::{
-    AgentDetails, GetMetricsRequest, GuestDetailsRequest, GuestDetailsResponse, Metrics, ReseedRandomDevRequest,
-    SetGuestDateTimeRequest,
+    AgentDetails, GuestDetailsRequest, GuestDetailsResponse, ReseedRandomDevRequest, SetGuestDateTimeRequest,
 };
 use coracle_protocol::protobuf::MessageField;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
@@ -37,36 +36,6 @@ pub(crate) async fn details(_: &Arc<Agent>, request: GuestDetailsRequest) -> Res
 fn memory_block_bytes() -> u64 {
     let text = std::fs::read_to_string("/sys/devices/system/memory/block_size_bytes").unwrap_or_default();
     u64::from_str_radix(text.trim(), 16).unwrap_or(0)
-}
-
-/// The agent's own figures as Prometheus text.
-pub(crate) async fn metrics(agent: &Arc<Agent>, _: GetMetricsRequest) -> Result<Metrics> {
-    use std::fmt::Write;
-    let mut text = String::new();
-    let status = std::fs::read_to_string("/proc/self/status").map_err(Error::system("read the agent's status"))?;
-    let figure = |key: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim().split(' ').next()?.parse::<u64>().ok()
-    };
-    for (name, help, value) in [
-        (
-            "kata_agent_process_resident_memory_bytes",
-            "Resident memory of the agent.",
-            figure("VmRSS:").map(|kib| kib * 1024),
-        ),
-        (
-            "kata_agent_process_anonymous_memory_bytes",
-            "Anonymous memory of the agent.",
-            figure("RssAnon:").map(|kib| kib * 1024),
-        ),
-        ("kata_agent_threads", "Threads of the agent.", figure("Threads:")),
-        ("coracle_agent_containers", "Containers that the agent has.", Some(agent.all().len() as u64)),
-        ("coracle_guest_tsc_at_ready", "Time stamp counter when the agent began to serve.", crate::guest::ready_tsc()),
-    ] {
-        let Some(value) = value else { continue };
-        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
-    }
-    Ok(Metrics { metrics: text, ..Default::default() })
 }
 
 /// Mixes the host's bytes into the kernel's randomness, without crediting them. What it hands out from now on comes of them, too.

@@ -21,6 +21,7 @@ mod hooks;
 mod hotplug;
 mod iptables;
 mod kernel_events;
+mod metrics;
 mod mounts;
 mod netlink;
 mod network;

@@ -12,8 +12,8 @@ use crate::connections::Incoming;
 use crate::state::Agent;
 use crate::{Config, Error, Result, gate};
 use crate::{
-    copy_file, create, details, diagnostics, exec, hotplug, iptables, network, oom, pause, remove, sandbox, signal,
-    start, stats, stream, update, volume, wait,
+    copy_file, create, details, diagnostics, exec, hotplug, iptables, metrics, network, oom, pause, remove, sandbox,
+    signal, start, stats, stream, update, volume, wait,
 };
 
 /// Makes the service of a list of methods: with a handler, or without one and then answered "not supported".
@@ -62,7 +62,7 @@ methods! {
         tty_win_resize "TtyWinResize" (msg::TtyWinResizeRequest) -> Empty = stream::resize;
         get_oom_event "GetOOMEvent" (msg::GetOOMEventRequest) -> msg::OOMEvent = oom::next;
         get_guest_details "GetGuestDetails" (msg::GuestDetailsRequest) -> msg::GuestDetailsResponse = details::details;
-        get_metrics "GetMetrics" (msg::GetMetricsRequest) -> msg::Metrics = details::metrics;
+        get_metrics "GetMetrics" (msg::GetMetricsRequest) -> msg::Metrics = metrics::metrics;
         reseed_random_dev "ReseedRandomDev" (msg::ReseedRandomDevRequest) -> Empty = details::reseed;
         set_guest_date_time "SetGuestDateTime" (msg::SetGuestDateTimeRequest) -> Empty = details::set_clock;
         update_interface "UpdateInterface" (msg::UpdateInterfaceRequest) -> types::Interface = network::update_interface;

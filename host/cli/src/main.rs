@@ -9,10 +9,14 @@ mod container;
 mod exec;
 mod image;
 mod kill;
+mod list_pods;
 mod logs;
+mod metrics;
 mod migrate;
+mod monitor;
 mod network;
 mod place;
+mod pods;
 mod ps;
 mod rm;
 mod rootfs;
@@ -22,6 +26,7 @@ mod shim;
 mod spec;
 mod stop;
 mod supervise;
+mod table;
 mod task;
 mod terminal;
 mod user;
@@ -59,6 +64,12 @@ enum Command {
     Rm(rm::Args),
     /// Show what a detached container has printed.
     Logs(logs::Args),
+    /// List pods that run.
+    Pods(list_pods::Args),
+    /// Print figures of pods that run, as Prometheus reads them.
+    Metrics(metrics::Args),
+    /// Serve the figures of all pods by HTTP.
+    Monitor(monitor::Args),
     /// Say what this host offers and what is missing.
     Check,
     /// Volumes that a pod's guest has mounted.
@@ -83,7 +94,7 @@ const OWN_FAILURE: u8 = 125;
 
 /// Has a command that only prints end quietly where nobody reads on (`coracle settings default | head`), as other programs do.
 fn end_with_who_reads(command: &Command) {
-    if matches!(command, Command::Run(_) | Command::Exec(_) | Command::Supervise(_)) {
+    if matches!(command, Command::Run(_) | Command::Exec(_) | Command::Supervise(_) | Command::Monitor(_)) {
         return;
     }
     // SAFETY: the default action of a signal is set, before there is another thread.
@@ -111,6 +122,9 @@ fn main() -> ExitCode {
             Command::Settings(command) => return settings::run(command).map(|()| 0),
             Command::Migrate(command) => return migrate::run(command).map(|()| 0),
             Command::Volume(command) => return volume::run(command).await.map(|()| 0),
+            Command::Pods(args) => return list_pods::run(args).await.map(|()| 0),
+            Command::Metrics(args) => return metrics::run(args).await.map(|()| 0),
+            Command::Monitor(args) => return monitor::run(args).await.map(|()| 0),
             other => other,
         };
         let root = container::Root::new(cli.root.map_or_else(place::root, Ok)?);
@@ -123,9 +137,8 @@ fn main() -> ExitCode {
             Command::Rm(args) => rm::run(&root, args).await.map(|()| 0),
             Command::Logs(args) => logs::run(&root, args).await.map(|()| 0),
             Command::Supervise(args) => supervise::run(&root, args).await,
-            Command::Check | Command::Image(_) | Command::Migrate(_) | Command::Settings(_) | Command::Volume(_) => {
-                Ok(0)
-            }
+            // Handled above.
+            _ => Ok(0),
         }
     });
     // A thread that still reads the terminal must not hold up the end.

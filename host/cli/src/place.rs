@@ -42,7 +42,7 @@ pub(crate) fn settings() -> Result<String> {
 }
 
 /// A folder for what lives as long as a container, which nobody else can enter. Its path is short: sockets are below it.
-fn run_folder() -> Result<PathBuf> {
+pub(crate) fn run_folder() -> Result<PathBuf> {
     let user = rustix::process::geteuid().as_raw();
     // Another user's, as a variable that came along may name, is not taken.
     let is_own = |path: &PathBuf| {

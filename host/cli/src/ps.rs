@@ -1,11 +1,10 @@
 //! `coracle ps`.
 
-use std::time::{Duration, SystemTime};
-
 use anyhow::Result;
 use containerd_shim_protos::api::Status;
 
 use crate::container::{Record, Root};
+use crate::table;
 use crate::task::Task;
 
 /// List containers.
@@ -79,13 +78,13 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
             record.name,
             record.image,
             shorten(&record.command.join(" "), 30),
-            age(record.created),
+            table::age(record.created),
             state.to_string(),
             record.accelerator,
         ]);
     }
     if !args.quiet {
-        print_table(["ID", "NAME", "IMAGE", "COMMAND", "AGE", "STATE", "MACHINE"], &rows);
+        table::print(["ID", "NAME", "IMAGE", "COMMAND", "AGE", "STATE", "MACHINE"], &rows);
     }
     Ok(())
 }
@@ -93,32 +92,6 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
 fn shorten(text: &str, length: usize) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if clean.chars().count() <= length { clean } else { clean.chars().take(length - 1).chain(['…']).collect() }
-}
-
-fn age(created: u64) -> String {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let seconds = now.saturating_sub(Duration::from_secs(created)).as_secs();
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
-        7200..=172_799 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86400),
-    }
-}
-
-fn print_table<const N: usize>(head: [&str; N], rows: &[[String; N]]) {
-    let width = |column: usize| {
-        rows.iter().map(|row| row[column].chars().count()).chain([head[column].len()]).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..N).map(width).collect();
-    let line = |cells: &[String]| {
-        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        println!("{}", padded.join("  ").trim_end());
-    };
-    line(&head.map(str::to_owned));
-    for row in rows {
-        line(row);
-    }
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use containerd_shim_protos::shim_async::Client;
-use containerd_shim_protos::ttrpc::{self, Code, Request};
-use coracle_settings::Settings;
+use containerd_shim_protos::ttrpc::{self, Code};
+use coracle_protocol::management::VOLUMES;
 use serde_json::{Value, json};
+
+use crate::pods;
 
 /// Volumes that a guest has mounted by itself: disks and memory.
 #[derive(Debug, clap::Subcommand)]
@@ -59,12 +60,7 @@ async fn ask(method: &str, path: &Path, wanted: &Value) -> Result<Value> {
     if !path.is_absolute() {
         bail!("{} is not absolute: name the volume as it is mounted into the container", path.display());
     }
-    let folder = Settings::load()?.run_folder;
-    let pods = match std::fs::read_dir(&folder) {
-        Ok(pods) => pods.flatten().map(|pod| pod.path().join("shim.sock")).collect(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).with_context(|| format!("list the pods in {}", folder.display())),
-    };
+    let pods = pods::all()?;
     // As it is mounted: without a slash at its end, which a shell writes.
     let wanted = &{
         let mut wanted = wanted.clone();
@@ -72,13 +68,15 @@ async fn ask(method: &str, path: &Path, wanted: &Value) -> Result<Value> {
         wanted
     };
     let mut failed = None;
-    for socket in pods.into_iter().filter(|socket| socket.exists()) {
-        match call(&socket, method, wanted).await {
-            Ok(found) => return Ok(found),
+    for pod in pods {
+        match pod.call(VOLUMES, method, wanted.to_string().into_bytes(), PATIENCE).await {
+            Ok(found) => return serde_json::from_slice(&found).context("the shim's answer"),
             Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::NOT_FOUND => {}
             Err(ttrpc::Error::RpcStatus(status)) => bail!("{}", status.message()),
             // A pod that is ending answers nobody: another one may.
-            Err(error) => failed = Some(anyhow::anyhow!("the pod at {} does not answer: {error}", socket.display())),
+            Err(error) => {
+                failed = Some(anyhow::anyhow!("the pod at {} does not answer: {error}", pod.socket().display()))
+            }
         }
     }
     if let Some(error) = failed {
@@ -86,17 +84,7 @@ async fn ask(method: &str, path: &Path, wanted: &Value) -> Result<Value> {
     }
     bail!(
         "no pod below {} has the volume {} mounted in its guest: whole volumes that are disks or memory are; shared folders are the host's",
-        folder.display(),
+        pods::folder()?.display(),
         path.display()
     )
-}
-
-async fn call(socket: &Path, method: &str, wanted: &Value) -> ttrpc::Result<Value> {
-    let client = Client::connect(&format!("unix://{}", socket.display())).await?;
-    let mut request = Request::new();
-    (request.service, request.method) = ("coracle.Volumes".into(), method.into());
-    request.payload = wanted.to_string().into_bytes();
-    request.timeout_nano = i64::try_from(PATIENCE.as_nanos()).unwrap_or(i64::MAX);
-    let answer = client.request(request).await?;
-    serde_json::from_slice(&answer.payload).map_err(|error| ttrpc::Error::Others(error.to_string()))
 }

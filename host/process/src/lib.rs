@@ -6,6 +6,7 @@
 mod affinity;
 mod cgroup;
 mod child;
+mod children;
 mod clock;
 mod ring;
 mod spawn;
@@ -13,6 +14,7 @@ mod spawn;
 pub use affinity::{run_on, run_thread_on};
 pub use cgroup::Cgroup;
 pub use child::{Child, ExitStatus, watched};
+pub use children::{Running, children};
 pub use clock::ClockWatch;
 pub use ring::Ring;
 pub use spawn::{Output, Spawn};

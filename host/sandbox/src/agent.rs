@@ -9,6 +9,8 @@ use coracle_protocol::ttrpc::asynchronous::Client;
 use coracle_protocol::ttrpc::asynchronous::transport::Socket;
 use coracle_protocol::ttrpc::{self, context};
 
+use tracing::Instrument;
+
 use crate::Result;
 
 /// A connection to the agent.
@@ -54,7 +56,12 @@ impl Agent {
             Patience::Bounded => context::with_duration(self.timeout),
             Patience::Event => context::with_timeout(0),
         };
-        let answer = request(&self.client, context).await;
+        let span = match patience {
+            Patience::Bounded => tracing::debug_span!("agent_call", method = name),
+            // How long an event takes to come says nothing of the agent.
+            Patience::Event => tracing::Span::none(),
+        };
+        let answer = request(&self.client, context).instrument(span).await;
         log::debug!("agent answer {count}");
         Ok(answer?)
     }

@@ -15,6 +15,7 @@ use coracle_protocol::agent::{CreateSandboxRequest, GetOOMEventRequest, Storage}
 use coracle_protocol::{hello, ports};
 use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
+use tracing::{Instrument, debug_span};
 
 use crate::agent::{Agent, Patience};
 use crate::devices::{self, Devices};
@@ -56,8 +57,9 @@ pub(crate) struct Setup {
 pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let config = &sandbox.config;
     let shares_files = setup.shares_files && config.shares_files;
-    let Files { shared, virtiofsd, storage, device } = Files::of(config, shares_files).await?;
-    let (network, mut devices) = take_network(sandbox, setup).await?;
+    let Files { shared, virtiofsd, storage, device } =
+        Files::of(config, shares_files).instrument(debug_span!("files")).await?;
+    let (network, mut devices) = take_network(sandbox, setup).instrument(debug_span!("network")).await?;
     let served = match (&setup.network, &config.user_network) {
         (None, Some(wanted)) => {
             let (served, device) = user_network::start(wanted)?;
@@ -86,7 +88,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         least,
         most: Size { cpus: spec.cpus.max, memory_mib: spec.memory.max_mib },
     });
-    let booted = sandbox.driver.boot(spec).await;
+    let booted = sandbox.driver.boot(spec).instrument(debug_span!("machine")).await;
     let machine = match booted {
         Ok(machine) => machine,
         Err(error) => return Err(server_failed(virtiofsd.as_ref()).await.unwrap_or_else(|| error.into())),
@@ -96,7 +98,8 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         return Err(error);
     }
     let passt = served.as_ref().and_then(|served| served.passt.as_ref());
-    let greeted = greet(config, &*machine, &[("virtiofsd", virtiofsd.as_ref()), ("passt", passt)]).await;
+    let servers = [("virtiofsd", virtiofsd.as_ref()), ("passt", passt)];
+    let greeted = greet(config, &*machine, &servers).instrument(debug_span!("greeting")).await;
     let lifeline = match greeted {
         Ok(lifeline) => lifeline,
         Err(error) => {
@@ -105,9 +108,9 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
             return Err(with_console(error, &console));
         }
     };
-    let servers = [("virtiofsd", virtiofsd.as_ref()), ("passt", passt)];
     let told = Told { network: network.as_ref(), is_user: served.is_some(), servers: &servers };
-    let agent = match reach(config, &*machine, create_sandbox(config, setup, storage), &told).await {
+    let reached = reach(config, &*machine, create_sandbox(config, setup, storage), &told);
+    let agent = match reached.instrument(debug_span!("agent")).await {
         Ok(agent) => agent,
         Err(error) => {
             machine.stop().await?;
@@ -169,7 +172,8 @@ async fn take_network(sandbox: &Sandbox, setup: &Setup) -> Result<(Option<Networ
     let (path, folder) = (path.clone(), config.folder.clone());
     let held = Arc::clone(&sandbox.links).read_owned().await;
     let options = with_queues(config.network, processors(config, setup));
-    let taken = tokio::spawn(async move { Network::take(&path, &folder, options, has_functions, held).await }).await;
+    let take = async move { Network::take(&path, &folder, options, has_functions, held).await };
+    let taken = tokio::spawn(take.in_current_span()).await;
     let (network, devices) = taken.map_err(|error| Error::Failed(error.to_string()))??;
     Ok((Some(network), devices))
 }
@@ -449,7 +453,7 @@ pub(crate) async fn ensure(sandbox: &Sandbox, setup: Setup) -> Result<Arc<Pod>> 
         return Ok(pod);
     }
     let guard = BootGuard { sandbox: Some(sandbox.clone()) };
-    let pod = boot(sandbox, &setup).await?;
+    let pod = boot(sandbox, &setup).instrument(debug_span!("boot")).await?;
     let up = Arc::clone(&pod);
     let stopped = sandbox
         .ask(move |state| {

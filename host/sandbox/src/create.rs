@@ -11,6 +11,7 @@ use coracle_protocol::protobuf::{Message, MessageField};
 use coracle_protocol::{REQUEST_BYTES_MAX, oci};
 use coracle_storage::{ContainerPlan, Wanted};
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use crate::agent::Patience;
 use crate::boot;
@@ -60,7 +61,7 @@ impl Sandbox {
         let plan = Plan { id: id.clone(), spec, wanted, streams };
         let sandbox = self.clone();
         // On its own, so that it comes to its end even where who asked has gone.
-        let made = tokio::spawn(async move {
+        let make = async move {
             let outcome = make(&sandbox, &plan, &mut cancelled).await;
             let told = outcome.as_ref().map(drop).map_err(Error::clone);
             sandbox.ask(move |state| finish(state, &plan.id, outcome.map(Some))).await?;
@@ -69,7 +70,8 @@ impl Sandbox {
                 size::fit(&sandbox, &pod);
             }
             told
-        });
+        };
+        let made = tokio::spawn(make.instrument(tracing::debug_span!("create", container = id)));
         made.await.map_err(|error| Error::Failed(error.to_string()))?
     }
 }

@@ -24,6 +24,7 @@ mod files;
 mod forward;
 mod io;
 mod kill;
+mod metrics;
 mod mirror;
 mod mount;
 mod network;
@@ -55,6 +56,7 @@ use tokio::sync::{RwLock, mpsc, oneshot, watch};
 
 pub use error::Error;
 pub use io::{Input, Output, Stdio};
+pub use metrics::Figures;
 pub use network::{give_back_network, taken_links};
 use state::State;
 pub use state::{ProcessState, Status};

@@ -9,6 +9,7 @@ use coracle_protocol::agent::{
 use coracle_protocol::oci;
 use coracle_protocol::protobuf::MessageField;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use crate::agent::Patience;
 use crate::boot;
@@ -29,7 +30,8 @@ impl Sandbox {
     /// What the agent says; a first process that can't be started has then ended with 255.
     pub async fn start(&self, process: &ProcessId) -> Result<()> {
         let (sandbox, id) = (self.clone(), process.clone());
-        let started = tokio::spawn(async move { start(&sandbox, &id).await });
+        let span = tracing::debug_span!("start", container = process.container, exec = process.exec);
+        let started = tokio::spawn(async move { start(&sandbox, &id).await }.instrument(span));
         started.await.map_err(|error| Error::Failed(error.to_string()))?
     }
 }

@@ -16,14 +16,17 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::layer::SubscriberExt;
 
 use crate::args::Args;
+use crate::latency::{Latencies, Timer};
 use crate::pod_service::PodService;
+use crate::requests::seen;
 use crate::shim::Shim;
 use crate::start::LISTENER_FD;
 use crate::task::TaskService;
 
-use crate::{folder, log, volumes};
+use crate::{folder, log, management, volumes};
 
 /// The names of the service in the versions 2 and 3 of the Task API, which differ in nothing else.
 const TASK_V3: &str = "containerd.task.v3.Task";
@@ -34,6 +37,9 @@ const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     log::start(args.debug);
+    let latencies = Arc::new(Latencies::default());
+    let subscriber = tracing_subscriber::registry().with(Timer(Arc::clone(&latencies)));
+    tracing::subscriber::set_global_default(subscriber).context("follow spans")?;
     own_mounts().context("make a mount namespace").inspect_err(|error| ::log::error!("{error:#}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -41,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .thread_keep_alive(std::time::Duration::from_millis(100))
         .build()
         .context("start the event loop")?;
-    let outcome = runtime.block_on(serve(args));
+    let outcome = runtime.block_on(serve(args, latencies));
     if let Err(error) = &outcome {
         ::log::error!("{error:#}");
     }
@@ -89,7 +95,7 @@ fn enter_user_namespace() -> std::io::Result<()> {
     Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)?)
 }
 
-async fn serve(args: &Args) -> Result<()> {
+async fn serve(args: &Args, latencies: Arc<Latencies>) -> Result<()> {
     let settings = Settings::load()?;
     let pod = folder::pod(&settings, &args.namespace, &args.id);
     // SAFETY: `start` passes exactly this descriptor, and it is taken once.
@@ -102,12 +108,13 @@ async fn serve(args: &Args) -> Result<()> {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
         Some((accepted, listener))
     });
-    let shim = Shim::new(&args.namespace, &args.id, pod.clone());
+    let shim = Shim::new(&args.namespace, &args.id, pod.clone(), latencies);
     let service = Arc::new(TaskService::new(Arc::clone(&shim)));
     let mut services = services(&service);
     services.extend(volumes::services(&shim));
+    services.extend(management::services(&shim));
     services.extend(create_sandbox(Arc::new(PodService::new(Arc::clone(&shim), args.settings.clone()))));
-    let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(services);
+    let mut server = Server::new().add_listener(Listener::new(accepted)).register_service(seen(services, &shim));
     server.start().await.context("serve")?;
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     tokio::select! {

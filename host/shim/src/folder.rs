@@ -17,7 +17,7 @@ pub(crate) fn pod(settings: &Settings, namespace: &str, id: &str) -> PathBuf {
 
 /// The socket of the pod's shim.
 pub(crate) fn socket(pod: &Path) -> PathBuf {
-    pod.join("shim.sock")
+    pod.join(coracle_protocol::management::SOCKET)
 }
 
 /// The folder of files that the pod's containers see.

@@ -6,18 +6,23 @@
 
 mod args;
 mod bundle;
+mod counts;
 mod daemon;
 mod delete;
 mod error;
 mod events;
+mod exposition;
 mod folder;
+mod latency;
 mod log;
 mod machine;
+mod management;
 mod metrics;
 mod pod_config;
 mod pod_service;
 mod pod_settings;
 mod probe;
+mod requests;
 mod shim;
 mod start;
 mod stdio;

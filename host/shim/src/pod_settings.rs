@@ -4,22 +4,27 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use coracle_sandbox::Error;
+use coracle_settings::deprecation::Deprecation;
 use coracle_settings::{self as settings, Loaded, Settings};
 
 /// How this program's name begins where it stands for a runtime of Kata's (`io.containerd.kata.v2`, `io.containerd.kata-qemu.v2`).
 const KATA: &str = "containerd-shim-kata";
 
-/// The settings of the pod whose annotations these are.
+/// The settings of the pod whose annotations these are, and what they use that is deprecated.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for what is asked for and not there, [`Error::Invalid`] for annotations that may not be, [`Error::Missing`] for settings
 /// that can't be read.
-pub(crate) fn of(file: Option<&Path>, annotations: &HashMap<String, String>) -> Result<Settings, Error> {
+pub(crate) fn of(
+    file: Option<&Path>,
+    annotations: &HashMap<String, String>,
+) -> Result<(Settings, Vec<&'static Deprecation>), Error> {
     let loaded = if is_kata() { Loaded::of_kata(file) } else { Loaded::of_host(file) }.map_err(refused)?;
     for used in &loaded.deprecated {
         log::warn!("{used}");
     }
-    loaded.settings.with_annotations(annotations).map_err(refused)
+    let settings = loaded.settings.with_annotations(annotations).map_err(refused)?;
+    Ok((settings, loaded.deprecated.iter().map(|used| used.entry).collect()))
 }
 
 /// By the name that whoever started it has used: a link's, where it is one.

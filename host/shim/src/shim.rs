@@ -3,22 +3,26 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics::{TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC};
 use coracle_process::Cgroup;
+use coracle_protocol::management::{Description, Kubernetes};
 use coracle_sandbox::{Error, Event, ProcessId, Sandbox};
 use tokio::sync::{Notify, mpsc};
 
+use crate::counts::Counts;
 use crate::events::Publisher;
+use crate::latency::Latencies;
 use crate::metrics::timestamp;
 use crate::{folder, machine, pod_settings};
 
 /// What containerd has said of a process, to be repeated to it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Description {
+pub(crate) struct Streams {
     pub(crate) bundle: String,
     pub(crate) stdin: String,
     pub(crate) stdout: String,
@@ -34,12 +38,18 @@ pub(crate) struct Shim {
     // Made by the first create; the handlers of requests run side by side and look it up.
     sandbox: Mutex<Option<Sandbox>>,
     // As above: look-ups.
-    descriptions: Mutex<HashMap<ProcessId, Description>>,
+    descriptions: Mutex<HashMap<ProcessId, Streams>>,
     // The pod's, which the first create joins.
     cgroup: tokio::sync::Mutex<Option<Cgroup>>,
     // Set once, by CreateSandbox.
     described: AtomicBool,
     ended: Notify,
+    /// When this was made.
+    pub(crate) started: SystemTime,
+    pub(crate) latencies: Arc<Latencies>,
+    pub(crate) counts: Counts,
+    // Set once, with the pod: the monitor of its machine, and its name in Kubernetes.
+    about: OnceLock<(&'static str, Kubernetes)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -47,7 +57,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shim {
-    pub(crate) fn new(namespace: &str, id: &str, folder: PathBuf) -> Arc<Self> {
+    pub(crate) fn new(namespace: &str, id: &str, folder: PathBuf, latencies: Arc<Latencies>) -> Arc<Self> {
         Arc::new(Self {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
@@ -58,6 +68,10 @@ impl Shim {
             cgroup: tokio::sync::Mutex::new(None),
             described: AtomicBool::new(false),
             ended: Notify::new(),
+            started: SystemTime::now(),
+            latencies,
+            counts: Counts::default(),
+            about: OnceLock::new(),
         })
     }
 
@@ -110,19 +124,51 @@ impl Shim {
         if let Some(sandbox) = &*place {
             return Ok(sandbox.clone());
         }
-        let settings = pod_settings::of(file, annotations)?;
+        let (settings, deprecated) = pod_settings::of(file, annotations)?;
+        for entry in deprecated {
+            self.counts.deprecated(entry.kind.name(), entry.name);
+        }
+        let name =
+            |key: &str| annotations.get(&format!("io.kubernetes.cri.sandbox-{key}")).cloned().unwrap_or_default();
+        let kubernetes = Kubernetes { name: name("name"), namespace: name("namespace"), uid: name("uid") };
+        let about = (machine::monitor(&settings)?, kubernetes);
         let config = machine::config(&settings, &self.id, &folder::machine(&self.folder))?;
         let (sandbox, events) = Sandbox::new(config, machine::driver(&settings)?);
         tokio::spawn(publish_events(Arc::clone(self), events));
         *place = Some(sandbox.clone());
+        // The place was empty, and is filled once.
+        let _ = self.about.set(about);
         Ok(sandbox)
     }
 
-    pub(crate) fn describe(&self, process: ProcessId, description: Description) {
+    /// What the pod is.
+    pub(crate) async fn describe_pod(&self) -> Description {
+        let (monitor, kubernetes) = self.about.get().cloned().unwrap_or_default();
+        let sandbox = self.sandbox().ok();
+        let (accelerator, containers) = match &sandbox {
+            Some(sandbox) => {
+                (sandbox.accelerator().await.unwrap_or_default(), sandbox.containers().await.unwrap_or_default())
+            }
+            None => Default::default(),
+        };
+        Description {
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            version: coracle_protocol::VERSION.into(),
+            pid: std::process::id(),
+            started: self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+            monitor: monitor.into(),
+            accelerator: accelerator.into(),
+            containers,
+            kubernetes,
+        }
+    }
+
+    pub(crate) fn describe(&self, process: ProcessId, description: Streams) {
         lock(&self.descriptions).insert(process, description);
     }
 
-    pub(crate) fn description(&self, process: &ProcessId) -> Description {
+    pub(crate) fn description(&self, process: &ProcessId) -> Streams {
         lock(&self.descriptions).get(process).cloned().unwrap_or_default()
     }
 
@@ -184,10 +230,14 @@ async fn publish_events(shim: Arc<Shim>, mut events: mpsc::UnboundedReceiver<Eve
                 shim.publisher.publish(TASK_EXIT_EVENT_TOPIC, "containerd.events.TaskExit", &message);
             }
             Event::OutOfMemory { container } => {
+                shim.counts.killed_for_memory();
                 let message = TaskOOM { container_id: container, ..Default::default() };
                 shim.publisher.publish(TASK_OOM_EVENT_TOPIC, "containerd.events.TaskOOM", &message);
             }
-            Event::MachineEnded { reason } => log::info!("the machine has ended: {reason}"),
+            Event::MachineEnded { reason } => {
+                shim.counts.machine_ended();
+                log::info!("the machine has ended: {reason}");
+            }
         }
     }
 }

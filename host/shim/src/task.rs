@@ -17,7 +17,7 @@ use coracle_storage::HostMount;
 
 use crate::bundle::Membership;
 use crate::error::{answer, status};
-use crate::shim::{Description, Shim};
+use crate::shim::{Shim, Streams};
 use crate::{bundle, folder, metrics, pod_config, stdio};
 
 /// The service.
@@ -107,7 +107,7 @@ impl TaskService {
         let streams = stdio::open(&request.stdin, &request.stdout, &request.stderr, request.terminal, names).await?;
         sandbox.exec(&id, spec, streams).await?;
         let (stdin, stdout, stderr) = (request.stdin, request.stdout, request.stderr);
-        self.shim.describe(id, Description { bundle: String::new(), stdin, stdout, stderr });
+        self.shim.describe(id, Streams { bundle: String::new(), stdin, stdout, stderr });
         Ok(())
     }
 
@@ -120,8 +120,8 @@ fn process(id: &str, exec_id: &str) -> ProcessId {
     ProcessId { container: id.to_owned(), exec: exec_id.to_owned() }
 }
 
-fn description(request: &api::CreateTaskRequest) -> Description {
-    Description {
+fn description(request: &api::CreateTaskRequest) -> Streams {
+    Streams {
         bundle: request.bundle.clone(),
         stdin: request.stdin.clone(),
         stdout: request.stdout.clone(),

@@ -11,15 +11,13 @@ use async_trait::async_trait;
 use containerd_shim_protos::ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
 use containerd_shim_protos::ttrpc::{self, Code, Request, Response};
 use coracle_protocol::csi::volume_usage::Unit;
+use coracle_protocol::management::VOLUMES as SERVICE;
 use coracle_sandbox::Error;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::{answer, status};
 use crate::shim::Shim;
-
-/// The service's name.
-const SERVICE: &str = "coracle.Volumes";
 
 /// The services to add to the Task API's.
 pub(crate) fn services(shim: &Arc<Shim>) -> HashMap<String, Service> {

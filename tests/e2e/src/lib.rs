@@ -89,6 +89,25 @@ pub fn open_only(what: &str) -> bool {
     sealed()
 }
 
+/// How long what comes by itself may take: a guest's own time is slow where it is emulated.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
+
+/// Looks until it is as expected. It must look again: nobody tells a test that what it looks at has changed.
+///
+/// # Panics
+/// Where it does not become so.
+pub fn becomes<T: std::fmt::Debug>(what: &str, look: impl Fn() -> T, is: impl Fn(&T) -> bool) {
+    let start = std::time::Instant::now();
+    loop {
+        let found = look();
+        if is(&found) {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what}: {found:?}");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+}
+
 impl Host {
     /// A host whose settings allow emulation and name the guest image under test.
     ///

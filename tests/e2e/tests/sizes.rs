@@ -2,15 +2,10 @@
 //!
 //! Lane: open: machines grow and shrink.
 
-use std::time::{Duration, Instant};
-
 use coracle_e2e::bundles::{busybox_folder, end, ext4, script_config};
 use coracle_e2e::cri::{CriError, msg};
-use coracle_e2e::{Containerd, Cri, Host, Pod, Shim, monitor};
+use coracle_e2e::{Containerd, Cri, Host, Pod, Shim, becomes, monitor};
 use protobuf::MessageField;
-
-/// How long the guest may take to give memory back: its kernel reports every two seconds, and emulation is slow.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A container's command that only waits.
 const IDLE: [&str; 2] = ["sleep", "1000"];
@@ -47,20 +42,6 @@ fn seen(cri: &Cri, id: &str) -> (u64, u32) {
     assert_eq!(code, 0, "{out} {err}");
     let numbers: Vec<u64> = out.split_whitespace().map(|word| word.parse().unwrap()).collect();
     (numbers[0] / 1024, u32::try_from(numbers[1]).unwrap())
-}
-
-/// Looks until it is as expected. It must look again: the guest's kernel and the host's memory tell no test that they
-/// have changed.
-fn becomes<T: std::fmt::Debug>(what: &str, look: impl Fn() -> T, is: impl Fn(&T) -> bool) {
-    let start = Instant::now();
-    loop {
-        let found = look();
-        if is(&found) {
-            return;
-        }
-        assert!(start.elapsed() < PATIENCE, "{what}: {found:?}");
-        std::thread::sleep(Duration::from_millis(500));
-    }
 }
 
 /// Memory that the host has given to the machine, in MiB.

@@ -33,6 +33,25 @@ pub(super) fn kept(cache: &Path, name: &str, make: impl FnOnce(&Path) -> Result<
     made.map(|()| folder)
 }
 
+/// Downloads a package of the distribution's into a folder.
+pub(super) fn download(name: &str, folder: &Path) -> Result<()> {
+    // As root, apt would drop to a user who may not write here, and complain.
+    let mut download = command("apt-get", &["-q", "-o", "APT::Sandbox::User=root", "download", name]);
+    download.current_dir(folder).stdout(std::process::Stdio::null());
+    steps::run(download)
+}
+
+/// The files of a package of the distribution's, unpacked and kept, but not installed.
+pub(crate) fn package(cache: &Path, name: &str) -> Result<PathBuf> {
+    let make = |folder: &Path| {
+        download(name, folder)?;
+        let file = packages(folder).pop().with_context(|| format!("apt has brought no {name}"))?;
+        unpack(&file, folder)?;
+        std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
+    };
+    kept(cache, name, make)
+}
+
 /// Unpacks a package's files.
 pub(super) fn unpack(package: &Path, folder: &Path) -> Result<()> {
     let mut extract = command("dpkg-deb", &["--extract"]);

@@ -63,7 +63,8 @@ pub(crate) fn newest(cache: &Path, of: &str) -> Result<Kernel> {
     kept(cache, &name, |folder| {
         step(&format!("downloading {name}"), || {
             // They may be old, too.
-            download(&name, folder).or_else(|_| setup::update_lists().and_then(|()| download(&name, folder)))
+            cache::download(&name, folder)
+                .or_else(|_| setup::update_lists().and_then(|()| cache::download(&name, folder)))
         })?;
         let file = cache::packages(folder).pop();
         let file = file.with_context(|| format!("apt-get brought no {name}"))?;
@@ -80,13 +81,6 @@ fn concrete(of: &str) -> Result<String> {
     found.map(str::to_owned).with_context(|| {
         format!("apt knows no {of} that stands for a kernel: give the lab a kernel package by --kernel DEB")
     })
-}
-
-fn download(name: &str, folder: &Path) -> Result<()> {
-    // As root, apt would drop to a user who may not write here, and complain.
-    let mut download = command("apt-get", &["-q", "-o", "APT::Sandbox::User=root", "download", name]);
-    download.current_dir(folder).stdout(std::process::Stdio::null());
-    steps::run(download)
 }
 
 /// The kernel of that name in the cache, where `make` puts it if it is not there.

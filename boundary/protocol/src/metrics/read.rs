@@ -1,0 +1,202 @@
+//! Reading the text, which may be hostile.
+
+use super::{Families, Family, Kind, Sample};
+
+/// To what a text is held.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds<'a> {
+    /// The beginnings that families' names may have; empty for any.
+    pub prefixes: &'a [&'a str],
+    /// Labels that whoever reads it adds, and that it therefore must not have.
+    pub reserved: &'a [&'a str],
+    /// The most bytes that are looked at.
+    pub bytes: usize,
+    /// The most figures.
+    pub samples: usize,
+}
+
+/// What was read.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Read {
+    /// The figures.
+    pub families: Families,
+    /// Lines that were left out.
+    pub refused: usize,
+}
+
+/// The longest line, in bytes.
+const LINE_BYTES: usize = 1024;
+
+/// The longest explanation, in characters.
+const HELP_LENGTH: usize = 200;
+
+/// Reads a text. A family begins with its `TYPE`, before which its `HELP` may be; a figure is of the family before it. Times behind figures
+/// and comments of other kinds are refused, too: neither our agent nor Kata's sends them.
+#[must_use]
+pub fn read(text: &str, bounds: &Bounds<'_>) -> Read {
+    let mut found = Read::default();
+    let mut end = bounds.bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let (text, rest) = text.split_at(end);
+    found.refused += usize::from(!rest.is_empty());
+    let (mut help, mut name, mut samples) = ("", None::<&str>, 0);
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let is_taken = line.len() <= LINE_BYTES
+            && if let Some(comment) = line.strip_prefix("# HELP ") {
+                help = comment;
+                true
+            } else if let Some(comment) = line.strip_prefix("# TYPE ") {
+                name = begin(comment, help, bounds, &mut found.families);
+                name.is_some()
+            } else {
+                let family = name.and_then(|name| Some((name, found.families.0.get_mut(name)?)));
+                let sample = family.and_then(|(name, family)| Some((sample(line, name, family, bounds)?, family)));
+                match sample {
+                    Some((sample, family)) if samples < bounds.samples => {
+                        samples += 1;
+                        family.samples.push(sample);
+                        true
+                    }
+                    _ => false,
+                }
+            };
+        found.refused += usize::from(!is_taken);
+    }
+    found
+}
+
+/// Begins the family of a `TYPE`; its name, where there may be such a one, and there is none yet.
+fn begin<'a>(comment: &'a str, help: &str, bounds: &Bounds<'_>, families: &mut Families) -> Option<&'a str> {
+    let (name, kind) = comment.split_once(' ')?;
+    let kind = Kind::of(kind)?;
+    let is_ours = bounds.prefixes.is_empty() || bounds.prefixes.iter().any(|prefix| name.starts_with(prefix));
+    if !is_ours || !is_name(name) || families.0.contains_key(name) {
+        return None;
+    }
+    let help = help.strip_prefix(name).and_then(|help| help.strip_prefix(' ')).unwrap_or_default();
+    let help = help.chars().filter(|c| !c.is_control() && *c != '\\').take(HELP_LENGTH).collect();
+    families.0.insert(name.to_owned(), Family { kind, help, samples: Vec::new() });
+    Some(name)
+}
+
+fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    name.len() <= 200
+        && bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// `NAME VALUE` or `NAME{LABELS} VALUE`, of this family.
+fn sample(line: &str, name: &str, family: &Family, bounds: &Bounds<'_>) -> Option<Sample> {
+    let rest = line.strip_prefix(name)?;
+    let end = rest.find(['{', ' '])?;
+    let (suffix, rest) = rest.split_at(end);
+    let suffix = *family.kind.suffixes().iter().find(|known| **known == suffix)?;
+    let (labels, value) = match rest.strip_prefix('{') {
+        Some(rest) => labels(rest, bounds)?,
+        None => ("", rest),
+    };
+    let value = value.strip_prefix(' ')?;
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'+' | b'e' | b'E'));
+    let value: f64 = value.parse().ok().filter(|value: &f64| is_number && value.is_finite())?;
+    Some(Sample { suffix, labels: labels.to_owned(), value })
+}
+
+/// Labels up to their brace, and what is behind it.
+fn labels<'a>(text: &'a str, bounds: &Bounds<'_>) -> Option<(&'a str, &'a str)> {
+    let mut at = text;
+    loop {
+        let (name, rest) = at.split_once("=\"")?;
+        if !is_name(name) || bounds.reserved.contains(&name) {
+            return None;
+        }
+        let mut escaped = false;
+        let mut end = None;
+        for (offset, c) in rest.char_indices() {
+            match (escaped, c) {
+                (true, '\\' | '"' | 'n') => escaped = false,
+                (true, _) => return None,
+                (false, '\\') => escaped = true,
+                (false, '"') => {
+                    end = Some(offset);
+                    break;
+                }
+                (false, c) if c.is_control() => return None,
+                _ => {}
+            }
+        }
+        let rest = rest.get(end? + 1..)?;
+        if let Some(rest) = rest.strip_prefix('}') {
+            return Some((text.get(..text.len() - rest.len() - 1)?, rest));
+        }
+        at = rest.strip_prefix(',')?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds<'_> =
+        Bounds { prefixes: &["kata_guest_", "g_"], reserved: &["sandbox_id"], bytes: 4096, samples: 3 };
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut families = Families::default();
+        families
+            .family("g_a", Kind::Gauge, "One.")
+            .sample(&[("item", "x\"y\\\n,}"), ("b", "")], -1.5)
+            .sample(&[], 1e300);
+        let found = read(&families.to_string(), &BOUNDS);
+        assert_eq!(found, Read { families, refused: 0 });
+        let mut families = Families::default();
+        families.family("g_h", Kind::Histogram, "").histogram(&[], &[], &[4], 2.0);
+        assert_eq!(read(&families.to_string(), &BOUNDS).families, families);
+    }
+
+    #[test]
+    fn what_is_not_of_the_format_is_left_out() {
+        let head = "# HELP g_a One.\n# TYPE g_a gauge\n";
+        for line in [
+            "g_a{sandbox_id=\"other\"} 1",
+            "g_a{item=\"a\",sandbox_id=\"b\"} 1",
+            "g_a{item=\"a} 1",
+            "g_a{item=\"a\"} 1 1700000000",
+            "g_a{item=\"a\\x\"} 1",
+            "g_a{item=\"a\u{7}\"} 1",
+            "g_a{} 1",
+            "g_a{item=\"a\"b=\"c\"} 1",
+            "g_a{9=\"a\"} 1",
+            "g_a NaN",
+            "g_a +Inf",
+            "g_a infinity",
+            "g_a 1e999",
+            "g_a  1",
+            "g_a_bucket{le=\"1\"} 1",
+            "g_b 1",
+            "kata_shim_threads 1",
+            "# EOF",
+            "garbage",
+            "# TYPE kata_shim_threads gauge",
+            "# TYPE g_a gauge",
+            "# TYPE g_c summary",
+        ] {
+            let found = read(&format!("{head}{line}\n"), &BOUNDS);
+            assert_eq!(found.refused, 1, "{line}");
+            assert_eq!(found.families.to_string(), "", "{line}");
+        }
+    }
+
+    #[test]
+    fn a_flood_is_cut() {
+        let text = format!("# TYPE g_a gauge\n{}", "g_a 1\n".repeat(10));
+        let found = read(&text, &BOUNDS);
+        assert_eq!((found.families.to_string().matches("g_a 1").count(), found.refused), (3, 7));
+        let long = format!("# TYPE g_a gauge\ng_a{{x=\"{}\"}} 1\n", "é".repeat(600));
+        assert_eq!(read(&long, &BOUNDS).refused, 1);
+        let long = format!("# TYPE g_a gauge\n# HELP g_a {}", "é".repeat(5000));
+        assert!(read(&long, &BOUNDS).refused >= 1);
+    }
+}

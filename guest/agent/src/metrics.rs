@@ -1,0 +1,231 @@
+//! Figures of the agent and of the guest, under Kata's names (Kata: docs/design/kata-2-0-metrics.md).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use coracle_protocol::agent::{GetMetricsRequest, Metrics};
+use coracle_protocol::metrics::{Families, Kind, Process, count_of, process};
+
+use crate::Result;
+use crate::state::Agent;
+
+/// Fields of `/proc/stat` (proc(5)), in units of 10 ms.
+const TIMES: [&str; 10] =
+    ["user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice"];
+
+/// Fields of `/proc/net/dev`.
+const LINK: [&str; 16] = [
+    "recv_bytes",
+    "recv_packets",
+    "recv_errs",
+    "recv_drop",
+    "recv_fifo",
+    "recv_frame",
+    "recv_compressed",
+    "recv_multicast",
+    "sent_bytes",
+    "sent_packets",
+    "sent_errs",
+    "sent_drop",
+    "sent_fifo",
+    "sent_colls",
+    "sent_carrier",
+    "sent_compressed",
+];
+
+/// Fields of `/proc/diskstats` (Linux: admin-guide/iostats.rst).
+const DISK: [&str; 11] = [
+    "reads",
+    "merged",
+    "sectors_read",
+    "time_reading",
+    "writes",
+    "writes_merged",
+    "sectors_written",
+    "time_writing",
+    "in_progress",
+    "time_in_progress",
+    "weighted_time_in_progress",
+];
+
+/// The most processors, links and disks that are told apart.
+const ROWS_MAX: usize = 64;
+
+/// All figures, as the text of the exposition format.
+pub(crate) async fn metrics(agent: &Arc<Agent>, _: GetMetricsRequest) -> Result<Metrics> {
+    static SCRAPES: AtomicU64 = AtomicU64::new(0);
+    let mut families = Families::default();
+    let scrapes = SCRAPES.fetch_add(1, Ordering::Relaxed) + 1;
+    families.figure("kata_agent_scrape_count", Kind::Counter, "How often figures were asked for.", count_of(scrapes));
+    own(&mut families, agent.all().len());
+    guest(&mut families, Path::new("/proc"));
+    Ok(Metrics { metrics: families.to_string(), ..Default::default() })
+}
+
+/// The agent's own.
+fn own(families: &mut Families, containers: usize) {
+    let own = Process::of(Path::new("/proc/self"));
+    process(families, "kata_agent", "the agent", &own);
+    for (name, help, value) in [
+        ("kata_agent_process_resident_memory_bytes", "Resident memory of the agent.", own.status("VmRSS")),
+        ("kata_agent_process_anonymous_memory_bytes", "Anonymous memory of the agent.", own.status("RssAnon")),
+        ("coracle_agent_containers", "Containers that the agent has.", Some(containers as u64)),
+        ("coracle_guest_tsc_at_ready", "Time stamp counter when the agent began to serve.", crate::guest::ready_tsc()),
+    ] {
+        if let Some(value) = value {
+            families.figure(name, Kind::Gauge, help, count_of(value));
+        }
+    }
+}
+
+/// The guest's, from its `/proc`.
+fn guest(families: &mut Families, proc: &Path) {
+    let text = |name: &str| std::fs::read_to_string(proc.join(name)).unwrap_or_default();
+    load(families, &text("loadavg"));
+    times(families, &text("stat"));
+    memory(families, &text("meminfo"));
+    let family = families.family("kata_guest_vm_stat", Kind::Gauge, "The guest's /proc/vmstat.");
+    for (name, value) in text("vmstat").lines().filter_map(|line| line.split_once(' ')) {
+        if let Ok(value) = value.parse() {
+            family.sample(&[("item", name)], count_of(value));
+        }
+    }
+    let family = families.family("kata_guest_netdev_stat", Kind::Gauge, "Counts of the guest's links.");
+    let links = text("net/dev");
+    for (name, values) in links.lines().filter_map(|line| line.split_once(':')).take(ROWS_MAX) {
+        for (item, value) in LINK.iter().zip(values.split_whitespace()) {
+            if let Ok(value) = value.parse() {
+                family.sample(&[("interface", name.trim()), ("item", item)], count_of(value));
+            }
+        }
+    }
+    let family = families.family("kata_guest_diskstat", Kind::Gauge, "Counts of the guest's disks; times in ms.");
+    for line in text("diskstats").lines().take(ROWS_MAX) {
+        let mut words = line.split_whitespace().skip(2);
+        let Some(name) = words.next() else { continue };
+        for (item, value) in DISK.iter().zip(words) {
+            if let Ok(value) = value.parse() {
+                family.sample(&[("disk", name), ("item", item)], count_of(value));
+            }
+        }
+    }
+}
+
+/// `/proc/loadavg`: three loads, and running and all tasks.
+fn load(families: &mut Families, text: &str) {
+    let mut words = text.split_whitespace();
+    let family = families.family("kata_guest_load", Kind::Gauge, "The guest's load over 1, 5 and 15 minutes.");
+    for item in ["load1", "load5", "load15"] {
+        if let Some(value) = words.next().and_then(|word| word.parse().ok()) {
+            family.sample(&[("item", item)], value);
+        }
+    }
+    let Some((now, most)) = words.next().and_then(|tasks| tasks.split_once('/')) else { return };
+    let family = families.family("kata_guest_tasks", Kind::Gauge, "The guest's tasks: that run, and all.");
+    for (item, value) in [("cur", now), ("max", most)] {
+        if let Ok(value) = value.parse() {
+            family.sample(&[("item", item)], count_of(value));
+        }
+    }
+}
+
+/// Processor times in `/proc/stat`: of all, and of each.
+fn times(families: &mut Families, text: &str) {
+    let family = families.family("kata_guest_cpu_time", Kind::Gauge, "Processor time of the guest, in 10 ms.");
+    for line in text.lines().filter_map(|line| line.strip_prefix("cpu")).take(ROWS_MAX) {
+        let Some((number, values)) = line.split_once(' ') else { continue };
+        let name = if number.is_empty() { "total" } else { number };
+        for (item, value) in TIMES.iter().zip(values.split_whitespace()) {
+            if let Ok(value) = value.parse() {
+                family.sample(&[("cpu", name), ("item", item)], count_of(value));
+            }
+        }
+    }
+}
+
+/// `/proc/meminfo`, in bytes.
+fn memory(families: &mut Families, text: &str) {
+    let family = families.family("kata_guest_meminfo", Kind::Gauge, "Memory of the guest, in bytes or in pages.");
+    for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
+        let mut words = value.split_whitespace();
+        let value = words.next().and_then(|word| word.parse::<u64>().ok());
+        let unit = if words.next() == Some("kB") { 1024 } else { 1 };
+        if let Some(value) = value.and_then(|value| value.checked_mul(unit)) {
+            family.sample(&[("item", &item(name))], count_of(value));
+        }
+    }
+}
+
+/// A name of `/proc/meminfo` as Kata has it: `MemTotal` is `mem_total`, `SReclaimable` `s_reclaimable`, `HugePages_Free` `hugepages_free`.
+fn item(name: &str) -> String {
+    let name = name.replace("HugePages_", "hugepages_").replace('(', "_").replace(')', "");
+    let mut item = String::new();
+    let (mut before, mut letters) = ('_', name.chars().peekable());
+    while let Some(c) = letters.next() {
+        let begins_word = before.is_ascii_lowercase()
+            || before.is_ascii_uppercase() && letters.peek().is_some_and(char::is_ascii_lowercase);
+        if c.is_ascii_uppercase() && begins_word {
+            item.push('_');
+        }
+        before = c;
+        item.push(c.to_ascii_lowercase());
+    }
+    item
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_protocol::metrics::{Bounds, read};
+
+    use super::*;
+
+    #[test]
+    fn figures_have_katas_names() {
+        for (name, expected) in [
+            ("MemTotal", "mem_total"),
+            ("Active(anon)", "active_anon"),
+            ("HugePages_Free", "hugepages_free"),
+            ("SwapCached", "swap_cached"),
+            ("SReclaimable", "s_reclaimable"),
+            ("AnonHugePages", "anon_huge_pages"),
+            ("NFS_Unstable", "nfs_unstable"),
+            ("DirectMap4k", "direct_map4k"),
+            ("Committed_AS", "committed_as"),
+        ] {
+            assert_eq!(item(name), expected);
+        }
+        let mut families = Families::default();
+        load(&mut families, "0.25 0.5 1 2/77 900\n");
+        times(&mut families, "cpu  1 2 3 4\ncpu0 5 6 7 8\nintr 9\n");
+        memory(&mut families, "MemFree:  2 kB\nHugePages_Total:  3\n");
+        for (name, labels, value) in [
+            ("load", "item=\"load5\"", 0.5),
+            ("tasks", "item=\"max\"", 77.0),
+            ("cpu_time", "cpu=\"total\",item=\"system\"", 3.0),
+            ("cpu_time", "cpu=\"0\",item=\"idle\"", 8.0),
+            ("meminfo", "item=\"mem_free\"", 2048.0),
+            ("meminfo", "item=\"hugepages_total\"", 3.0),
+        ] {
+            assert_eq!(families.value(&format!("kata_guest_{name}"), labels), Some(value), "{families}");
+        }
+    }
+
+    #[test]
+    fn the_host_takes_all_of_it() {
+        let mut families = Families::default();
+        own(&mut families, 2);
+        guest(&mut families, Path::new("/proc"));
+        let text = families.to_string();
+        for family in ["agent_threads", "guest_vm_stat", "guest_netdev_stat", "guest_meminfo"] {
+            assert!(text.contains(&format!("# TYPE kata_{family} gauge")), "{family}: {text}");
+        }
+        let bounds = Bounds {
+            prefixes: &["kata_agent_", "kata_guest_", "coracle_"],
+            reserved: &[],
+            bytes: 1 << 20,
+            samples: 20_000,
+        };
+        assert_eq!(read(&text, &bounds).refused, 0);
+    }
+}
