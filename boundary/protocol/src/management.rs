@@ -14,6 +14,9 @@ pub const DESCRIBE: &str = "Describe";
 /// The pod's figures, as the text of [`crate::metrics`].
 pub const METRICS: &str = "Metrics";
 
+/// How much the shim logs: `{"levels"}` as the setting `log.levels` has it, or `{}` to ask. The answer is `{"levels"}` as they are now.
+pub const LEVELS: &str = "Levels";
+
 /// The socket of a pod's shim, in the pod's folder.
 pub const SOCKET: &str = "shim.sock";
 

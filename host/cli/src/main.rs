@@ -9,6 +9,7 @@ mod container;
 mod exec;
 mod image;
 mod kill;
+mod levels;
 mod list_pods;
 mod logs;
 mod metrics;
@@ -66,6 +67,8 @@ enum Command {
     Logs(logs::Args),
     /// List pods that run.
     Pods(list_pods::Args),
+    /// Show or change how much a running pod's shim logs.
+    Levels(levels::Args),
     /// Print figures of pods that run, as Prometheus reads them.
     Metrics(metrics::Args),
     /// Serve the figures of all pods by HTTP.
@@ -123,6 +126,7 @@ fn main() -> ExitCode {
             Command::Migrate(command) => return migrate::run(command).map(|()| 0),
             Command::Volume(command) => return volume::run(command).await.map(|()| 0),
             Command::Pods(args) => return list_pods::run(args).await.map(|()| 0),
+            Command::Levels(args) => return levels::run(args).await.map(|()| 0),
             Command::Metrics(args) => return metrics::run(args).await.map(|()| 0),
             Command::Monitor(args) => return monitor::run(args).await.map(|()| 0),
             other => other,

@@ -7,22 +7,53 @@ pub struct Ring {
     // Shared between the pump that writes and whoever reports a failure; held for a copy only.
     bytes: Arc<Mutex<VecDeque<u8>>>,
     capacity: usize,
+    /// As whose lines they are logged, too.
+    target: Option<&'static str>,
+    // As above: the beginning of a line whose end has not come yet.
+    begun: Arc<Mutex<Vec<u8>>>,
 }
+
+/// The longest line that is logged as one, in bytes.
+const LINE_BYTES: usize = 1024;
 
 impl Ring {
     /// Keeps the last `capacity` bytes.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { bytes: Arc::default(), capacity }
+        Self { bytes: Arc::default(), capacity, target: None, begun: Arc::default() }
+    }
+
+    /// Logs each line as well, at the level debug, as of `target`.
+    #[must_use]
+    pub fn logged(self, target: &'static str) -> Self {
+        Self { target: Some(target), ..self }
     }
 
     /// Adds bytes; the oldest make room.
     pub fn push(&self, chunk: &[u8]) {
+        self.log(chunk);
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         let chunk = &chunk[chunk.len().saturating_sub(self.capacity)..];
         let surplus = (bytes.len() + chunk.len()).saturating_sub(self.capacity);
         bytes.drain(..surplus);
         bytes.extend(chunk);
+    }
+
+    fn log(&self, chunk: &[u8]) {
+        let Some(target) = self.target.filter(|target| log::log_enabled!(target: target, log::Level::Debug)) else {
+            return;
+        };
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        for part in chunk.split_inclusive(|byte| *byte == b'\n') {
+            begun.extend(&part[..part.len().min(LINE_BYTES)]);
+            if part.ends_with(b"\n") || begun.len() >= LINE_BYTES {
+                let line = clean(&String::from_utf8_lossy(&begun));
+                begun.clear();
+                if !line.trim().is_empty() {
+                    log::debug!(target: target, "{line}");
+                }
+            }
+        }
     }
 
     /// The last `count` lines, with control characters (but tabs) left out: what a guest prints may be hostile to a
@@ -31,13 +62,14 @@ impl Ring {
     pub fn last_lines(&self, count: usize) -> Vec<String> {
         let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(&bytes.iter().copied().collect::<Vec<u8>>()).into_owned();
-        let lines: Vec<String> = text
-            .lines()
-            .map(|line| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>())
-            .filter(|line| !line.trim().is_empty())
-            .collect();
+        let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(count)..].to_vec()
     }
+}
+
+/// A line without what could be hostile to a terminal.
+fn clean(line: &str) -> String {
+    line.chars().filter(|c| !c.is_control() || *c == '\t').collect()
 }
 
 #[cfg(test)]
@@ -52,6 +84,32 @@ mod tests {
         assert_eq!(ring.last_lines(9), ["o", "three"]);
         ring.push(&[b'x'; 100]);
         assert_eq!(ring.last_lines(1), ["x".repeat(8)]);
+    }
+
+    #[test]
+    fn lines_are_logged_whole() {
+        struct Lines(Mutex<Vec<String>>);
+        impl log::Log for Lines {
+            fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+                true
+            }
+            fn log(&self, record: &log::Record<'_>) {
+                if record.target() == "test_console" {
+                    self.0.lock().unwrap().push(record.args().to_string());
+                }
+            }
+            fn flush(&self) {}
+        }
+        static LINES: Lines = Lines(Mutex::new(Vec::new()));
+        log::set_logger(&LINES).unwrap();
+        log::set_max_level(log::LevelFilter::Debug);
+        let ring = Ring::new(8).logged("test_console");
+        for chunk in ["on", "e\r\n\n\x1b[1mtw", "o\nrest"] {
+            ring.push(chunk.as_bytes());
+        }
+        assert_eq!(*LINES.0.lock().unwrap(), ["one", "[1mtwo"]);
+        ring.push(&[b'x'; 5000]);
+        assert_eq!(LINES.0.lock().unwrap().len(), 3, "a line without an end is cut");
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Drop for Shared {
 fn start_virtiofsd(plan: &SharedFsPlan) -> Result<(Child, Ring)> {
     let listener = std::os::unix::net::UnixListener::bind(&plan.socket)
         .map_err(|error| Error::Failed(format!("listen at {}: {error}", plan.socket.display())))?;
-    let messages = Ring::new(4096);
+    let messages = Ring::new(4096).logged("monitor::virtiofsd");
     let mut spawn =
         Spawn::new(&plan.program).arguments(plan.arguments.iter().cloned()).descriptor(SOCKET_FD, listener.into());
     spawn.stderr = Output::Ring(messages.clone());

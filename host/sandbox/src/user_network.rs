@@ -28,7 +28,7 @@ pub(crate) fn start(wanted: &UserNetwork) -> Result<(Served, Device)> {
     };
     let pair = std::os::unix::net::UnixStream::pair();
     let (ours, theirs) = pair.map_err(|error| Error::Failed(format!("make a connection for passt: {error}")))?;
-    let messages = Ring::new(MESSAGES_BYTES);
+    let messages = Ring::new(MESSAGES_BYTES).logged("monitor::passt");
     let arguments = user::passt(PASST_FD, &wanted.forwards);
     let mut spawn = Spawn::new(program).arguments(arguments).descriptor(PASST_FD, theirs.into());
     spawn.stderr = Output::Ring(messages.clone());

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use serde_json::Value as Json;
 
 use crate::kinds::{
-    Accelerator, EmptyDir, Given, Kind, Layers, Limit, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs,
-    SharedFs,
+    Accelerator, EmptyDir, Given, Kind, Layers, Limit, LogFormat, MachineType, Monitor, NetworkModel, Numbers, Queues,
+    Rootfs, SharedFs,
 };
+use crate::levels::{Level, Levels};
 
 /// How far a setting can be relied upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,6 +230,12 @@ settings! {
         "Whether the guest verifies what it reads of an image's layers by their hashes (dm-verity), where `run.rootfs` is \"erofs\".";
     run_writable_mib: u64 = "run.writable_mib", 16384,
         "The most that a container of `coracle run` can have written to its root, in MiB, where `run.rootfs` is \"erofs\". The host's disk is used as it writes.";
+    log_levels: Levels = "log.levels", Levels::new(Level::Info),
+        "How much a shim logs: a level, and behind it others for components, such as \"info,console=debug\". Levels are off, error, warn, info and debug; components are shim, sandbox, plan (storage and network), driver, monitor (what the monitor and its servers say) and console (what the guest prints); the last two are written at debug. `coracle levels` changes it in a running pod.";
+    log_format: LogFormat = "log.format", LogFormat::Text,
+        "How a shim writes its log. \"text\": lines of key=value, to the pipe that containerd gives it, or to the file `log` of a container of `coracle run`. \"json\": there, too, an object a line. \"journal\": to systemd's journal.";
+    tracing_endpoint: String = "tracing.endpoint", String::new(),
+        "Where a collector takes traces by OTLP over HTTP, such as \"http://127.0.0.1:4318\". Empty is nowhere, and nothing is traced. A collector that is away or slow loses spans, and holds up no pod.";
     run_folder: PathBuf = "run.folder", "/run/coracle".into(),
         "The folder for what lives as long as a pod. Its path must be short: sockets are below it.";
 }

@@ -40,7 +40,7 @@ impl Given {
         }
     }
 
-    fn text(&self) -> Option<&str> {
+    pub(crate) fn text(&self) -> Option<&str> {
         if let Self::Text(text) | Self::Bare(text) = self { Some(text) } else { None }
     }
 
@@ -130,6 +130,17 @@ pub enum EmptyDir {
     Folder,
     /// Disks of the guest.
     Disk,
+}
+
+/// How lines of the log are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `key=value` by spaces.
+    Text,
+    /// An object of JSON a line.
+    Json,
+    /// To systemd's journal.
+    Journal,
 }
 
 /// A limit; 0 is none.
@@ -333,6 +344,7 @@ words!(
     "none" = None
 );
 words!(SharedFs, "one of \"virtio-fs\", \"none\"", "virtio-fs" = VirtioFs, "none" = None);
+words!(LogFormat, "one of \"text\", \"json\", \"journal\"", "text" = Text, "json" = Json, "journal" = Journal);
 words!(Layers, "one of \"disk\", \"memory\"", "disk" = Disk, "memory" = Memory);
 words!(EmptyDir, "one of \"folder\", \"disk\"", "folder" = Folder, "disk" = Disk);
 words!(MachineType, "one of \"q35\", \"microvm\"", "q35" = Q35, "microvm" = Microvm);

@@ -10,6 +10,7 @@ pub mod deprecation;
 mod error;
 mod kata;
 mod kinds;
+mod levels;
 mod load;
 mod reference;
 
@@ -17,8 +18,10 @@ pub use declare::{ANNOTATIONS, Entry, Settings, Support, reference};
 pub use error::{Error, Position};
 pub use kata::{Migration, Moved, migrate, page as kata_page};
 pub use kinds::{
-    Accelerator, EmptyDir, Layers, Limit, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs, SharedFs,
+    Accelerator, EmptyDir, Layers, Limit, LogFormat, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs,
+    SharedFs,
 };
+pub use levels::{Component, Level, Levels};
 pub use load::{DEFAULTS, DROP_INS, ENVIRONMENT, FILE, Loaded, OVERRIDES, Origin, SHARED};
 pub use reference::{default_file, page, schema};
 

@@ -7,6 +7,7 @@ use coracle_protocol::metrics::{Families, Kind, count_of};
 
 #[derive(Debug, Default)]
 struct Found {
+    requests: u64,
     failures: BTreeMap<(String, String), u64>,
     deprecated: BTreeMap<(&'static str, &'static str), u64>,
     kills_for_memory: u64,
@@ -23,6 +24,13 @@ pub(crate) struct Counts(
 impl Counts {
     fn lock(&self) -> MutexGuard<'_, Found> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request that has come; its number.
+    pub(crate) fn request(&self) -> u64 {
+        let mut found = self.lock();
+        found.requests += 1;
+        found.requests
     }
 
     /// A request that was refused, or failed.

@@ -20,6 +20,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use crate::args::Args;
 use crate::latency::{Latencies, Timer};
+use crate::log::Log;
 use crate::pod_service::PodService;
 use crate::requests::seen;
 use crate::shim::Shim;
@@ -36,10 +37,13 @@ const TASK_V2: &str = "containerd.task.v2.Task";
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    log::start(args.debug);
+    let log = log::start(&args.namespace, &args.id, args.debug);
     let latencies = Arc::new(Latencies::default());
-    let subscriber = tracing_subscriber::registry().with(Timer(Arc::clone(&latencies)));
+    let subscriber = tracing_subscriber::registry().with(Timer(Arc::clone(&latencies))).with(log.clone());
     tracing::subscriber::set_global_default(subscriber).context("follow spans")?;
+    tracing_log::LogTracer::init().context("start the log")?;
+    // That one has let everything through.
+    log.set_levels(&log.levels());
     own_mounts().context("make a mount namespace").inspect_err(|error| ::log::error!("{error:#}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -47,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .thread_keep_alive(std::time::Duration::from_millis(100))
         .build()
         .context("start the event loop")?;
-    let outcome = runtime.block_on(serve(args, latencies));
+    let outcome = runtime.block_on(serve(args, latencies, log));
     if let Err(error) = &outcome {
         ::log::error!("{error:#}");
     }
@@ -95,8 +99,9 @@ fn enter_user_namespace() -> std::io::Result<()> {
     Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)?)
 }
 
-async fn serve(args: &Args, latencies: Arc<Latencies>) -> Result<()> {
+async fn serve(args: &Args, latencies: Arc<Latencies>, log: Log) -> Result<()> {
     let settings = Settings::load()?;
+    log.follow(&settings, args.debug);
     let pod = folder::pod(&settings, &args.namespace, &args.id);
     // SAFETY: `start` passes exactly this descriptor, and it is taken once.
     #[expect(unsafe_code, reason = "an inherited descriptor has no safe constructor")]
@@ -108,7 +113,7 @@ async fn serve(args: &Args, latencies: Arc<Latencies>) -> Result<()> {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
         Some((accepted, listener))
     });
-    let shim = Shim::new(&args.namespace, &args.id, pod.clone(), latencies);
+    let shim = Shim::new(&args.namespace, &args.id, pod.clone(), (latencies, log, args.debug));
     let service = Arc::new(TaskService::new(Arc::clone(&shim)));
     let mut services = services(&service);
     services.extend(volumes::services(&shim));

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use containerd_shim_protos::protobuf::CodedInputStream;
 use containerd_shim_protos::ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
 use containerd_shim_protos::ttrpc::{self, Request, Response};
 use tracing::Instrument;
@@ -20,7 +21,9 @@ struct Seen {
 impl MethodHandler for Seen {
     async fn handler(&self, context: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
         let name = request.method.clone();
-        let span = tracing::debug_span!("request", method = name);
+        let (container, exec) = names(&name, &request.payload);
+        let number = self.shim.counts.request();
+        let span = tracing::debug_span!("request", method = name, request = number, container = container, exec = exec);
         let answer = self.method.handler(context, request).instrument(span).await;
         // A refusal comes as a response whose status is not OK, or as an error.
         let code = match &answer {
@@ -35,6 +38,32 @@ impl MethodHandler for Seen {
     }
 }
 
+/// Of which container a request is, and of which process: each of containerd's has them in its first two fields, but for those whose second
+/// is something else.
+fn names(method: &str, payload: &[u8]) -> (String, String) {
+    let mut names = [String::new(), String::new()];
+    let mut stream = CodedInputStream::from_bytes(payload);
+    while let Ok(Some(tag)) = stream.read_raw_tag_or_eof() {
+        let text = match tag {
+            FIRST | SECOND => stream.read_string().ok(),
+            // They are in order, and no others are looked at.
+            _ => None,
+        };
+        let Some(text) = text.filter(|text| text.len() <= NAME_BYTES) else { break };
+        names[usize::from(tag == SECOND)] = text;
+    }
+    let [container, exec] = names;
+    let has_exec = matches!(method, "State" | "Start" | "Delete" | "Exec" | "Kill" | "Wait" | "ResizePty" | "CloseIO");
+    (container, if has_exec { exec } else { String::new() })
+}
+
+/// The tags of texts in the fields 1 and 2 (protobuf: encoding).
+const FIRST: u32 = 1 << 3 | 2;
+const SECOND: u32 = 2 << 3 | 2;
+
+/// The longest name that is told.
+const NAME_BYTES: usize = 256;
+
 /// These services, whose requests are seen.
 pub(crate) fn seen(services: HashMap<String, Service>, shim: &Arc<Shim>) -> HashMap<String, Service> {
     let wrap = |method| Box::new(Seen { method, shim: Arc::clone(shim) }) as Box<dyn MethodHandler + Send + Sync>;
@@ -43,4 +72,19 @@ pub(crate) fn seen(services: HashMap<String, Service>, shim: &Arc<Shim>) -> Hash
         streams: service.streams,
     };
     services.into_iter().map(|(name, service)| (name, of(service))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_name_their_process() {
+        let payload = b"\x0a\x02c1\x12\x02e1\x1a\x01x";
+        assert_eq!(names("Start", payload), ("c1".into(), "e1".into()));
+        // The second field of a create is its bundle.
+        assert_eq!(names("Create", payload), ("c1".into(), String::new()));
+        assert_eq!(names("Start", b"\x0a\xff\xff\xff\xff\x0f"), Default::default());
+        assert_eq!(names("Describe", b"{}"), Default::default());
+    }
 }

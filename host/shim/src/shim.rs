@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::counts::Counts;
 use crate::events::Publisher;
 use crate::latency::Latencies;
+use crate::log::Log;
 use crate::metrics::timestamp;
 use crate::{folder, machine, pod_settings};
 
@@ -47,6 +48,9 @@ pub(crate) struct Shim {
     /// When this was made.
     pub(crate) started: SystemTime,
     pub(crate) latencies: Arc<Latencies>,
+    pub(crate) log: Log,
+    /// Whether containerd wants to see more.
+    debug: bool,
     pub(crate) counts: Counts,
     // Set once, with the pod: the monitor of its machine, and its name in Kubernetes.
     about: OnceLock<(&'static str, Kubernetes)>,
@@ -57,7 +61,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shim {
-    pub(crate) fn new(namespace: &str, id: &str, folder: PathBuf, latencies: Arc<Latencies>) -> Arc<Self> {
+    pub(crate) fn new(
+        namespace: &str,
+        id: &str,
+        folder: PathBuf,
+        (latencies, log, debug): (Arc<Latencies>, Log, bool),
+    ) -> Arc<Self> {
         Arc::new(Self {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
@@ -70,6 +79,8 @@ impl Shim {
             ended: Notify::new(),
             started: SystemTime::now(),
             latencies,
+            log,
+            debug,
             counts: Counts::default(),
             about: OnceLock::new(),
         })
@@ -125,6 +136,7 @@ impl Shim {
             return Ok(sandbox.clone());
         }
         let (settings, deprecated) = pod_settings::of(file, annotations)?;
+        self.log.follow(&settings, self.debug);
         for entry in deprecated {
             self.counts.deprecated(entry.kind.name(), entry.name);
         }

@@ -41,7 +41,8 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec, saved: Option<&Path
     let (ours, theirs) =
         std::os::unix::net::UnixStream::pair().map_err(Error::system("make the monitor's control channel"))?;
     ours.set_nonblocking(true).map_err(Error::system("make the monitor's control channel"))?;
-    let (console, messages) = (Ring::new(CONSOLE_BYTES), Ring::new(MESSAGES_BYTES));
+    let (console, messages) =
+        (Ring::new(CONSOLE_BYTES).logged("guest::console"), Ring::new(MESSAGES_BYTES).logged("monitor"));
     let mut spawn = Spawn::new(program).arguments(first.iter().cloned()).argument(&spec.folder);
     spawn = spawn.descriptor(api::CONTROL_FD, OwnedFd::from(theirs));
     for (number, fd) in (descriptors.first..).zip(descriptors.all) {

@@ -37,7 +37,8 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     let (ours, theirs) =
         std::os::unix::net::UnixStream::pair().map_err(Error::system("make QEMU's control channel"))?;
     ours.set_nonblocking(true).map_err(Error::system("make QEMU's control channel"))?;
-    let (console, messages) = (Ring::new(CONSOLE_BYTES), Ring::new(MESSAGES_BYTES));
+    let (console, messages) =
+        (Ring::new(CONSOLE_BYTES).logged("guest::console"), Ring::new(MESSAGES_BYTES).logged("monitor"));
     let mut spawn = Spawn::new(&config.program).arguments(arguments).descriptor(QMP_FD, OwnedFd::from(theirs));
     if let Some(device) = device {
         spawn = spawn.descriptor(VHOST_FD, device);

@@ -105,7 +105,7 @@ fn start_server(config: &Config, path: OsString, for_qemu: OwnedFd, for_programs
         .argument(path)
         .descriptor(3, for_qemu)
         .descriptor(4, for_programs);
-    spawn.stderr = Output::Ring(Ring::new(4096));
+    spawn.stderr = Output::Ring(Ring::new(4096).logged("monitor::vsock"));
     spawn.start().map_err(|error| Error::Missing(format!("the vsock server: {error}")))
 }
 
