@@ -19,6 +19,7 @@ pub mod names;
 pub mod paths;
 mod policy;
 pub mod ports;
+pub mod spans;
 
 pub use json::{JsonError, from_json, to_json};
 pub use policy::policy_json;

@@ -35,6 +35,7 @@ mod renewal;
 mod sandbox;
 mod service;
 mod signal;
+mod spans;
 mod start;
 mod state;
 mod stats;

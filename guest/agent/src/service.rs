@@ -13,7 +13,7 @@ use crate::state::Agent;
 use crate::{Config, Error, Result, gate};
 use crate::{
     copy_file, create, details, diagnostics, exec, hotplug, iptables, metrics, network, oom, pause, remove, sandbox,
-    signal, start, stats, stream, update, volume, wait,
+    signal, spans, start, stats, stream, update, volume, wait,
 };
 
 /// Makes the service of a list of methods: with a handler, or without one and then answered "not supported".
@@ -25,9 +25,11 @@ macro_rules! methods {
 
         #[async_trait::async_trait]
         impl agent_ttrpc::AgentService for Door {
-            $(async fn $name(&self, _: &TtrpcContext, request: $request) -> ttrpc::Result<$reply> {
+            $(async fn $name(&self, context: &TtrpcContext, request: $request) -> ttrpc::Result<$reply> {
                 gate::admit($wire, &request)?;
+                let span = spans::begin(context, $wire);
                 let reply: Result<$reply> = $handler(&self.0, request).await;
+                self.0.spans.end(span, reply.as_ref().err());
                 Ok(reply?)
             })*
             $(async fn $uname(&self, _: &TtrpcContext, request: $urequest) -> ttrpc::Result<$ureply> {
@@ -128,7 +130,9 @@ pub async fn serve(config: Config, listener: Listener, streams: Incoming) -> Res
         .map_err(Error::system("become a subreaper"))?;
     let agent = Agent::new(config);
     let fill = tokio::spawn(Arc::clone(&agent.connections).fill(streams));
+    let own = spans::service(&agent);
     let mut services: HashMap<String, Service> = agent_ttrpc::create_agent_service(Arc::new(Door(agent)));
+    services.extend(own);
     services.extend(health_ttrpc::create_health(Arc::new(Health)));
     let mut server = Server::new().add_listener(listener).register_service(services);
     server

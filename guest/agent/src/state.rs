@@ -29,6 +29,8 @@ pub(crate) struct Agent {
     /// The folder of the guest's hooks, once the pod was set up with one.
     pub(crate) hooks: OnceLock<PathBuf>,
     pub(crate) storages: Storages,
+    /// Of requests that are part of a trace.
+    pub(crate) spans: crate::spans::Ended,
     /// The first process of the pid namespace that containers share; made for the first one that asks for it.
     pause: OnceCell<i32>,
 }
@@ -124,6 +126,7 @@ impl Agent {
             oom_events: AsyncMutex::new(oom_events),
             hooks: OnceLock::new(),
             storages: Storages::default(),
+            spans: crate::spans::Ended::default(),
             pause: OnceCell::new(),
         })
     }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use coracle_machine::GuestStream;
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
+use coracle_protocol::spans;
 use coracle_protocol::ttrpc::asynchronous::Client;
 use coracle_protocol::ttrpc::asynchronous::transport::Socket;
-use coracle_protocol::ttrpc::{self, context};
+use coracle_protocol::ttrpc::{self, Request, context};
 
 use tracing::Instrument;
 
@@ -16,6 +17,10 @@ use crate::Result;
 /// A connection to the agent.
 pub(crate) struct Agent {
     client: AgentServiceClient,
+    /// The same connection, for what is ours beside Kata's.
+    own: Client,
+    /// Gives the context of the current span, where anybody traces.
+    trace: Option<fn() -> Option<String>>,
     timeout: Duration,
     calls: AtomicU64,
 }
@@ -30,9 +35,10 @@ pub(crate) enum Patience {
 }
 
 impl Agent {
-    pub(crate) fn new(stream: GuestStream, timeout: Duration) -> Self {
-        let client = AgentServiceClient::new(Client::new(Socket::new(stream)));
-        Self { client, timeout, calls: AtomicU64::new(0) }
+    pub(crate) fn new(stream: GuestStream, timeout: Duration, trace: Option<fn() -> Option<String>>) -> Self {
+        let own = Client::new(Socket::new(stream));
+        let client = AgentServiceClient::new(own.clone());
+        Self { client, own, trace, timeout, calls: AtomicU64::new(0) }
     }
 
     /// How long it may take over what is not a wait.
@@ -52,7 +58,7 @@ impl Agent {
     {
         let count = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         log::debug!("agent call {count}: {name}");
-        let context = match patience {
+        let mut context = match patience {
             Patience::Bounded => context::with_duration(self.timeout),
             Patience::Event => context::with_timeout(0),
         };
@@ -61,8 +67,18 @@ impl Agent {
             // How long an event takes to come says nothing of the agent.
             Patience::Event => tracing::Span::none(),
         };
+        if let Some(own) = self.trace.and_then(|current| span.in_scope(current)) {
+            context.add(spans::METADATA.into(), own);
+        }
         let answer = request(&self.client, context).instrument(span).await;
         log::debug!("agent answer {count}");
         Ok(answer?)
+    }
+
+    /// Waits for spans of the guest's, as their JSON. Not every agent has any.
+    pub(crate) async fn spans(&self) -> Result<Vec<u8>> {
+        let mut request = Request::new();
+        (request.service, request.method) = (spans::SERVICE.into(), spans::SPANS.into());
+        Ok(self.own.request(request).await?.payload)
     }
 }

@@ -20,12 +20,14 @@ use tracing::{Instrument, debug_span};
 use crate::agent::{Agent, Patience};
 use crate::devices::{self, Devices};
 use crate::files::Files;
+use crate::forward::Forward;
 use crate::mirror::Mirrors;
 use crate::network::Network;
 use crate::pod::Pod;
 use crate::size::{Place, Range, Size};
 use crate::state::Phase;
-use crate::{Config, Error, Event, Result, Sandbox, clock, mount, network, user_network};
+use crate::to_its_end::to_its_end;
+use crate::{Config, Error, Event, Result, Sandbox, Trace, clock, mount, network, user_network};
 
 /// How many lines of the guest's console an error carries.
 const CONSOLE_LINES: usize = 10;
@@ -118,17 +120,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         }
     };
     let virtiofsd = virtiofsd.map(|(child, _)| child);
-    let forward = match &network {
-        // A pod whose kernel can't do that is a pod all the same.
-        Some(network) if network.has_links() => match network.forward(machine.agent_address().clone()).await {
-            Ok(forward) => Some(forward),
-            Err(error) => {
-                log::warn!("ports of this pod can't be forwarded: {error}");
-                None
-            }
-        },
-        _ => None,
-    };
+    let forward = forward(network.as_ref(), &*machine).await;
     let places = devices::places(&*machine, &own);
     let pod = Arc::new(Pod {
         machine,
@@ -155,8 +147,45 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     }
     watch(sandbox, &pod);
     clock::follow(&pod, config.clock_period);
+    if let Some(trace) = config.trace.clone() {
+        fetch_spans(&pod, trace);
+    }
     Ok(pod)
 }
+
+/// What forwards ports of the pod's network to the guest's loopback, where it has one.
+async fn forward(network: Option<&Network>, machine: &dyn Machine) -> Option<Forward> {
+    let network = network.filter(|network| network.has_links())?;
+    match network.forward(machine.agent_address().clone()).await {
+        Ok(forward) => Some(forward),
+        // A pod whose kernel can't do that is a pod all the same.
+        Err(error) => {
+            log::warn!("ports of this pod can't be forwarded: {error}");
+            None
+        }
+    }
+}
+
+/// Fetches the guest's spans as they end, for as long as its agent gives any.
+fn fetch_spans(pod: &Arc<Pod>, trace: Trace) {
+    let weak = Arc::downgrade(pod);
+    tokio::spawn(async move {
+        let mut left = GUEST_SPANS_MAX;
+        while let Some(pod) = weak.upgrade() {
+            let Ok(bytes) = pod.agent.spans().await else { return };
+            left = match left.checked_sub((trace.guest)(&bytes).max(1)) {
+                Some(left) => left,
+                None => {
+                    log::warn!("the guest tells more than {GUEST_SPANS_MAX} spans: no more are taken");
+                    return;
+                }
+            };
+        }
+    });
+}
+
+/// The most spans that are taken of a guest, whose host would pass them on for ever.
+const GUEST_SPANS_MAX: usize = 100_000;
 
 /// Takes over the links of the pod's namespace, where it has one; each comes back as a device, too.
 async fn take_network(sandbox: &Sandbox, setup: &Setup) -> Result<(Option<Network>, Vec<Device>)> {
@@ -173,8 +202,7 @@ async fn take_network(sandbox: &Sandbox, setup: &Setup) -> Result<(Option<Networ
     let held = Arc::clone(&sandbox.links).read_owned().await;
     let options = with_queues(config.network, processors(config, setup));
     let take = async move { Network::take(&path, &folder, options, has_functions, held).await };
-    let taken = tokio::spawn(take.in_current_span()).await;
-    let (network, devices) = taken.map_err(|error| Error::Failed(error.to_string()))??;
+    let (network, devices) = to_its_end(take).await?;
     Ok((Some(network), devices))
 }
 
@@ -336,7 +364,7 @@ async fn reach(
 ) -> Result<Agent> {
     let work = async {
         let stream = machine.agent_address().connect(ports::AGENT).await?;
-        let agent = Agent::new(stream, config.agent_timeout);
+        let agent = Agent::new(stream, config.agent_timeout, config.trace.as_ref().map(|trace| trace.current));
         let sandbox = agent
             .call("CreateSandbox", Patience::Bounded, async |agent, ctx| agent.create_sandbox(ctx, &request).await);
         tokio::try_join!(sandbox, clock::set(&agent))?;

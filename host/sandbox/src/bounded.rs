@@ -12,7 +12,7 @@ const ANSWER_BOUND: Duration = Duration::from_millis(80);
 pub(crate) async fn bounded<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Option<Result<T>> {
-    let work = tokio::spawn(work);
+    let work = tokio::spawn(tracing::Instrument::in_current_span(work));
     match tokio::time::timeout(ANSWER_BOUND, work).await {
         Ok(outcome) => Some(outcome.unwrap_or_else(|error| Err(Error::Failed(error.to_string())))),
         Err(_) => None,

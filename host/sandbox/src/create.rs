@@ -20,6 +20,7 @@ use crate::passthrough::{self, Passed};
 use crate::pod::Pod;
 use crate::size::{self, Limits};
 use crate::state::{Container, Process, State};
+use crate::to_its_end::to_its_end;
 use crate::{CreateRequest, Error, Result, Sandbox, copy, mirror, mount, spec, swap};
 
 /// The annotation by which Kubernetes names the file of a container's last words.
@@ -60,7 +61,6 @@ impl Sandbox {
         };
         let plan = Plan { id: id.clone(), spec, wanted, streams };
         let sandbox = self.clone();
-        // On its own, so that it comes to its end even where who asked has gone.
         let make = async move {
             let outcome = make(&sandbox, &plan, &mut cancelled).await;
             let told = outcome.as_ref().map(drop).map_err(Error::clone);
@@ -71,8 +71,7 @@ impl Sandbox {
             }
             told
         };
-        let made = tokio::spawn(make.instrument(tracing::debug_span!("create", container = id)));
-        made.await.map_err(|error| Error::Failed(error.to_string()))?
+        to_its_end(make).instrument(tracing::debug_span!("create", container = id)).await
     }
 }
 
@@ -190,10 +189,11 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     let connected = unless(cancelled, &plan.id, connecting).await?;
     let request = request(plan, &mounted.plan, &pod, connected.ports, sandbox.config.labels)?;
     let (asked, id) = (Arc::clone(&pod), plan.id.clone());
-    let mut call = tokio::spawn(async move {
+    let call = async move {
         let create = async |agent: &AgentServiceClient, ctx| agent.create_container(ctx, &request).await;
         asked.agent.call("CreateContainer", Patience::Bounded, create).await.map(drop)
-    });
+    };
+    let mut call = tokio::spawn(call.in_current_span());
     let created = async { (&mut call).await.map_err(|error| Error::Failed(error.to_string()))? };
     let outcome = unless(cancelled, &plan.id, until_end(&pod, created)).await;
     if outcome.is_err() && !call.is_finished() {

@@ -41,6 +41,7 @@ mod stats;
 mod stop;
 mod swap;
 mod terminal;
+mod to_its_end;
 mod update;
 mod user_network;
 mod volume;
@@ -121,8 +122,19 @@ pub struct Config {
     pub boot_timeout: Duration,
     /// How long the agent may take to answer what is not a wait.
     pub agent_timeout: Duration,
+    /// How the pod is traced; none where nobody does.
+    pub trace: Option<Trace>,
     /// The version that the guest must have.
     pub version: String,
+}
+
+/// How a pod's work becomes part of a trace.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// Gives the context of the current span, as a `traceparent` ([`coracle_protocol::spans`]).
+    pub current: fn() -> Option<String>,
+    /// Takes the guest's spans, as its agent has said them; how many they are.
+    pub guest: fn(&[u8]) -> usize,
 }
 
 /// A network that takes no privileges on the host.

@@ -6,7 +6,8 @@ use coracle_protocol::oci;
 use crate::create::{finish, reserve, unless};
 use crate::io::Stdio;
 use crate::state::Process;
-use crate::{Error, Result, Sandbox, boot, spec};
+use crate::to_its_end::to_its_end;
+use crate::{Result, Sandbox, boot, spec};
 
 impl Sandbox {
     /// Boots the machine of the pod that `spec` describes, and makes the container `id` that stands for it. When that one is
@@ -21,13 +22,12 @@ impl Sandbox {
         let process = Process::new(false, Stdio::default(), None);
         let mut cancelled = self.ask(move |state| reserve(state, name, process, None)).await??;
         let (sandbox, name) = (self.clone(), id.to_owned());
-        // On its own, so that it comes to its end even where who asked has gone.
-        let made = tokio::spawn(async move {
+        to_its_end(async move {
             let outcome = unless(&mut cancelled, &name, boot::ensure(&sandbox, setup)).await.map(drop);
             let finished = outcome.clone().map(|()| None);
             sandbox.ask(move |state| finish(state, &name, finished)).await?;
             outcome
-        });
-        made.await.map_err(|error| Error::Failed(error.to_string()))?
+        })
+        .await
     }
 }

@@ -9,6 +9,7 @@ use coracle_protocol::oci;
 use crate::agent::Patience;
 use crate::pod::Pod;
 use crate::state::State;
+use crate::to_its_end::to_its_end;
 use crate::{Error, Result, Sandbox};
 
 /// What a container may use; 0 is as much as there is.
@@ -154,8 +155,7 @@ pub(crate) fn fit(sandbox: &Sandbox, pod: &Arc<Pod>) {
 /// to be told first. Whoever stops waiting does not stop it.
 pub(crate) async fn grow(sandbox: &Sandbox, pod: &Arc<Pod>, proposed: Option<Proposed>) -> Result<()> {
     let (sandbox, pod) = (sandbox.clone(), Arc::clone(pod));
-    let grown = tokio::spawn(async move { change(&sandbox, &pod, proposed, true).await });
-    grown.await.map_err(|error| Error::Failed(error.to_string()))?
+    to_its_end(async move { change(&sandbox, &pod, proposed, true).await }).await
 }
 
 async fn change(sandbox: &Sandbox, pod: &Pod, proposed: Option<Proposed>, only_more: bool) -> Result<()> {

@@ -17,6 +17,7 @@ use crate::create::until_end;
 use crate::io::{self, Connected, Stdio, Wanted};
 use crate::pod::Pod;
 use crate::state::{State, Status};
+use crate::to_its_end::to_its_end;
 use crate::{Error, ProcessId, Result, Sandbox};
 
 /// How long the end of a process waits for what it said at last. Who hears of the end may read no further: containerd 1.6 closes
@@ -31,8 +32,7 @@ impl Sandbox {
     pub async fn start(&self, process: &ProcessId) -> Result<()> {
         let (sandbox, id) = (self.clone(), process.clone());
         let span = tracing::debug_span!("start", container = process.container, exec = process.exec);
-        let started = tokio::spawn(async move { start(&sandbox, &id).await }.instrument(span));
-        started.await.map_err(|error| Error::Failed(error.to_string()))?
+        to_its_end(async move { start(&sandbox, &id).await }).instrument(span).await
     }
 }
 
@@ -87,7 +87,7 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
                     }
                 };
                 if pod.network.is_some() {
-                    tokio::spawn(scan).await.map_err(|error| Error::Failed(error.to_string()))??;
+                    to_its_end(scan).await?;
                 }
                 start_first(&pod, id).await.map(|()| connected)
             }

@@ -13,6 +13,7 @@ use coracle_protocol::oci;
 
 use crate::agent::Patience;
 use crate::pod::Pod;
+use crate::to_its_end::to_its_end;
 use crate::{Error, Result, Sandbox, size};
 
 /// The annotations of a container (Kata Containers: docs/how-to/how-to-setup-swap-devices-in-guest-kernel.md).
@@ -70,7 +71,7 @@ pub(crate) fn allow(resources: Option<&mut oci::LinuxResources>, bytes: u64) {
 pub(crate) async fn grow(sandbox: &Sandbox, pod: &Arc<Pod>) -> Result<()> {
     let Some(folder) = sandbox.config.swap_folder.clone() else { return Ok(()) };
     let (sandbox, pod) = (sandbox.clone(), Arc::clone(pod));
-    let grown = tokio::spawn(async move {
+    to_its_end(async move {
         let mut has = pod.swap_bytes.lock().await;
         let more = size::swap_bytes(&sandbox).await?.saturating_sub(*has);
         if more > 0 {
@@ -78,8 +79,8 @@ pub(crate) async fn grow(sandbox: &Sandbox, pod: &Arc<Pod>) -> Result<()> {
             *has += more;
         }
         Ok(())
-    });
-    grown.await.map_err(|error| Error::Failed(error.to_string()))?
+    })
+    .await
 }
 
 async fn add(pod: &Pod, folder: PathBuf, bytes: u64) -> Result<()> {

@@ -9,7 +9,8 @@ use coracle_protocol::protobuf::MessageField;
 
 use crate::agent::Patience;
 use crate::pod::Pod;
-use crate::{Error, Result, Sandbox, size, spec, swap};
+use crate::to_its_end::to_its_end;
+use crate::{Result, Sandbox, size, spec, swap};
 
 impl Sandbox {
     /// Sets the limits that `resources` names. The machine grows first, or shrinks afterwards, where it can.
@@ -19,9 +20,7 @@ impl Sandbox {
     pub async fn update(&self, container: &str, resources: oci::LinuxResources) -> Result<()> {
         let pod = self.running(container).await?;
         let (sandbox, container) = (self.clone(), container.to_owned());
-        // On its own, so that it comes to its end even where who asked has gone.
-        let updated = tokio::spawn(async move { update(&sandbox, &pod, container, resources).await });
-        updated.await.map_err(|error| Error::Failed(error.to_string()))?
+        to_its_end(async move { update(&sandbox, &pod, container, resources).await }).await
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde_json::Value as Json;
 
 use crate::kinds::{
-    Accelerator, EmptyDir, Given, Kind, Layers, Limit, LogFormat, MachineType, Monitor, NetworkModel, Numbers, Queues,
-    Rootfs, SharedFs,
+    Accelerator, Collector, EmptyDir, Given, Kind, Layers, Limit, LogFormat, MachineType, Monitor, NetworkModel,
+    Numbers, Queues, Rootfs, SharedFs,
 };
 use crate::levels::{Level, Levels};
 
@@ -234,8 +234,8 @@ settings! {
         "How much a shim logs: a level, and behind it others for components, such as \"info,console=debug\". Levels are off, error, warn, info and debug; components are shim, sandbox, plan (storage and network), driver, monitor (what the monitor and its servers say) and console (what the guest prints); the last two are written at debug. `coracle levels` changes it in a running pod.";
     log_format: LogFormat = "log.format", LogFormat::Text,
         "How a shim writes its log. \"text\": lines of key=value, to the pipe that containerd gives it, or to the file `log` of a container of `coracle run`. \"json\": there, too, an object a line. \"journal\": to systemd's journal.";
-    tracing_endpoint: String = "tracing.endpoint", String::new(),
-        "Where a collector takes traces by OTLP over HTTP, such as \"http://127.0.0.1:4318\". Empty is nowhere, and nothing is traced. A collector that is away or slow loses spans, and holds up no pod.";
+    tracing_endpoint: Collector = "tracing.endpoint", Collector(None),
+        "Where a collector takes traces by OTLP over HTTP, such as \"http://127.0.0.1:4318\", on this host or near: it is not encrypted. Empty is nowhere, and nothing is traced. A collector that is away or slow loses spans, and holds up no pod.";
     run_folder: PathBuf = "run.folder", "/run/coracle".into(),
         "The folder for what lives as long as a pod. Its path must be short: sockets are below it.";
 }

@@ -1,5 +1,6 @@
 //! The types that settings have: how a value is read, shown and described.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde_json::{Value as Json, json};
@@ -141,6 +142,33 @@ pub enum LogFormat {
     Json,
     /// To systemd's journal.
     Journal,
+}
+
+/// Where a collector takes traces: its address, and what its paths begin with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Collector(pub Option<(SocketAddr, String)>);
+
+impl Kind for Collector {
+    const EXPECTED: &'static str = "http://ADDRESS:PORT with a number for an address, \"\" for none";
+    fn read(value: &Given) -> Option<Self> {
+        let text = value.text()?;
+        if text.is_empty() {
+            return Some(Self(None));
+        }
+        let rest = text.strip_prefix("http://")?;
+        let (address, path) =
+            rest.split_once('/').map_or((rest, ""), |(address, path)| (address, path.trim_end_matches('/')));
+        let path = if path.is_empty() { String::new() } else { format!("/{path}") };
+        path.bytes().all(|byte| byte.is_ascii_graphic()).then_some(())?;
+        Some(Self(Some((address.parse().ok()?, path))))
+    }
+    fn show(&self) -> String {
+        let text = self.0.as_ref().map(|(address, path)| format!("http://{address}{path}"));
+        format!("{:?}", text.unwrap_or_default())
+    }
+    fn schema() -> Json {
+        json!({ "type": "string", "pattern": "^(http://[0-9a-fA-F.:\\[\\]]+:[0-9]+(/[!-~]*)?)?$" })
+    }
 }
 
 /// A limit; 0 is none.
@@ -348,3 +376,25 @@ words!(LogFormat, "one of \"text\", \"json\", \"journal\"", "text" = Text, "json
 words!(Layers, "one of \"disk\", \"memory\"", "disk" = Disk, "memory" = Memory);
 words!(EmptyDir, "one of \"folder\", \"disk\"", "folder" = Folder, "disk" = Disk);
 words!(MachineType, "one of \"q35\", \"microvm\"", "q35" = Q35, "microvm" = Microvm);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collector_is_an_address() {
+        let read = |text: &str| Collector::read(&Given::Text(text.into()));
+        for (text, shown) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318"),
+            ("http://[::1]:4318/a/b/", "http://[::1]:4318/a/b"),
+            ("", ""),
+        ] {
+            assert_eq!(read(text).unwrap().show(), format!("{shown:?}"));
+        }
+        for wrong in
+            ["https://127.0.0.1:4318", "http://localhost:4318", "http://127.0.0.1", "http://127.0.0.1:1/a b", "x"]
+        {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -18,8 +18,8 @@ pub use declare::{ANNOTATIONS, Entry, Settings, Support, reference};
 pub use error::{Error, Position};
 pub use kata::{Migration, Moved, migrate, page as kata_page};
 pub use kinds::{
-    Accelerator, EmptyDir, Layers, Limit, LogFormat, MachineType, Monitor, NetworkModel, Numbers, Queues, Rootfs,
-    SharedFs,
+    Accelerator, Collector, EmptyDir, Layers, Limit, LogFormat, MachineType, Monitor, NetworkModel, Numbers, Queues,
+    Rootfs, SharedFs,
 };
 pub use levels::{Component, Level, Levels};
 pub use load::{DEFAULTS, DROP_INS, ENVIRONMENT, FILE, Loaded, OVERRIDES, Origin, SHARED};

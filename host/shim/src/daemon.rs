@@ -27,6 +27,7 @@ use crate::shim::Shim;
 use crate::start::LISTENER_FD;
 use crate::task::TaskService;
 
+use crate::trace::{self, Recorder};
 use crate::{folder, log, management, volumes};
 
 /// The names of the service in the versions 2 and 3 of the Task API, which differ in nothing else.
@@ -39,7 +40,8 @@ const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 pub(crate) fn run(args: &Args) -> Result<()> {
     let log = log::start(&args.namespace, &args.id, args.debug);
     let latencies = Arc::new(Latencies::default());
-    let subscriber = tracing_subscriber::registry().with(Timer(Arc::clone(&latencies))).with(log.clone());
+    let subscriber =
+        tracing_subscriber::registry().with(Timer(Arc::clone(&latencies))).with(log.clone()).with(Recorder);
     tracing::subscriber::set_global_default(subscriber).context("follow spans")?;
     tracing_log::LogTracer::init().context("start the log")?;
     // That one has let everything through.
@@ -102,6 +104,9 @@ fn enter_user_namespace() -> std::io::Result<()> {
 async fn serve(args: &Args, latencies: Arc<Latencies>, log: Log) -> Result<()> {
     let settings = Settings::load()?;
     log.follow(&settings, args.debug);
+    if let Some(collector) = &settings.tracing_endpoint.0 {
+        trace::start(collector, &args.namespace, &args.id);
+    }
     let pod = folder::pod(&settings, &args.namespace, &args.id);
     // SAFETY: `start` passes exactly this descriptor, and it is taken once.
     #[expect(unsafe_code, reason = "an inherited descriptor has no safe constructor")]
@@ -134,6 +139,7 @@ async fn serve(args: &Args, latencies: Arc<Latencies>, log: Log) -> Result<()> {
         Err(anyhow::anyhow!("{} stays: the pod did not stop", pod.display()))
     };
     let _ = tokio::time::timeout(GOODBYE, server.shutdown()).await;
+    trace::end().await;
     removed
 }
 

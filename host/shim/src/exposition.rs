@@ -6,6 +6,7 @@ use coracle_process::Running;
 use coracle_protocol::metrics::{Families, Kind, Process, count_of, process};
 
 use crate::shim::Shim;
+use crate::trace;
 
 /// Reads all of them.
 pub(crate) async fn collect(shim: &Shim) -> Families {
@@ -21,6 +22,10 @@ pub(crate) async fn collect(shim: &Shim) -> Families {
     families.figure("coracle_shim_start_time_seconds", Kind::Gauge, help, since.as_secs_f64());
     shim.latencies.figures(&mut families);
     shim.counts.figures(&mut families);
+    if let Some(lost) = trace::lost() {
+        let help = "Spans that the collector has not taken.";
+        families.figure("coracle_spans_lost_total", Kind::Counter, help, count_of(lost));
+    }
     let Ok(sandbox) = shim.sandbox() else { return families };
     if let Ok(containers) = sandbox.containers().await {
         let count = count_of(containers.len() as u64);

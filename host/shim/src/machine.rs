@@ -157,6 +157,7 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         clock_period: std::time::Duration::from_secs(settings.guest_clock_seconds),
         boot_timeout: settings.boot_timeout(),
         agent_timeout: std::time::Duration::from_secs(settings.agent_timeout_seconds),
+        trace: crate::trace::of_sandbox(),
         version: coracle_protocol::VERSION.to_owned(),
     })
 }

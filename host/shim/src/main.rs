@@ -27,6 +27,7 @@ mod shim;
 mod start;
 mod stdio;
 mod task;
+mod trace;
 mod vmm;
 mod volumes;
 mod vsock;

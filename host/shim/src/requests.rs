@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use containerd_shim_protos::protobuf::CodedInputStream;
 use containerd_shim_protos::ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
 use containerd_shim_protos::ttrpc::{self, Request, Response};
+use coracle_protocol::spans::METADATA;
 use tracing::Instrument;
 
 use crate::shim::Shim;
@@ -23,8 +24,19 @@ impl MethodHandler for Seen {
         let name = request.method.clone();
         let (container, exec) = names(&name, &request.payload);
         let number = self.shim.counts.request();
-        let span = tracing::debug_span!("request", method = name, request = number, container = container, exec = exec);
-        let answer = self.method.handler(context, request).instrument(span).await;
+        // A wait, or a question, is no part of what a pod does; nor is it measured by how long it takes.
+        let traceparent = context.metadata.get(METADATA).and_then(|all| all.first()).map_or("", String::as_str);
+        let traceparent = Some(traceparent).filter(|_| !QUIET.contains(&name.as_str()));
+        let span = tracing::debug_span!(
+            "request",
+            method = name,
+            request = number,
+            container = container,
+            exec = exec,
+            traceparent = traceparent,
+            error = tracing::field::Empty
+        );
+        let answer = self.method.handler(context, request).instrument(span.clone()).await;
         // A refusal comes as a response whose status is not OK, or as an error.
         let code = match &answer {
             Ok(response) => response.status.as_ref().map(|status| status.code()).unwrap_or_default(),
@@ -32,11 +44,27 @@ impl MethodHandler for Seen {
             Err(_) => ttrpc::Code::UNKNOWN,
         };
         if code != ttrpc::Code::OK {
+            span.record("error", format!("{code:?}").as_str());
             self.shim.counts.failed(&name, &format!("{code:?}"));
         }
         answer
     }
 }
+
+/// Requests that begin no trace.
+const QUIET: [&str; 11] = [
+    "Wait",
+    "WaitSandbox",
+    "State",
+    "Stats",
+    "Pids",
+    "Connect",
+    "Describe",
+    "Metrics",
+    "Levels",
+    "SandboxStatus",
+    "PingSandbox",
+];
 
 /// Of which container a request is, and of which process: each of containerd's has them in its first two fields, but for those whose second
 /// is something else.

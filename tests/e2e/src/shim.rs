@@ -1,5 +1,6 @@
 //! A shim, driven by hand over the Task API as containerd does it.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -32,6 +33,8 @@ pub struct Shim {
     client: TaskClient,
     id: String,
     bundle: PathBuf,
+    /// What goes with each request, as containerd's tracing has it.
+    pub metadata: HashMap<String, Vec<String>>,
 }
 
 pub(crate) fn refused(error: ttrpc::Error) -> Refused {
@@ -47,6 +50,13 @@ pub(crate) fn patience() -> context::Context {
 }
 
 impl Shim {
+    /// Of a request.
+    fn context(&self) -> context::Context {
+        let mut context = patience();
+        context.metadata.clone_from(&self.metadata);
+        context
+    }
+
     /// Writes a bundle of this name and runs the shim's `start` in it; the outcome's output is the address.
     ///
     /// # Panics
@@ -88,7 +98,7 @@ impl Shim {
         let (bundle, outcome) = Self::start_program(host, program, environment, id, config);
         assert_eq!(outcome.code, 0, "{outcome:?}");
         let client = TaskClient::new(Client::connect(outcome.line()).expect("the shim listens"));
-        Self { client, id: id.to_owned(), bundle }
+        Self { client, id: id.to_owned(), bundle, metadata: HashMap::new() }
     }
 
     /// Starts a shim for the container `id` with this configuration, and connects to it.
@@ -100,7 +110,7 @@ impl Shim {
         let (bundle, outcome) = Self::start_in(host, id, config);
         assert_eq!(outcome.code, 0, "{outcome:?}");
         let client = TaskClient::new(Client::connect(outcome.line()).expect("the shim listens"));
-        Self { client, id: id.to_owned(), bundle }
+        Self { client, id: id.to_owned(), bundle, metadata: HashMap::new() }
     }
 
     /// The shim of the host's only pod, to ask it of the container `id`.
@@ -111,7 +121,7 @@ impl Shim {
     pub fn of_pod(host: &Host, id: &str) -> Self {
         let address = format!("unix://{}", host.pod().join("shim.sock").display());
         let client = TaskClient::new(Client::connect(&address).expect("the shim listens"));
-        Self { client, id: id.to_owned(), bundle: PathBuf::new() }
+        Self { client, id: id.to_owned(), bundle: PathBuf::new(), metadata: HashMap::new() }
     }
 
     /// The bundle's folder.
@@ -139,7 +149,7 @@ impl Shim {
             rootfs: mounts.iter().map(mount).collect(),
             ..Default::default()
         };
-        self.client.create(patience(), &request).map(drop).map_err(refused)
+        self.client.create(self.context(), &request).map(drop).map_err(refused)
     }
 
     /// Creates a container of this name from the same bundle.
@@ -149,7 +159,7 @@ impl Shim {
     pub fn create_as(&self, id: &str) -> Result<(), Refused> {
         let request =
             api::CreateTaskRequest { id: id.into(), bundle: self.bundle.display().to_string(), ..Default::default() };
-        self.client.create(patience(), &request).map(drop).map_err(refused)
+        self.client.create(self.context(), &request).map(drop).map_err(refused)
     }
 
     /// Starts its first process, or the exec of this name.
@@ -158,7 +168,7 @@ impl Shim {
     /// See [`Self::create`].
     pub fn start_process(&self, exec_id: &str) -> Result<(), Refused> {
         let request = api::StartRequest { id: self.id.clone(), exec_id: exec_id.into(), ..Default::default() };
-        self.client.start(patience(), &request).map(drop).map_err(refused)
+        self.client.start(self.context(), &request).map(drop).map_err(refused)
     }
 
     /// Writes another configuration into the bundle, for the next create.
@@ -181,7 +191,7 @@ impl Shim {
             spec: MessageField::some(spec),
             ..Default::default()
         };
-        self.client.exec(patience(), &request).map(drop).map_err(refused)
+        self.client.exec(self.context(), &request).map(drop).map_err(refused)
     }
 
     /// The exit code of a process, once it has ended.
@@ -190,7 +200,7 @@ impl Shim {
     /// See [`Self::create`].
     pub fn wait(&self, exec_id: &str) -> Result<u32, Refused> {
         let request = api::WaitRequest { id: self.id.clone(), exec_id: exec_id.into(), ..Default::default() };
-        self.client.wait(patience(), &request).map(|answer| answer.exit_status).map_err(refused)
+        self.client.wait(self.context(), &request).map(|answer| answer.exit_status).map_err(refused)
     }
 
     /// The container's status.
@@ -199,7 +209,7 @@ impl Shim {
     /// See [`Self::create`].
     pub fn state(&self) -> Result<api::Status, Refused> {
         let request = api::StateRequest { id: self.id.clone(), ..Default::default() };
-        let answer = self.client.state(patience(), &request).map_err(refused)?;
+        let answer = self.client.state(self.context(), &request).map_err(refused)?;
         Ok(EnumOrUnknown::enum_value_or_default(&answer.status))
     }
 
@@ -209,17 +219,17 @@ impl Shim {
     /// See [`Self::create`].
     pub fn kill(&self, exec_id: &str, signal: u32) -> Result<(), Refused> {
         let request = api::KillRequest { id: self.id.clone(), exec_id: exec_id.into(), signal, ..Default::default() };
-        self.client.kill(patience(), &request).map(drop).map_err(refused)
+        self.client.kill(self.context(), &request).map(drop).map_err(refused)
     }
 
     /// Kills and deletes another container of the pod, whatever becomes of it.
     pub fn kill_of(&self, id: &str, signal: u32) {
         let request = api::KillRequest { id: id.into(), signal, ..Default::default() };
-        let _ = self.client.kill(patience(), &request);
+        let _ = self.client.kill(self.context(), &request);
         let request = api::WaitRequest { id: id.into(), ..Default::default() };
-        let _ = self.client.wait(patience(), &request);
+        let _ = self.client.wait(self.context(), &request);
         let request = api::DeleteRequest { id: id.into(), ..Default::default() };
-        let _ = self.client.delete(patience(), &request);
+        let _ = self.client.delete(self.context(), &request);
     }
 
     /// Deletes the container, and gives its exit code.
@@ -228,7 +238,7 @@ impl Shim {
     /// See [`Self::create`].
     pub fn delete(&self) -> Result<u32, Refused> {
         let request = api::DeleteRequest { id: self.id.clone(), ..Default::default() };
-        self.client.delete(patience(), &request).map(|answer| answer.exit_status).map_err(refused)
+        self.client.delete(self.context(), &request).map(|answer| answer.exit_status).map_err(refused)
     }
 
     /// Asks for a checkpoint.
@@ -237,7 +247,7 @@ impl Shim {
     /// See [`Self::create`].
     pub fn checkpoint(&self) -> Result<(), Refused> {
         let request = api::CheckpointTaskRequest { id: self.id.clone(), ..Default::default() };
-        self.client.checkpoint(patience(), &request).map(drop).map_err(refused)
+        self.client.checkpoint(self.context(), &request).map(drop).map_err(refused)
     }
 
     /// Ends the shim.
@@ -246,7 +256,7 @@ impl Shim {
     /// See [`Self::create`].
     pub fn shutdown(&self) -> Result<(), Refused> {
         let request = api::ShutdownRequest { id: self.id.clone(), ..Default::default() };
-        self.client.shutdown(patience(), &request).map(drop).map_err(refused)
+        self.client.shutdown(self.context(), &request).map(drop).map_err(refused)
     }
 
     /// Shuts the shim down, and waits until it has ended: then nothing is left of the pod.
@@ -257,7 +267,7 @@ impl Shim {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         use rustix::process::{Pid, PidfdFlags, pidfd_open};
         let request = api::ConnectRequest { id: self.id.clone(), ..Default::default() };
-        let pid = self.client.connect(patience(), &request).unwrap().shim_pid;
+        let pid = self.client.connect(self.context(), &request).unwrap().shim_pid;
         let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
         let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
         self.shutdown().unwrap();

@@ -80,6 +80,7 @@ fn config(folder: &Path) -> Config {
         host_nodes: Vec::new(),
         network: coracle_network::Options::default(),
         clock_period: Duration::from_secs(300),
+        trace: None,
         boot_timeout: Duration::from_secs(30),
         agent_timeout: Duration::from_secs(600),
         version: coracle_protocol::VERSION.into(),

@@ -9,6 +9,7 @@ use coracle_machine::{AgentAddress, DeviceKind, Error, GuestListener, MachineSpe
 use coracle_monitor_api as api;
 use coracle_process::{Output, Ring, Spawn};
 use tokio::net::UnixStream;
+use tracing::Instrument;
 
 use crate::Config;
 use crate::control::{Client, Failure};
@@ -54,7 +55,9 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec, saved: Option<&Path
     }
     spawn.stdout = Output::Ring(console.clone());
     spawn.stderr = Output::Ring(messages.clone());
-    let monitor = spawn.start().map_err(|error| Error::Missing(format!("the built-in monitor: {error}")))?;
+    let monitor = tracing::debug_span!("spawn")
+        .in_scope(|| spawn.start())
+        .map_err(|error| Error::Missing(format!("the built-in monitor: {error}")))?;
     let mut parts = Parts { monitor, root };
     let pid = i32::try_from(parts.monitor.pid()).unwrap_or_default();
     if spec.devices.iter().any(|device| device.kind() == DeviceKind::Vfio) {
@@ -62,7 +65,8 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec, saved: Option<&Path
     }
     let stream = UnixStream::from_std(ours).map_err(Error::system("watch the monitor's control channel"))?;
     let (control, ended) = Client::new(stream);
-    match control.ask(&api::Request::Boot(Box::new(description))).await {
+    let request = api::Request::Boot(Box::new(description));
+    match control.ask(&request).instrument(tracing::debug_span!("machine_boot")).await {
         Ok(_) => {}
         Err(Failure::Refused(fault)) if fault.invalid => return Err(Error::Missing(fault.text)),
         Err(Failure::Refused(fault)) => return Err(Error::Monitor(fault.text)),

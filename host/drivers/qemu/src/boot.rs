@@ -6,6 +6,7 @@ use std::path::Path;
 use coracle_machine::{Device, Error, MachineSpec, Result};
 use coracle_process::{Output, Ring, Spawn};
 use tokio::net::UnixStream;
+use tracing::Instrument;
 
 use crate::command::{self, QMP_FD, VHOST_FD};
 use crate::machine::{Parts, QemuMachine};
@@ -48,13 +49,15 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     }
     spawn.stdout = Output::Ring(console.clone());
     spawn.stderr = Output::Ring(messages.clone());
-    let qemu = spawn.start().map_err(|error| Error::Missing(format!("QEMU: {error}")))?;
+    let qemu = tracing::debug_span!("spawn")
+        .in_scope(|| spawn.start())
+        .map_err(|error| Error::Missing(format!("QEMU: {error}")))?;
     let ended = qemu.wait();
     parts.qemu = Some(qemu);
     let stream = UnixStream::from_std(ours).map_err(Error::system("watch QEMU's control channel"))?;
     let connected = tokio::select! {
         biased;
-        connected = qmp::Client::connect(stream) => connected.ok(),
+        connected = qmp::Client::connect(stream).instrument(tracing::debug_span!("qmp")) => connected.ok(),
         _ = ended => None,
     };
     let Some((control, events)) = connected else {
