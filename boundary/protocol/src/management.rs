@@ -17,6 +17,38 @@ pub const METRICS: &str = "Metrics";
 /// How much the shim logs: `{"levels"}` as the setting `log.levels` has it, or `{}` to ask. The answer is `{"levels"}` as they are now.
 pub const LEVELS: &str = "Levels";
 
+/// What the pod's containers have used: a list of [`Usage`].
+pub const USAGE: &str = "Usage";
+
+/// The guest's packet filter: `{"ipv6"}` gives `{"rules"}` in the form of iptables-save(8), and `{"ipv6", "rules"}` replaces them.
+pub const IPTABLES: &str = "IpTables";
+
+/// The last lines of the guest's console: `{"lines"}` gives that many at most, as a list.
+pub const CONSOLE: &str = "Console";
+
+/// What a container has used.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Usage {
+    /// The container.
+    pub container: String,
+    /// Processor time in nanoseconds.
+    pub cpu_nanoseconds: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// What it may have; none where it has no limit.
+    pub memory_limit_bytes: Option<u64>,
+    /// Processes.
+    pub processes: u64,
+    /// Bytes read from and written to disks.
+    pub read_bytes: u64,
+    /// See [`Self::read_bytes`].
+    pub written_bytes: u64,
+    /// Bytes that have come and gone by the pod's links, but its loopback; the same for all its containers.
+    pub received_bytes: u64,
+    /// See [`Self::received_bytes`].
+    pub sent_bytes: u64,
+}
+
 /// The socket of a pod's shim, in the pod's folder.
 pub const SOCKET: &str = "shim.sock";
 

@@ -1,11 +1,8 @@
 //! `coracle levels`.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, bail};
-use containerd_shim_protos::ttrpc;
-use coracle_protocol::management::{LEVELS, POD};
-use serde_json::{Value, json};
+use anyhow::Result;
+use coracle_protocol::management::LEVELS;
+use serde_json::json;
 
 use crate::pods;
 
@@ -19,14 +16,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<()> {
-    let (pod, about) = pods::find(&args.pod).await?;
+    let (pod, _) = pods::find(&args.pod).await?;
     let wanted = args.levels.map_or_else(|| json!({}), |levels| json!({ "levels": levels }));
-    let answer = match pod.call(POD, LEVELS, wanted.to_string().into_bytes(), Duration::from_secs(5)).await {
-        Ok(answer) => answer,
-        Err(ttrpc::Error::RpcStatus(status)) => bail!("{}", status.message()),
-        Err(error) => return Err(error).with_context(|| format!("the pod {} does not answer", about.id)),
-    };
-    let answer: Value = serde_json::from_slice(&answer).context("the shim's answer")?;
+    let answer = pod.ask(LEVELS, &wanted).await?;
     for part in answer["levels"].as_str().unwrap_or_default().split(',') {
         if let Some((component, level)) = part.split_once('=') {
             println!("{component:<10}{level}");

@@ -8,6 +8,7 @@ mod check;
 mod container;
 mod exec;
 mod image;
+mod iptables;
 mod kill;
 mod levels;
 mod list_pods;
@@ -25,6 +26,7 @@ mod run;
 mod settings;
 mod shim;
 mod spec;
+mod stats;
 mod stop;
 mod supervise;
 mod table;
@@ -67,6 +69,11 @@ enum Command {
     Logs(logs::Args),
     /// List pods that run.
     Pods(list_pods::Args),
+    /// Show what containers use.
+    Stats(stats::Args),
+    /// The packet filter of a pod's guest.
+    #[command(subcommand)]
+    Iptables(iptables::Command),
     /// Show or change how much a running pod's shim logs.
     Levels(levels::Args),
     /// Print figures of pods that run, as Prometheus reads them.
@@ -126,6 +133,8 @@ fn main() -> ExitCode {
             Command::Migrate(command) => return migrate::run(command).map(|()| 0),
             Command::Volume(command) => return volume::run(command).await.map(|()| 0),
             Command::Pods(args) => return list_pods::run(args).await.map(|()| 0),
+            Command::Stats(args) => return stats::run(args).await.map(|()| 0),
+            Command::Iptables(command) => return iptables::run(command).await.map(|()| 0),
             Command::Levels(args) => return levels::run(args).await.map(|()| 0),
             Command::Metrics(args) => return metrics::run(args).await.map(|()| 0),
             Command::Monitor(args) => return monitor::run(args).await.map(|()| 0),

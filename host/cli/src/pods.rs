@@ -9,11 +9,15 @@ use containerd_shim_protos::ttrpc::{self, Request};
 use coracle_protocol::management::{DESCRIBE, Description, METRICS, POD, SOCKET};
 use coracle_protocol::metrics::{Bounds, Families, read};
 use futures::StreamExt;
+use serde_json::Value;
 
 use crate::place;
 
 /// How long a shim may take over what it knows, or its guest says in two seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long it may take over what its guest has to do for it.
+const WORK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How many pods are asked at once.
 const AT_ONCE: usize = 16;
@@ -95,6 +99,15 @@ impl Pod {
         };
         let late = |_| ttrpc::Error::Others(format!("no answer within {} s", patience.as_secs()));
         tokio::time::timeout(patience, asked).await.map_err(late)?
+    }
+
+    /// Asks the pod itself, in JSON. A refusal is told in its own words.
+    pub(crate) async fn ask(&self, method: &str, wanted: &Value) -> Result<Value> {
+        match self.call(POD, method, wanted.to_string().into_bytes(), WORK_PATIENCE).await {
+            Ok(answer) => serde_json::from_slice(&answer).context("the shim's answer"),
+            Err(ttrpc::Error::RpcStatus(status)) => bail!("{}", status.message()),
+            Err(error) => Err(error).with_context(|| format!("the pod at {} does not answer", self.socket.display())),
+        }
     }
 
     /// What it is.

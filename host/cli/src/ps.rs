@@ -77,7 +77,7 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
             record.id,
             record.name,
             record.image,
-            shorten(&record.command.join(" "), 30),
+            table::short(&record.command.join(" "), 30),
             table::age(record.created),
             state.to_string(),
             record.accelerator,
@@ -87,20 +87,4 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
         table::print(["ID", "NAME", "IMAGE", "COMMAND", "AGE", "STATE", "MACHINE"], &rows);
     }
     Ok(())
-}
-
-fn shorten(text: &str, length: usize) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if clean.chars().count() <= length { clean } else { clean.chars().take(length - 1).chain(['…']).collect() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn texts_are_short_and_clean() {
-        assert_eq!(shorten("a\u{1b}b", 5), "a b");
-        assert_eq!(shorten("abcdef", 4), "abc…");
-    }
 }

@@ -23,6 +23,7 @@ mod exec;
 mod files;
 mod forward;
 mod io;
+mod iptables;
 mod kill;
 mod metrics;
 mod mirror;

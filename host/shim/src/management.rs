@@ -1,4 +1,5 @@
-//! The service of the pod itself, for `coracle metrics` and `coracle monitor` (see [`coracle_protocol::management`]).
+//! The service of the pod itself (see [`coracle_protocol::management`]): what it is, its figures, how much is logged, what its containers use, its
+//! packet filter and its console.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,41 +7,68 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use containerd_shim_protos::ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
 use containerd_shim_protos::ttrpc::{self, Code, Request, Response};
-use coracle_protocol::management::{DESCRIBE, LEVELS, METRICS, POD};
+use coracle_protocol::management::{CONSOLE, DESCRIBE, IPTABLES, LEVELS, METRICS, POD, USAGE};
+use coracle_sandbox::Error;
 use coracle_settings::Levels;
 use serde_json::{Value, json};
 
-use crate::error::status;
-use crate::exposition;
+use crate::error::{answer, status};
 use crate::shim::Shim;
+use crate::{exposition, metrics};
 
 /// The services to add to the Task API's.
 pub(crate) fn services(shim: &Arc<Shim>) -> HashMap<String, Service> {
-    let method = |verb| Box::new(Method { verb, shim: Arc::clone(shim) }) as Box<dyn MethodHandler + Send + Sync>;
-    let verbs = [(DESCRIBE, Verb::Describe), (METRICS, Verb::Metrics), (LEVELS, Verb::Levels)];
-    let methods = verbs.map(|(name, verb)| (name.to_owned(), method(verb)));
+    let method = |name: &str| Box::new(Method { shim: Arc::clone(shim), name: name.to_owned() }) as _;
+    let names = [DESCRIBE, METRICS, LEVELS, USAGE, IPTABLES, CONSOLE];
+    let methods = names.map(|name| (name.to_owned(), method(name)));
     HashMap::from([(POD.to_owned(), Service { methods: methods.into(), streams: HashMap::new() })])
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Verb {
-    Describe,
-    Metrics,
-    Levels,
-}
-
 struct Method {
-    verb: Verb,
     shim: Arc<Shim>,
+    name: String,
 }
 
 impl Method {
-    fn levels(&self, payload: &[u8]) -> ttrpc::Result<Value> {
-        let invalid = |text: String| status(Code::INVALID_ARGUMENT, text);
-        let wanted: Value = serde_json::from_slice(payload).map_err(|error| invalid(format!("{POD}: {error}")))?;
+    async fn run(&self, wanted: &Value) -> Result<Value, Error> {
+        let failed = |error: serde_json::Error| Error::Failed(error.to_string());
+        match self.name.as_str() {
+            DESCRIBE => serde_json::to_value(self.shim.describe_pod().await).map_err(failed),
+            LEVELS => self.levels(wanted),
+            USAGE => {
+                let sandbox = self.shim.sandbox()?;
+                let mut all = Vec::new();
+                for container in sandbox.containers().await? {
+                    // One that is being made or removed uses nothing worth counting.
+                    if let Ok(stats) = sandbox.stats(&container).await {
+                        all.push(metrics::usage(container, &stats));
+                    }
+                }
+                serde_json::to_value(all).map_err(failed)
+            }
+            IPTABLES => {
+                let (sandbox, is_ipv6) = (self.shim.sandbox()?, wanted["ipv6"] == true);
+                if let Some(rules) = wanted["rules"].as_str() {
+                    sandbox.set_iptables(is_ipv6, rules.into()).await?;
+                    return Ok(json!({}));
+                }
+                let rules = sandbox.iptables(is_ipv6).await?;
+                Ok(json!({ "rules": String::from_utf8_lossy(&rules) }))
+            }
+            CONSOLE => {
+                let lines =
+                    wanted["lines"].as_u64().and_then(|lines| usize::try_from(lines).ok()).unwrap_or(usize::MAX);
+                Ok(json!(self.shim.sandbox()?.console(lines).await?))
+            }
+            other => Err(Error::Unsupported(format!("{POD}: {other}"))),
+        }
+    }
+
+    fn levels(&self, wanted: &Value) -> Result<Value, Error> {
         if let Some(text) = wanted["levels"].as_str() {
-            let levels = Levels::parse(text)
-                .ok_or_else(|| invalid(format!("{text:?} is no list of levels: see the setting log.levels")))?;
+            let levels = Levels::parse(text);
+            let levels = levels
+                .ok_or_else(|| Error::Invalid(format!("{text:?} is no list of levels: see the setting log.levels")))?;
             self.shim.log.set_levels(&levels);
         }
         Ok(json!({ "levels": self.shim.log.levels().to_string() }))
@@ -50,15 +78,17 @@ impl Method {
 #[async_trait]
 impl MethodHandler for Method {
     async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
-        let payload = match self.verb {
-            Verb::Metrics => exposition::collect(&self.shim).await.to_string().into_bytes(),
-            Verb::Describe => serde_json::to_vec(&self.shim.describe_pod().await)
-                .map_err(|error| status(Code::INTERNAL, error.to_string()))?,
-            Verb::Levels => self.levels(&request.payload)?.to_string().into_bytes(),
+        let payload = if self.name == METRICS {
+            exposition::collect(&self.shim).await.to_string()
+        } else {
+            let wanted = if request.payload.is_empty() { b"{}".as_slice() } else { &request.payload };
+            let wanted = serde_json::from_slice(wanted);
+            let wanted = wanted.map_err(|error| status(Code::INVALID_ARGUMENT, format!("{POD}: {error}")))?;
+            answer(&self.name, self.run(&wanted).await)?.to_string()
         };
         let mut response = Response::new();
         response.set_status(ttrpc::get_status(Code::OK, String::new()));
-        response.payload = payload;
+        response.payload = payload.into_bytes();
         Ok(response)
     }
 }

@@ -445,7 +445,8 @@ mod tests {
             lengths: &[4, 10, 100, 4096, 0x1_0000],
             header: &|random| random.next().to_le_bytes().to_vec(),
             host: Box::leak(Box::new(|_| {})),
-            memory_max: 64 << 10,
+            // A chain of pieces as many as there may be, while their list grows.
+            memory_max: 128 << 10,
             moved_max: BUDGET.bytes as u64 + (4 << 20),
         }
     }

@@ -577,7 +577,8 @@ mod tests {
                 request(random.of(&[0, 1, 2, 3, 7]), random.of(&[0, 1, BLOCK_BYTES]), random.of(&[0, 1, 2]))
             },
             host: Box::leak(Box::new(|_| {})),
-            memory_max: 64 << 10,
+            // A chain of pieces as many as there may be, while their list grows.
+            memory_max: 128 << 10,
             moved_max: (BUDGET.bytes as u64) + BLOCK_BYTES,
         }
     }

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use coracle_protocol::agent::{
     BlkioStats, CgroupStats, CpuUsage, MemoryData, MemoryStats, PidsStats, StatsContainerResponse, ThrottlingData,
 };
+use coracle_protocol::management::Usage;
 use coracle_protocol::protobuf::Message;
 use coracle_protocol::protobuf::well_known_types::any::Any;
 use coracle_protocol::protobuf::well_known_types::timestamp::Timestamp;
@@ -72,6 +73,28 @@ impl From<&StatsContainerResponse> for Figures {
             pids: cgroup.pids_stats.unwrap_or_default(),
             io: cgroup.blkio_stats.unwrap_or_default(),
         }
+    }
+}
+
+/// What a container has used, for `coracle stats`.
+pub(crate) fn usage(container: String, stats: &StatsContainerResponse) -> Usage {
+    let Figures { usage, used, pids, io, .. } = stats.into();
+    let bytes = |operation: &str| {
+        let entries = io.io_service_bytes_recursive.iter().filter(|entry| entry.op == operation);
+        entries.fold(0_u64, |sum, entry| sum.saturating_add(entry.value))
+    };
+    let links = || stats.network_stats.iter().filter(|link| link.name != "lo");
+    Usage {
+        container,
+        cpu_nanoseconds: usage.total_usage,
+        memory_bytes: used.usage,
+        // Without one it is the greatest number, or that of whole pages.
+        memory_limit_bytes: Some(used.limit).filter(|limit| (1..1 << 62).contains(limit)),
+        processes: pids.current,
+        read_bytes: bytes("Read"),
+        written_bytes: bytes("Write"),
+        received_bytes: links().fold(0, |sum, link| sum.saturating_add(link.rx_bytes)),
+        sent_bytes: links().fold(0, |sum, link| sum.saturating_add(link.tx_bytes)),
     }
 }
 
@@ -154,6 +177,13 @@ mod tests {
         assert_eq!(form(folder.path()), Form::V1);
         std::fs::write(folder.path().join("cgroup.controllers"), "cpu").unwrap();
         assert_eq!(form(folder.path()), Form::V2);
+    }
+
+    #[test]
+    fn a_container_without_a_limit_has_none() {
+        let found = usage("c".into(), &stats(5, 10));
+        assert_eq!((found.cpu_nanoseconds, found.memory_bytes), (5_000_000, 10 << 20));
+        assert_eq!(found.memory_limit_bytes, None);
     }
 
     #[test]
