@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod builtin;
 mod containerd;
+mod deb;
 mod demo;
 mod docs;
 mod image;
@@ -44,6 +45,8 @@ enum Task {
     Docs,
     /// Build, and make the guest image.
     Image,
+    /// Build, and make a Debian package.
+    Deb,
     /// Try the shim on another Debian release's containerd.
     Suite(suite::Args),
     /// Make pods in quantity through containerd, and look for what is left.
@@ -73,6 +76,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Lint => lint::run(),
         Task::Layers => layers::run(),
         Task::Docs => docs::run(),
+        Task::Deb => deb::run_deb().map(drop),
         Task::Image => build::all().and_then(|built| built.guest(tests::KERNEL).map(drop)),
         Task::Suite(args) => suite::run(&args),
         Task::Churn(args) => pods::run(&args),

@@ -191,17 +191,17 @@ async fn resize(task: &Task, exec_id: &str) {
 }
 
 /// Signals of this process.
-struct Signals(Vec<(i32, Signal)>);
+pub(crate) struct Signals(Vec<(i32, Signal)>);
 
 impl Signals {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let all = FORWARDED.into_iter().chain([libc::SIGWINCH]);
         let watched =
             all.map(|number| Ok((number, signal(SignalKind::from_raw(number))?))).collect::<std::io::Result<_>>();
         watched.map(Self).context("watch for signals")
     }
 
-    async fn next(&mut self) -> u32 {
+    pub(crate) async fn next(&mut self) -> u32 {
         std::future::poll_fn(|context| {
             for (number, signal) in &mut self.0 {
                 if signal.poll_recv(context).is_ready() {

@@ -6,7 +6,7 @@ use std::process::Command as Process;
 use anyhow::{Context, Result, bail};
 use coracle_guest_image::Package;
 
-use crate::place;
+use crate::{place, table};
 
 /// The package whose dependency is the newest kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
@@ -16,6 +16,19 @@ const KERNEL: &str = "linux-image-cloud-amd64";
 pub(crate) enum Command {
     /// Make the guest image from a kernel package of the distribution and our agent.
     Build(Build),
+    /// Say what a guest image is: its kernel, its agent's version, its digests.
+    Inspect {
+        /// The image's folder; the one in use where none is named.
+        folder: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read a guest image and compare it with what its manifest says.
+    Verify {
+        /// The image's folder; the one in use where none is named.
+        folder: Option<PathBuf>,
+    },
 }
 
 /// Make the guest image.
@@ -33,7 +46,21 @@ pub(crate) struct Build {
 }
 
 pub(crate) fn run(command: Command) -> Result<()> {
-    let Command::Build(args) = command;
+    match command {
+        Command::Build(args) => build(args),
+        Command::Inspect { folder, json } => inspect(folder, json),
+        Command::Verify { folder } => verify(folder),
+    }
+}
+
+impl Build {
+    /// The usual image, with this agent.
+    pub(crate) fn of_agent(agent: PathBuf) -> Self {
+        Self { kernel: KERNEL.into(), agent: Some(agent), output: None }
+    }
+}
+
+pub(crate) fn build(args: Build) -> Result<()> {
     let agent = agent(args.agent)?;
     let downloads = Downloads::new()?;
     let file = if args.kernel.contains('/') || args.kernel.ends_with(".deb") {
@@ -50,14 +77,53 @@ pub(crate) fn run(command: Command) -> Result<()> {
     Ok(())
 }
 
-fn agent(given: Option<PathBuf>) -> Result<PathBuf> {
+fn inspect(folder: Option<PathBuf>, json: bool) -> Result<()> {
+    let folder = folder.map_or_else(place::guest_in_use, Ok)?;
+    let manifest = coracle_guest_image::read_manifest(&folder)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&manifest)?);
+        return Ok(());
+    }
+    let size = |name: &str| {
+        std::fs::metadata(folder.join(name)).map_or_else(|error| error.to_string(), |file| table::size(file.len()))
+    };
+    println!("folder   {}", folder.display());
+    println!("agent    {}", manifest.version);
+    println!(
+        "kernel   {} ({}, SHA-256 {})",
+        manifest.kernel_release,
+        size(coracle_guest_image::KERNEL),
+        manifest.kernel_sha256
+    );
+    println!("initrd   {} (SHA-256 {})", size(coracle_guest_image::INITRD), manifest.initrd_sha256);
+    Ok(())
+}
+
+fn verify(folder: Option<PathBuf>) -> Result<()> {
+    let folder = folder.map_or_else(place::guest_in_use, Ok)?;
+    let manifest = coracle_guest_image::verify(&folder)?;
+    if manifest.version != coracle_protocol::VERSION {
+        bail!(
+            "{}: the agent is version {}, and this program {}: run `coracle image build`",
+            folder.display(),
+            manifest.version,
+            coracle_protocol::VERSION
+        );
+    }
+    println!("{}: kernel and initrd are what the manifest says", folder.display());
+    Ok(())
+}
+
+/// The agent's program: the given one, or that beside this program or where it is installed.
+pub(crate) fn agent(given: Option<PathBuf>) -> Result<PathBuf> {
     if let Some(path) = given {
         return Ok(path);
     }
     let own = std::env::current_exe().and_then(|own| own.canonicalize()).context("find this program")?;
     let beside = own.with_file_name("coracle-agent");
+    let below = own.parent().and_then(Path::parent).map(|prefix| prefix.join("lib/coracle/coracle-agent"));
     let installed = Path::new("/usr/lib/coracle/coracle-agent").to_owned();
-    [beside, installed].into_iter().find(|path| path.exists()).context(
+    [Some(beside), below, Some(installed)].into_iter().flatten().find(|path| path.exists()).context(
         "the agent's program is neither beside coracle nor at /usr/lib/coracle/coracle-agent: name it with --agent",
     )
 }

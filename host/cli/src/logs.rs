@@ -1,12 +1,12 @@
 //! `coracle logs`.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::{Read, Seek, SeekFrom, Write};
 
 use anyhow::{Context, Result, bail};
+use tokio::time::Interval;
 
-use crate::container::Root;
+use crate::container::{Folder, Root};
 use crate::task::Task;
 
 /// Show what a detached container has printed.
@@ -24,40 +24,59 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
     if !record.detached {
         bail!("{} was not detached: it printed to its own terminal", record.name);
     }
-    let mut outputs = [Output::new(&folder.join("stdout.log")), Output::new(&folder.join("stderr.log"))];
+    let mut outputs = Outputs::new(&folder);
     if args.follow
         && let Ok(task) = Task::connect(&record).await
     {
         let ended = task.wait("");
         tokio::pin!(ended);
-        // The files grow without saying so: this looks four times a second, for a person's eyes.
-        let mut tick = tokio::time::interval(std::time::Duration::from_millis(250));
         loop {
             tokio::select! {
                 _ = &mut ended => break,
-                _ = tick.tick() => show(&mut outputs)?,
+                () = outputs.tick() => outputs.show()?,
             }
         }
     }
-    show(&mut outputs)
+    outputs.show()
 }
 
-struct Output(Option<File>);
+/// The files that hold what a detached container prints.
+pub(crate) struct Outputs {
+    stdout: Option<File>,
+    stderr: Option<File>,
+    tick: Interval,
+}
 
-impl Output {
-    fn new(path: &Path) -> Self {
-        Self(File::open(path).ok())
+impl Outputs {
+    pub(crate) fn new(folder: &Folder) -> Self {
+        let open = |name: &str| File::open(folder.join(name)).ok();
+        // The files grow without saying so: this looks four times a second, for a person's eyes.
+        let tick = tokio::time::interval(std::time::Duration::from_millis(250));
+        Self { stdout: open("stdout.log"), stderr: open("stderr.log"), tick }
     }
-}
 
-fn show(outputs: &mut [Output; 2]) -> Result<()> {
-    let copy = |output: &mut Output, to: &mut dyn Write| {
-        let Some(file) = &mut output.0 else { return Ok(()) };
-        let mut chunk = Vec::new();
-        file.read_to_end(&mut chunk).context("read the log")?;
-        to.write_all(&chunk).and_then(|()| to.flush()).context("print the log")
-    };
-    let [stdout, stderr] = outputs;
-    copy(stdout, &mut std::io::stdout())?;
-    copy(stderr, &mut std::io::stderr())
+    /// Leaves out what there is.
+    pub(crate) fn skip(&mut self) -> Result<()> {
+        for file in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
+            file.seek(SeekFrom::End(0)).context("read the log")?;
+        }
+        Ok(())
+    }
+
+    /// Waits until it is time to look again.
+    pub(crate) async fn tick(&mut self) {
+        self.tick.tick().await;
+    }
+
+    /// Prints what has come.
+    pub(crate) fn show(&mut self) -> Result<()> {
+        let copy = |file: &mut Option<File>, to: &mut dyn Write| {
+            let Some(file) = file else { return Ok(()) };
+            let mut chunk = Vec::new();
+            file.read_to_end(&mut chunk).context("read the log")?;
+            to.write_all(&chunk).and_then(|()| to.flush()).context("print the log")
+        };
+        copy(&mut self.stdout, &mut std::io::stdout())?;
+        copy(&mut self.stderr, &mut std::io::stderr())
+    }
 }

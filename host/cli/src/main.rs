@@ -4,10 +4,13 @@
 //! it runs, its shim is its server. Each command has a file.
 
 mod attach;
+mod bundle;
 mod check;
 mod container;
 mod exec;
+mod follow;
 mod image;
+mod install;
 mod iptables;
 mod kill;
 mod levels;
@@ -17,9 +20,11 @@ mod metrics;
 mod migrate;
 mod monitor;
 mod network;
+mod pages;
 mod place;
 mod pods;
 mod ps;
+mod pull;
 mod rm;
 mod rootfs;
 mod run;
@@ -33,12 +38,13 @@ mod table;
 mod task;
 mod terminal;
 mod user;
+mod version;
 mod volume;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Containers, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -67,6 +73,14 @@ enum Command {
     Rm(rm::Args),
     /// Show what a detached container has printed.
     Logs(logs::Args),
+    /// Show what a detached container prints, and pass signals on to it.
+    Attach(follow::Args),
+    /// Fetch an image and keep it.
+    Pull(pull::PullArgs),
+    /// List images that were fetched.
+    Images(pull::ImagesArgs),
+    /// Put what helps to find a fault into an archive.
+    SupportBundle(bundle::Args),
     /// List pods that run.
     Pods(list_pods::Args),
     /// Show what containers use.
@@ -81,7 +95,20 @@ enum Command {
     /// Serve the figures of all pods by HTTP.
     Monitor(monitor::Args),
     /// Say what this host offers and what is missing.
-    Check,
+    Check(check::Args),
+    /// Print versions.
+    Version(version::VersionArgs),
+    /// Print what a report of a fault should say of this host.
+    Env(version::EnvArgs),
+    /// Install what this program was built with.
+    Install(install::InstallArgs),
+    /// Take away what was installed.
+    Uninstall(install::UninstallArgs),
+    /// Print completions for a shell.
+    Completion(pages::Completion),
+    /// Write the man pages.
+    #[command(hide = true)]
+    Man(pages::Man),
     /// Volumes that a pod's guest has mounted.
     #[command(subcommand)]
     Volume(volume::Command),
@@ -127,7 +154,16 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         // These look at no container.
         let command = match cli.command {
-            Command::Check => return check::run(),
+            Command::Check(args) => return check::run(&args),
+            Command::Version(args) => return version::version(&args).map(|()| 0),
+            Command::Env(args) => return version::env(&args).map(|()| 0),
+            Command::Completion(args) => {
+                pages::completion(&args, Cli::command());
+                return Ok(0);
+            }
+            Command::Install(args) => return install::install(&args, &Cli::command()).map(|()| 0),
+            Command::Uninstall(args) => return install::uninstall(&args).await.map(|()| 0),
+            Command::Man(args) => return pages::man(&args.folder, Cli::command()).map(|()| 0),
             Command::Image(command) => return image::run(command).map(|()| 0),
             Command::Settings(command) => return settings::run(command).map(|()| 0),
             Command::Migrate(command) => return migrate::run(command).map(|()| 0),
@@ -149,6 +185,10 @@ fn main() -> ExitCode {
             Command::Kill(args) => kill::run(&root, args).await.map(|()| 0),
             Command::Rm(args) => rm::run(&root, args).await.map(|()| 0),
             Command::Logs(args) => logs::run(&root, args).await.map(|()| 0),
+            Command::Attach(args) => follow::run(&root, args).await,
+            Command::Pull(args) => pull::pull(&root, args).await.map(|()| 0),
+            Command::Images(args) => pull::images(&root, &args).map(|()| 0),
+            Command::SupportBundle(args) => bundle::run(&root, args).await.map(|()| 0),
             Command::Supervise(args) => supervise::run(&root, args).await,
             // Handled above.
             _ => Ok(0),
@@ -167,8 +207,6 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// The help of a command and of those below it.

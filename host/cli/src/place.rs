@@ -27,6 +27,17 @@ pub(crate) fn guest() -> Result<PathBuf> {
     Ok(root()?.join("guest"))
 }
 
+/// The guest image that a container of this user's has: the user's own where there is one, else the one that the settings name.
+pub(crate) fn guest_in_use() -> Result<PathBuf> {
+    if !is_root() {
+        let own = guest()?;
+        if own.join(coracle_guest_image::MANIFEST).exists() {
+            return Ok(own);
+        }
+    }
+    Ok(coracle_settings::Settings::load()?.guest_folder)
+}
+
 /// Settings that an ordinary user's containers have, as TOML, where the administrator says nothing else; empty for root.
 pub(crate) fn settings() -> Result<String> {
     if is_root() {

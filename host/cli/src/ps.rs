@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use containerd_shim_protos::api::Status;
+use serde_json::json;
 
 use crate::container::{Record, Root};
 use crate::table;
@@ -16,6 +17,9 @@ pub(crate) struct Args {
     /// Only ids.
     #[arg(short, long)]
     quiet: bool,
+    /// Print JSON.
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
 }
 
 /// What a container does now.
@@ -32,12 +36,26 @@ pub(crate) enum State {
 impl std::fmt::Display for State {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Created => formatter.write_str("created"),
-            Self::Running => formatter.write_str("running"),
-            Self::Paused => formatter.write_str("paused"),
             Self::Exited(code) => write!(formatter, "exited ({code})"),
-            Self::Dead => formatter.write_str("dead"),
+            other => formatter.write_str(other.word()),
         }
+    }
+}
+
+impl State {
+    /// Its word, for programs.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Exited(_) => "exited",
+            Self::Dead => "dead",
+        }
+    }
+
+    fn exit(&self) -> Option<u32> {
+        if let Self::Exited(code) = self { Some(*code) } else { None }
     }
 }
 
@@ -63,7 +81,7 @@ pub(crate) async fn state(record: &Record) -> State {
 }
 
 pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
-    let mut rows = Vec::new();
+    let (mut rows, mut all) = (Vec::new(), Vec::new());
     for (_, record) in root.all()? {
         let state = state(&record).await;
         if !args.all && matches!(state, State::Exited(_)) {
@@ -71,6 +89,13 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
         }
         if args.quiet {
             println!("{}", record.id);
+            continue;
+        }
+        if args.json {
+            all.push(json!({
+                "id": record.id, "name": record.name, "image": record.image, "command": record.command,
+                "created": record.created, "state": state.word(), "exit": state.exit(), "machine": record.accelerator,
+            }));
             continue;
         }
         rows.push([
@@ -83,7 +108,9 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
             record.accelerator,
         ]);
     }
-    if !args.quiet {
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else if !args.quiet {
         table::print(["ID", "NAME", "IMAGE", "COMMAND", "AGE", "STATE", "MACHINE"], &rows);
     }
     Ok(())

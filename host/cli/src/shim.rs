@@ -12,7 +12,7 @@ use crate::place;
 /// The namespace of containers that `coracle run` starts.
 const NAMESPACE: &str = "coracle";
 
-const PROGRAM: &str = "containerd-shim-coracle-v2";
+pub(crate) const PROGRAM: &str = "containerd-shim-coracle-v2";
 
 /// Settings that count less than the administrator's: a person at a terminal may use emulation, and is warned; and gets the
 /// built-in monitor where it works.
@@ -59,6 +59,14 @@ pub(crate) fn delete(folder: &Path, record: &Record) -> Result<()> {
     let mut command = command(&record.overrides)?;
     command.args(["-namespace", NAMESPACE, "-id", &record.id, "delete"]).current_dir(folder);
     output(command).map(drop)
+}
+
+/// The shim's version.
+pub(crate) fn version() -> Result<String> {
+    let mut command = Command::new(program());
+    command.arg("-v").stdin(Stdio::null());
+    let text = String::from_utf8(output(command)?).context("the shim's version")?;
+    Ok(text.trim().rsplit(' ').next().unwrap_or_default().to_owned())
 }
 
 /// What this host offers.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use containerd_shim_protos::ttrpc::{self, Code};
 use coracle_protocol::management::VOLUMES;
+use coracle_settings::Settings;
 use serde_json::{Value, json};
 
 use crate::pods;
@@ -13,6 +14,18 @@ use crate::pods;
 /// Volumes that a guest has mounted by itself: disks and memory.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    /// Have a disk stand for a volume: kubelet's folder of the volume is then mounted by the guest from the disk itself (Kata's direct volumes).
+    Add {
+        /// The volume's folder on the host, as it will be mounted into a container.
+        path: PathBuf,
+        /// The description: {"volume-type": "block", "device": "/dev/…", "fstype": "ext4", "options": […], "metadata": {…}}.
+        description: String,
+    },
+    /// Take such a description away. A pod that has the volume keeps it.
+    Remove {
+        /// The volume's folder on the host.
+        path: PathBuf,
+    },
     /// Say how full a volume is, as its guest sees it.
     Stats {
         /// The volume's folder on the host, as it is mounted into a container.
@@ -47,6 +60,12 @@ pub(crate) async fn run(command: Command) -> Result<()> {
                 println!("{unit:<8}{:>16}{:>16}{:>16}", usage["total"], usage["used"], usage["available"]);
             }
         }
+        Command::Add { path, description } => add(&path, &description)?,
+        Command::Remove { path } => {
+            let folder = described(&path)?;
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("there is no description of {} (at {})", path.display(), folder.display()))?;
+        }
         Command::Resize { path, size } => {
             let bytes = crate::spec::parse_bytes(&size)?;
             ask("Resize", &path, &json!({ "path": path, "bytes": bytes })).await?;
@@ -54,6 +73,37 @@ pub(crate) async fn run(command: Command) -> Result<()> {
     }
     Ok(())
 }
+
+/// Where a volume is described (Kata Containers: docs/design/direct-blk-device-assignment.md).
+fn described(path: &Path) -> Result<PathBuf> {
+    use base64::Engine;
+    if !path.is_absolute() {
+        bail!("{} is not absolute: name the volume as it is mounted into the container", path.display());
+    }
+    // As it is mounted: without a slash at its end, which a shell writes.
+    let path: PathBuf = path.components().collect();
+    let name = base64::engine::general_purpose::URL_SAFE.encode(path.to_str().context("the path is not UTF-8")?);
+    Ok(Settings::load()?.storage_direct_volumes.join(name))
+}
+
+fn add(path: &Path, description: &str) -> Result<()> {
+    let parsed: Value = serde_json::from_str(description).context("the description is no JSON")?;
+    if parsed["volume-type"] != "block" {
+        bail!("the description's \"volume-type\" is not \"block\", which is the one there is");
+    }
+    if !parsed["device"].as_str().is_some_and(|device| Path::new(device).is_absolute()) {
+        bail!("the description's \"device\" is no absolute path");
+    }
+    let folder = described(path)?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    // Whole or not there: a pod may be looking.
+    let (file, beside) = (folder.join(INFO_FILE), folder.join("new"));
+    let written = std::fs::write(&beside, description).and_then(|()| std::fs::rename(&beside, &file));
+    written.with_context(|| format!("write {}", file.display()))
+}
+
+/// The name of a description.
+const INFO_FILE: &str = "mountInfo.json";
 
 /// Asks the shims of all pods, one after another, until one knows the volume.
 async fn ask(method: &str, path: &Path, wanted: &Value) -> Result<Value> {

@@ -129,6 +129,24 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest, Error> {
     Ok(manifest)
 }
 
+/// Reads the image in `folder` and compares it with its manifest.
+///
+/// # Errors
+/// As [`read_manifest`], and [`Error::Manifest`] where a file is another than the manifest says.
+pub fn verify(folder: &Path) -> Result<Manifest, Error> {
+    let manifest = read_manifest(folder)?;
+    for (name, expected) in [(KERNEL, &manifest.kernel_sha256), (INITRD, &manifest.initrd_sha256)] {
+        let path = folder.join(name);
+        let bytes = std::fs::read(&path).map_err(Error::file(&path))?;
+        let found = hex::encode(Sha256::digest(&bytes));
+        if found != *expected {
+            let problem = format!("{name} has the SHA-256 {found}, not {expected}: run `coracle image build`");
+            return Err(Error::Manifest { path: folder.join(MANIFEST), problem });
+        }
+    }
+    Ok(manifest)
+}
+
 /// Writes a file beside its place and moves it there, so that a machine which starts meanwhile sees the old or the new.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let beside = path.with_extension("new");

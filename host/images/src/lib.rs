@@ -12,6 +12,7 @@
 //! once it is whole.
 
 mod archive;
+mod catalog;
 mod disk;
 mod docker;
 mod erofs;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use catalog::Entry;
 pub use registry::RegistryOptions;
 pub use source::Source;
 pub use store::Store;

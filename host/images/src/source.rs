@@ -16,6 +16,19 @@ pub enum Source {
     Registry(String),
 }
 
+impl std::fmt::Display for Source {
+    /// As it is parsed.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::OciLayout(path, None) => write!(formatter, "oci:{}", path.display()),
+            Self::OciLayout(path, Some(tag)) => write!(formatter, "oci:{}:{tag}", path.display()),
+            Self::OciArchive(path) => write!(formatter, "oci-archive:{}", path.display()),
+            Self::DockerArchive(path) => write!(formatter, "docker-archive:{}", path.display()),
+            Self::Registry(name) => formatter.write_str(name),
+        }
+    }
+}
+
 impl FromStr for Source {
     type Err = Error;
 
@@ -54,7 +67,11 @@ mod tests {
 
     #[test]
     fn each_form_is_told_from_the_others() {
-        let parse = |name: &str| name.parse::<Source>().unwrap();
+        let parse = |name: &str| {
+            let source = name.parse::<Source>().unwrap();
+            assert_eq!(source.to_string(), name);
+            source
+        };
         assert_eq!(parse("oci:/a/b"), Source::OciLayout("/a/b".into(), None));
         assert_eq!(parse("oci:/a/b:v1"), Source::OciLayout("/a/b".into(), Some("v1".into())));
         assert_eq!(parse("oci-archive:x.tar"), Source::OciArchive("x.tar".into()));

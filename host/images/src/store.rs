@@ -9,7 +9,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::layout::{Parts, hex_of};
 use crate::{
-    Error, Form, Image, RegistryOptions, Result, Root, Source, archive, disk, docker, layout, registry, unpack,
+    Entry, Error, Form, Image, RegistryOptions, Result, Root, Source, archive, catalog, disk, docker, layout, registry,
+    unpack,
 };
 
 /// How names of folders begin in which an image is being made.
@@ -88,7 +89,15 @@ impl Store {
                 progress,
             )?),
         };
-        Ok(Image { digest: parts.digest, root, config: parts.config })
+        let image = Image { digest: parts.digest, root, config: parts.config };
+        catalog::note(&self.folder, &source.to_string(), platform, &image)?;
+        Ok(image)
+    }
+
+    /// The images that were asked for, and are there.
+    #[must_use]
+    pub fn all(&self) -> Vec<Entry> {
+        catalog::all(&self.folder)
     }
 
     /// Removes what others have left half done: nobody holds it any more.

@@ -133,7 +133,7 @@ fn a_network_that_can_not_be_made_says_why_and_leaves_nothing() {
         assert_eq!(host.coracle_outcome(&["ps", "--all", "--quiet"]).stdout, "", "{options:?}");
     }
     let checked = host.coracle_outcome(&["check"]);
-    assert!(checked.code == 1 && checked.stdout.contains("missing  network: the network plugin bridge"), "{checked:?}");
+    assert!(checked.code == 1 && checked.stdout.contains("failing  network: the network plugin bridge"), "{checked:?}");
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(&host.root().display().to_string()), "{mounts}");
     host.audit();
