@@ -69,6 +69,9 @@ pub struct Description {
     pub monitor: String,
     /// How the machine's instructions are run: `kvm`, `emulation`; empty before there is one.
     pub accelerator: String,
+    /// Where the guest can be reached: `hvsock://PATH` of a socket that takes `CONNECT PORT`, `vsock://CID`; empty before there is one.
+    #[serde(default)]
+    pub agent: String,
     /// The containers that are made.
     pub containers: Vec<String>,
     /// The pod's name, namespace and identity in Kubernetes; empty where it is none of its pods.

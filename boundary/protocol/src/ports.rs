@@ -7,6 +7,12 @@ pub const AGENT: u32 = 1024;
 /// ExecProcess by the port that it came from. What flows there needs no calls.
 pub const STREAMS: u32 = 1027;
 
+/// A shell in the guest, where its kernel's command line has [`DEBUG_CONSOLE`] and its image a shell: a terminal, bytes both ways.
+pub const DEBUG: u32 = 1026;
+
+/// The word of the kernel's command line by which the agent serves [`DEBUG`].
+pub const DEBUG_CONSOLE: &str = "agent.debug_console";
+
 /// Connections to the guest's loopback (see [`crate::forward`]), in the guest. Ours, beside Kata's.
 pub const FORWARD: u32 = 1040;
 

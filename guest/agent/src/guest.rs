@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::from_host::{FromHost, end_all, is_lost};
-use crate::{Config, Connection, Error, Result};
+use crate::{Config, Connection, Error, Result, debug_console};
 
 /// How many descriptors the agent may have: each process takes some for its streams. Containers' processes get their own limit.
 const DESCRIPTORS_MAX: u64 = 524_288;
@@ -104,6 +104,11 @@ async fn serve() -> Result<()> {
         .map_err(Error::system("listen for forwarded ports"))?;
     let _server = crate::serve(Config::guest(), Listener::new(from_host), Box::pin(streams)).await?;
     tokio::spawn(crate::forward::serve(forwarded));
+    if debug_console::is_enabled() {
+        let console = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::DEBUG))
+            .map_err(Error::system("listen for the debug console"))?;
+        tokio::spawn(debug_console::serve(console));
+    }
     let _ = READY_TSC.set(tsc());
     let own = vsock::get_local_cid().map_err(Error::system("learn the guest's vsock address"))?;
     loop {

@@ -8,6 +8,7 @@
 mod connections;
 mod copy_file;
 mod create;
+mod debug_console;
 mod details;
 mod devices;
 mod diagnostics;

@@ -66,7 +66,7 @@ pub(crate) fn run(mut command: Command, input: &[u8], patience: Duration) -> std
     Ok(Outcome { status, stdout: read(&mut stdout)?, stderr: read(&mut stderr)? })
 }
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 fn ends_within(pid: Option<Pid>, patience: Duration) -> std::io::Result<bool> {
     let pid = pid.ok_or_else(|| std::io::Error::other("no pid"))?;

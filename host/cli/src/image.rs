@@ -40,6 +40,9 @@ pub(crate) struct Build {
     /// The agent's program; it is looked for beside this one.
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
+    /// A static busybox for `coracle debug`, such as /bin/busybox of the package busybox-static. Without one the image has no shell.
+    #[arg(long, value_name = "FILE")]
+    shell: Option<PathBuf>,
     /// Where the image goes: /var/lib/coracle/guest for root, ~/.local/share/coracle/guest for others.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -56,7 +59,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
 impl Build {
     /// The usual image, with this agent.
     pub(crate) fn of_agent(agent: PathBuf) -> Self {
-        Self { kernel: KERNEL.into(), agent: Some(agent), output: None }
+        Self { kernel: KERNEL.into(), agent: Some(agent), shell: None, output: None }
     }
 }
 
@@ -72,7 +75,7 @@ pub(crate) fn build(args: Build) -> Result<()> {
     eprintln!("coracle: reading {}", file.display());
     let package = Package::open(&file)?;
     let output = args.output.map_or_else(place::guest, Ok)?;
-    let manifest = coracle_guest_image::build(&package, &agent, &output)?;
+    let manifest = coracle_guest_image::build(&package, &agent, args.shell.as_deref(), &output)?;
     println!("{}: kernel {}, agent {}", output.display(), manifest.kernel_release, manifest.version);
     Ok(())
 }

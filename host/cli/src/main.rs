@@ -7,6 +7,7 @@ mod attach;
 mod bundle;
 mod check;
 mod container;
+mod debug;
 mod exec;
 mod follow;
 mod image;
@@ -83,6 +84,8 @@ enum Command {
     SupportBundle(bundle::Args),
     /// List pods that run.
     Pods(list_pods::Args),
+    /// Open a shell in a pod's guest, or run one command there.
+    Debug(debug::Args),
     /// Show what containers use.
     Stats(stats::Args),
     /// The packet filter of a pod's guest.
@@ -131,7 +134,10 @@ const OWN_FAILURE: u8 = 125;
 
 /// Has a command that only prints end quietly where nobody reads on (`coracle settings default | head`), as other programs do.
 fn end_with_who_reads(command: &Command) {
-    if matches!(command, Command::Run(_) | Command::Exec(_) | Command::Supervise(_) | Command::Monitor(_)) {
+    if matches!(
+        command,
+        Command::Run(_) | Command::Exec(_) | Command::Supervise(_) | Command::Monitor(_) | Command::Debug(_)
+    ) {
         return;
     }
     // SAFETY: the default action of a signal is set, before there is another thread.
@@ -169,6 +175,7 @@ fn main() -> ExitCode {
             Command::Migrate(command) => return migrate::run(command).map(|()| 0),
             Command::Volume(command) => return volume::run(command).await.map(|()| 0),
             Command::Pods(args) => return list_pods::run(args).await.map(|()| 0),
+            Command::Debug(args) => return debug::run(args).await,
             Command::Stats(args) => return stats::run(args).await.map(|()| 0),
             Command::Iptables(command) => return iptables::run(command).await.map(|()| 0),
             Command::Levels(args) => return levels::run(args).await.map(|()| 0),

@@ -13,8 +13,8 @@ const DIRECTORY: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
 
-/// The archive with `agent` as `/init` and the modules in their order.
-pub(crate) fn pack(agent: &[u8], modules: &[Module]) -> Result<Vec<u8>, Error> {
+/// The archive with `agent` as `/init` and the modules in their order; and with busybox, or a program like it, for the debug console.
+pub(crate) fn pack(agent: &[u8], modules: &[Module], shell: Option<&[u8]>) -> Result<Vec<u8>, Error> {
     let line = |module: &Module| match &module.need {
         Need::Always => format!("{}\n", module.file),
         Need::Device(device) => format!("{} {device}\n", module.file),
@@ -26,6 +26,10 @@ pub(crate) fn pack(agent: &[u8], modules: &[Module]) -> Result<Vec<u8>, Error> {
         entries.push((folder.to_owned(), DIRECTORY, &[]));
     }
     entries.push(("init".to_owned(), PROGRAM, agent));
+    if let Some(shell) = shell {
+        entries.push(("bin".to_owned(), DIRECTORY, &[]));
+        entries.push(("bin/busybox".to_owned(), PROGRAM, shell));
+    }
     entries.push(("modules/order".to_owned(), FILE, order.as_bytes()));
     for module in modules {
         entries.push((format!("modules/{}", module.file), FILE, &module.content));
@@ -61,8 +65,8 @@ mod tests {
             module("b.ko", Need::Device(device.clone())),
             module("c.ko", Need::FromStart(device)),
         ];
-        let first = pack(b"agent", &modules).unwrap();
-        assert_eq!(first, pack(b"agent", &modules).unwrap());
+        let first = pack(b"agent", &modules, None).unwrap();
+        assert_eq!(first, pack(b"agent", &modules, None).unwrap());
         assert!(first.starts_with(b"070701"));
         let mut reader = newc::Reader::new(first.as_slice()).unwrap();
         let mut names = Vec::new();

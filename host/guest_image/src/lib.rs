@@ -88,16 +88,17 @@ pub const INITRD: &str = "initrd.img";
 /// See [`KERNEL`].
 pub const MANIFEST: &str = "manifest.json";
 
-/// Makes an image in `folder`, which is made where it is missing; what is there is replaced, file by file.
+/// Makes an image in `folder` with a shell for the debug console where one is given, a static program as busybox is. The folder is made where it is missing; what is there is replaced, file by file.
 ///
 /// # Errors
 /// [`Error`].
-pub fn build(package: &Package, agent: &Path, folder: &Path) -> Result<Manifest, Error> {
+pub fn build(package: &Package, agent: &Path, shell: Option<&Path>, folder: &Path) -> Result<Manifest, Error> {
     let recipe = Recipe::ours();
     let kernel = kernel::extract(package.vmlinuz())?;
     let modules = modules::choose(package, &recipe)?;
     let agent = std::fs::read(agent).map_err(Error::file(agent))?;
-    let initrd = initrd::pack(&agent, &modules)?;
+    let shell = shell.map(|shell| std::fs::read(shell).map_err(Error::file(shell))).transpose()?;
+    let initrd = initrd::pack(&agent, &modules, shell.as_deref())?;
     std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
     let manifest = Manifest {
         format: FORMAT,

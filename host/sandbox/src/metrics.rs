@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coracle_machine::Stats;
+use coracle_machine::{AgentAddress, Stats};
 use coracle_protocol::agent::GetMetricsRequest;
 use coracle_protocol::metrics::{Bounds, Read, read};
 
@@ -51,6 +51,19 @@ impl Sandbox {
             log::debug!("the guest has said no figures: {error}");
         }
         Ok(Figures { machine: machine.ok().and_then(std::result::Result::ok), guest: guest.ok() })
+    }
+
+    /// Where the guest can be reached, by Kata's words: `hvsock://PATH`, `vsock://CID`.
+    ///
+    /// # Errors
+    /// As [`Self::figures`].
+    pub async fn agent_url(&self) -> Result<String> {
+        let pod = self.ask(|state| state.up()).await??;
+        Ok(match pod.machine.agent_address() {
+            AgentAddress::Hybrid(path) => format!("hvsock://{}", path.display()),
+            AgentAddress::Vsock { cid } => format!("vsock://{cid}"),
+            AgentAddress::Sockets(_) => String::new(),
+        })
     }
 
     /// How the machine is run: `kvm`, `emulation`.

@@ -236,6 +236,8 @@ settings! {
         "How a shim writes its log. \"text\": lines of key=value, to the pipe that containerd gives it, or to the file `log` of a container of `coracle run`. \"json\": there, too, an object a line. \"journal\": to systemd's journal.";
     tracing_endpoint: Collector = "tracing.endpoint", Collector(None),
         "Where a collector takes traces by OTLP over HTTP, such as \"http://127.0.0.1:4318\", on this host or near: it is not encrypted. Empty is nowhere, and nothing is traced. A collector that is away or slow loses spans, and holds up no pod.";
+    debug_console: bool = "debug.console", false,
+        "Whether `coracle debug` can open a shell in guests, where their image has one (`coracle image build --shell`). It is root's there, and sees all containers of the pod. It is said in the kernel's command line, which is measured where a guest is.";
     run_folder: PathBuf = "run.folder", "/run/coracle".into(),
         "The folder for what lives as long as a pod. Its path must be short: sockets are below it.";
 }

@@ -166,7 +166,8 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
 fn command_line(settings: &Settings) -> String {
     let line = coracle_guest_image::command_line();
     // Every transfer goes through memory that is lent for it, of 32 MiB (Linux: admin-guide/kernel-parameters.txt, `swiotlb`).
-    if settings.machine_sealed { line + " swiotlb=16384,force" } else { line }
+    let line = if settings.machine_sealed { line + " swiotlb=16384,force" } else { line };
+    if settings.debug_console { format!("{line} {}", coracle_protocol::ports::DEBUG_CONSOLE) } else { line }
 }
 
 /// How links of pods are taken over.

@@ -157,10 +157,12 @@ impl Shim {
     pub(crate) async fn describe_pod(&self) -> Description {
         let (monitor, kubernetes) = self.about.get().cloned().unwrap_or_default();
         let sandbox = self.sandbox().ok();
-        let (accelerator, containers) = match &sandbox {
-            Some(sandbox) => {
-                (sandbox.accelerator().await.unwrap_or_default(), sandbox.containers().await.unwrap_or_default())
-            }
+        let (accelerator, agent, containers) = match &sandbox {
+            Some(sandbox) => (
+                sandbox.accelerator().await.unwrap_or_default(),
+                sandbox.agent_url().await.unwrap_or_default(),
+                sandbox.containers().await.unwrap_or_default(),
+            ),
             None => Default::default(),
         };
         Description {
@@ -171,6 +173,7 @@ impl Shim {
             started: self.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
             monitor: monitor.into(),
             accelerator: accelerator.into(),
+            agent,
             containers,
             kubernetes,
         }

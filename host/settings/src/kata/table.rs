@@ -15,7 +15,8 @@ const IMAGE: &str = "the guest image is Coracle's own: `coracle image build`";
 const FIXED: &str = "nothing to choose: Coracle's drivers choose it";
 const LATER: &str = "not there yet";
 const SIZES: &str = "a machine grows and shrinks with its containers";
-const DEBUG: &str = "logs are levels of the shim's own";
+const DEBUG: &str = "how much is logged is `log.levels`, and `coracle levels` in a running pod";
+const TRACES: &str = "traces go where `tracing.endpoint` says";
 const CONFIDENTIAL: &str = "a confidential guest";
 const VERITY: &str = "a guest image that is verified by its hashes";
 const TEMPLATE: &str = "machines that start warm are not there yet";
@@ -227,8 +228,8 @@ pub(super) const ROWS: &[Row] = &[
     (AGENT, "policy", Protects("a policy for the agent")),
     (AGENT, "enable_debug", Nothing(DEBUG)),
     (AGENT, "log_level", Nothing(DEBUG)),
-    (AGENT, "enable_tracing", Nothing(LATER)),
-    (AGENT, "debug_console_enabled", Nothing(LATER)),
+    (AGENT, "enable_tracing", Nothing(TRACES)),
+    (AGENT, "debug_console_enabled", Setting(&["debug.console"], Same)),
     (AGENT, "kernel_modules", Refused("kernel modules of the pod's own")),
     (AGENT, "container_pipe_size", Nothing("output flows by connections of its own")),
     (AGENT, "create_container_timeout", Setting(&["agent.timeout_seconds"], Same)),
@@ -285,10 +286,10 @@ pub(super) const ROWS: &[Row] = &[
         "enable_vcpus_pinning",
         Nothing("processors are pinned where containers have as many of the host's as the machine has (`cpuset`)"),
     ),
-    (RUNTIME, "enable_tracing", Nothing(LATER)),
-    (RUNTIME, "jaeger_endpoint", Nothing(LATER)),
-    (RUNTIME, "jaeger_user", Nothing(LATER)),
-    (RUNTIME, "jaeger_password", Nothing(LATER)),
+    (RUNTIME, "enable_tracing", Nothing(TRACES)),
+    (RUNTIME, "jaeger_endpoint", Nothing(TRACES)),
+    (RUNTIME, "jaeger_user", Nothing(TRACES)),
+    (RUNTIME, "jaeger_password", Nothing(TRACES)),
     (RUNTIME, "enable_pprof", Nothing("there is no such profiler in a program of Rust")),
     (RUNTIME, "disable_new_netns", Nothing("`network.model = \"none\"` leaves a namespace alone")),
     (RUNTIME, "sandbox_cgroup_only", Always("all processes of a pod are in the pod's control group")),
