@@ -11,6 +11,8 @@ mod image;
 mod lab;
 mod layers;
 mod lint;
+#[cfg(test)]
+mod parity;
 mod pods;
 mod setup;
 mod sleeps;

@@ -34,7 +34,8 @@ const RUN: [Need; 6] = [
 const CONTAINERD: [Need; 2] =
     [need(&["/usr/bin/containerd"], "containerd"), need(&["/usr/sbin/runc", "/usr/bin/runc"], "runc")];
 
-const TEST: [Need; 7] = [
+const TEST: [Need; 8] = [
+    need(&["/usr/bin/valgrind"], "valgrind"),
     need(&["/usr/sbin/iptables", "/sbin/iptables"], "iptables"),
     need(&["/usr/bin/docker-registry"], "docker-registry"),
     need(&["/usr/lib/cni/bridge"], "containernetworking-plugins"),

@@ -45,7 +45,9 @@ mod volume;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use coracle_settings::deprecation;
 
 /// Containers, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -147,8 +149,25 @@ fn end_with_who_reads(command: &Command) {
     }
 }
 
+/// Says once what of the command line is deprecated.
+fn warn_of_deprecated(matches: &clap::ArgMatches) {
+    let (mut name, mut at) = ("coracle".to_owned(), matches);
+    loop {
+        let options = at.ids().filter(|id| at.value_source(id.as_str()) == Some(ValueSource::CommandLine));
+        let options = options.map(|id| format!("{name} --{}", id.as_str().replace('_', "-")));
+        for used in options.chain([name.clone()]).filter_map(|used| deprecation::of(deprecation::Kind::Command, &used))
+        {
+            eprintln!("coracle: warning: {used}");
+        }
+        let Some((below, inner)) = at.subcommand() else { return };
+        (name, at) = (format!("{name} {below}"), inner);
+    }
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    warn_of_deprecated(&matches);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     end_with_who_reads(&cli.command);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -244,6 +263,41 @@ mod tests {
         }
         let found = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(found == page, "docs/reference/commands.md is not what the commands say: run `cargo xtask docs`");
+    }
+
+    /// Names of commands and of their options.
+    fn names(command: &clap::Command, name: &str, all: &mut Vec<String>) {
+        all.push(name.to_owned());
+        for option in command.get_arguments().filter_map(|argument| argument.get_long()) {
+            if !matches!(option, "help" | "version" | "root") {
+                all.push(format!("{name} --{option}"));
+            }
+        }
+        for below in command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help") {
+            names(below, &format!("{name} {}", below.get_name()), all);
+        }
+    }
+
+    /// As the settings' inventory: see `no_setting_goes_unannounced`.
+    #[test]
+    fn no_command_goes_unannounced() {
+        let mut command = Cli::command();
+        command.build();
+        let mut there = Vec::new();
+        names(&command, "coracle", &mut there);
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/inventory/commands.txt");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let mut known: Vec<&str> = text.lines().collect();
+        if std::env::var_os("CORACLE_DOCS").is_some_and(|wish| wish == "write") {
+            known.extend(there.iter().map(String::as_str));
+            known.sort_unstable();
+            known.dedup();
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, known.join("\n") + "\n").unwrap();
+        }
+        let unannounced = deprecation::unannounced(deprecation::Kind::Command, &known, &there, deprecation::GONE);
+        assert_eq!(unannounced, [""; 0], "deprecate it first: docs/guide/deprecation.md");
+        assert!(there.iter().all(|name| known.contains(&name.as_str())), "run `cargo xtask docs`");
     }
 
     #[test]

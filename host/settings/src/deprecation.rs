@@ -76,6 +76,9 @@ pub struct Deprecation {
 /// All that is deprecated now.
 pub const ALL: &[Deprecation] = &[];
 
+/// What was deprecated and has gone: an entry comes here from [`ALL`] with the change that takes out what it names.
+pub const GONE: &[Deprecation] = &[];
+
 /// The months and minor releases for which something stays at least.
 const MONTHS: u32 = 6;
 const RELEASES: u32 = 2;
@@ -141,6 +144,13 @@ pub fn faults(all: &[Deprecation], release: Release, today: Day, is_there: impl 
     faults
 }
 
+/// What of `known`, names that there once were, is not among `there` and was never announced: nobody could prepare for it.
+#[must_use]
+pub fn unannounced<'a>(kind: Kind, known: &[&'a str], there: &[String], gone: &[Deprecation]) -> Vec<&'a str> {
+    let is_gone = |name: &str| gone.iter().any(|entry| entry.kind == kind && entry.name == name);
+    known.iter().copied().filter(|name| !there.iter().any(|found| found == name) && !is_gone(name)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +213,13 @@ mod tests {
         }
         let gone = of(Deprecation { name: "machine.gone", ..ENTRY }, (1, 2), day(2026, 11, 27));
         assert!(gone[0].contains("not there"), "{gone:?}");
+    }
+
+    #[test]
+    fn what_goes_was_announced() {
+        let there = ["a".to_owned()];
+        assert_eq!(unannounced(Kind::Setting, &["a", "machine.old", "b"], &there, &[ENTRY]), ["b"]);
+        assert_eq!(unannounced(Kind::Command, &["machine.old"], &there, &[ENTRY]), ["machine.old"]);
     }
 
     #[test]

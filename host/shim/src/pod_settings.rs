@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use coracle_sandbox::Error;
-use coracle_settings::deprecation::Deprecation;
+use coracle_settings::deprecation::{self, Deprecation, Kind};
 use coracle_settings::{self as settings, Loaded, Settings};
 
 /// How this program's name begins where it stands for a runtime of Kata's (`io.containerd.kata.v2`, `io.containerd.kata-qemu.v2`).
@@ -23,8 +23,17 @@ pub(crate) fn of(
     for used in &loaded.deprecated {
         log::warn!("{used}");
     }
+    let mut deprecated: Vec<_> = loaded.deprecated.iter().map(|used| used.entry).collect();
+    for name in annotations.keys() {
+        let setting = name.strip_prefix(settings::ANNOTATIONS).unwrap_or_default();
+        let entry = deprecation::of(Kind::Annotation, name).or_else(|| deprecation::of(Kind::Setting, setting));
+        if let Some(entry) = entry {
+            log::warn!("the annotation {name}: {entry}");
+            deprecated.push(entry);
+        }
+    }
     let settings = loaded.settings.with_annotations(annotations).map_err(refused)?;
-    Ok((settings, loaded.deprecated.iter().map(|used| used.entry).collect()))
+    Ok((settings, deprecated))
 }
 
 /// By the name that whoever started it has used: a link's, where it is one.

@@ -8,6 +8,7 @@ use containerd_shim_protos::protobuf::CodedInputStream;
 use containerd_shim_protos::ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
 use containerd_shim_protos::ttrpc::{self, Request, Response};
 use coracle_protocol::spans::METADATA;
+use coracle_settings::deprecation::{self, Kind};
 use tracing::Instrument;
 
 use crate::shim::Shim;
@@ -24,6 +25,9 @@ impl MethodHandler for Seen {
         let name = request.method.clone();
         let (container, exec) = names(&name, &request.payload);
         let number = self.shim.counts.request();
+        if let Some(entry) = deprecation::of(Kind::Method, &name) {
+            self.shim.counts.deprecated(entry.kind.name(), entry.name);
+        }
         // A wait, or a question, is no part of what a pod does; nor is it measured by how long it takes.
         let traceparent = context.metadata.get(METADATA).and_then(|all| all.first()).map_or("", String::as_str);
         let traceparent = Some(traceparent).filter(|_| !QUIET.contains(&name.as_str()));

@@ -12,6 +12,7 @@ use containerd_shim_protos::topics::{TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC
 use coracle_process::Cgroup;
 use coracle_protocol::management::{Description, Kubernetes};
 use coracle_sandbox::{Error, Event, ProcessId, Sandbox};
+use coracle_settings::deprecation::{self, Kind};
 use tokio::sync::{Notify, mpsc};
 
 use crate::counts::Counts;
@@ -135,7 +136,12 @@ impl Shim {
         if let Some(sandbox) = &*place {
             return Ok(sandbox.clone());
         }
-        let (settings, deprecated) = pod_settings::of(file, annotations)?;
+        let (settings, mut deprecated) = pod_settings::of(file, annotations)?;
+        let monitor = machine::monitor(&settings)?;
+        if let Some(entry) = deprecation::of(Kind::Driver, monitor) {
+            log::warn!("{entry}");
+            deprecated.push(entry);
+        }
         self.log.follow(&settings, self.debug);
         for entry in deprecated {
             self.counts.deprecated(entry.kind.name(), entry.name);
@@ -143,7 +149,7 @@ impl Shim {
         let name =
             |key: &str| annotations.get(&format!("io.kubernetes.cri.sandbox-{key}")).cloned().unwrap_or_default();
         let kubernetes = Kubernetes { name: name("name"), namespace: name("namespace"), uid: name("uid") };
-        let about = (machine::monitor(&settings)?, kubernetes);
+        let about = (monitor, kubernetes);
         let config = machine::config(&settings, &self.id, &folder::machine(&self.folder))?;
         let (sandbox, events) = Sandbox::new(config, machine::driver(&settings)?);
         tokio::spawn(publish_events(Arc::clone(self), events));
