@@ -29,8 +29,8 @@ Description: containers, each in a small virtual machine of its own
 /// After the installation: the one step that takes the network, which a package's installation should not.
 const POSTINST: &str = "#!/bin/sh
 set -e
-if [ \"$1\" = configure ] && ! [ -e /var/lib/coracle/guest/manifest.json ]; then
-    echo 'coracle: run `coracle image build` once, for the guest kernel, and `coracle check`'
+if [ \"$1\" = configure ] && ! grep -qs '\"version\": \"VERSION\"' /var/lib/coracle/guest/manifest.json; then
+    echo 'coracle: run `coracle image build`, for the guest of this version, and `coracle check`'
 fi
 ";
 
@@ -82,10 +82,11 @@ fn control(folder: &Path, version: &str) -> Result<()> {
     let own = folder.join("DEBIAN");
     std::fs::create_dir_all(&own).with_context(|| format!("make {}", own.display()))?;
     let text = CONTROL.replace("VERSION", version).replace("SIZE", kibibytes);
+    let postinst = POSTINST.replace("VERSION", version);
     for (name, text, mode) in [
         ("control", text.as_str(), 0o644),
         ("conffiles", "/etc/coracle/config.toml\n", 0o644),
-        ("postinst", POSTINST, 0o755),
+        ("postinst", postinst.as_str(), 0o755),
         ("postrm", POSTRM, 0o755),
     ] {
         let file = own.join(name);

@@ -17,6 +17,9 @@ pub const METADATA: &str = "traceparent";
 /// The most spans of one answer.
 pub const SPANS_MAX: usize = 256;
 
+/// The largest answer that is read, in bytes: as many spans as there may be, with texts as long.
+pub const ANSWER_BYTES: usize = 512 << 10;
+
 /// The longest name and error, in bytes.
 pub const TEXT_BYTES: usize = 256;
 
@@ -112,6 +115,9 @@ impl Spans {
     /// Reads the guest's answer: only whole spans of the trace of `of`, with short and printable texts and an end behind their beginning.
     #[must_use]
     pub fn read(bytes: &[u8], of: impl Fn(u128) -> bool) -> Vec<(Context, Span)> {
+        if bytes.len() > ANSWER_BYTES {
+            return Vec::new();
+        }
         let Ok(Self { spans }) = serde_json::from_slice(bytes) else { return Vec::new() };
         let is_text = |text: &str| text.len() <= TEXT_BYTES && !text.chars().any(char::is_control);
         let whole = spans.into_iter().take(SPANS_MAX).filter_map(|span| {
@@ -176,5 +182,6 @@ mod tests {
         let many = serde_json::to_vec(&Spans { spans: vec![good; SPANS_MAX + 1] }).unwrap();
         assert_eq!(Spans::read(&many, |_| true).len(), SPANS_MAX);
         assert!(Spans::read(b"[1]", |_| true).is_empty());
+        assert!(Spans::read(&vec![b' '; ANSWER_BYTES + 1], |_| true).is_empty());
     }
 }

@@ -10,7 +10,7 @@ use coracle_protocol::metrics::{Families, Kind, Process, count_of, process};
 use crate::Result;
 use crate::state::Agent;
 
-/// Fields of `/proc/stat` (proc(5)), in units of 10 ms.
+/// Fields of `/proc/stat` (proc(5)), in units of 10 ms; Kata's are in milliseconds.
 const TIMES: [&str; 10] =
     ["user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice"];
 
@@ -65,7 +65,8 @@ pub(crate) async fn metrics(agent: &Arc<Agent>, _: GetMetricsRequest) -> Result<
 
 /// The agent's own.
 fn own(families: &mut Families, containers: usize) {
-    let own = Process::of(Path::new("/proc/self"));
+    // Kata's agent says nothing of its open files.
+    let own = Process { open_files: None, ..Process::of(Path::new("/proc/self")) };
     process(families, "kata_agent", "the agent", &own);
     for (name, help, value) in [
         ("kata_agent_process_resident_memory_bytes", "Resident memory of the agent.", own.status("VmRSS")),
@@ -132,13 +133,13 @@ fn load(families: &mut Families, text: &str) {
 
 /// Processor times in `/proc/stat`: of all, and of each.
 fn times(families: &mut Families, text: &str) {
-    let family = families.family("kata_guest_cpu_time", Kind::Gauge, "Processor time of the guest, in 10 ms.");
+    let family = families.family("kata_guest_cpu_time", Kind::Gauge, "Processor time of the guest, in milliseconds.");
     for line in text.lines().filter_map(|line| line.strip_prefix("cpu")).take(ROWS_MAX) {
         let Some((number, values)) = line.split_once(' ') else { continue };
         let name = if number.is_empty() { "total" } else { number };
         for (item, value) in TIMES.iter().zip(values.split_whitespace()) {
-            if let Ok(value) = value.parse() {
-                family.sample(&[("cpu", name), ("item", item)], count_of(value));
+            if let Ok(value) = value.parse::<u64>() {
+                family.sample(&[("cpu", name), ("item", item)], count_of(value.saturating_mul(10)));
             }
         }
     }
@@ -157,8 +158,22 @@ fn memory(families: &mut Families, text: &str) {
     }
 }
 
+/// Names that Kata has by no rule.
+const ITEMS: [(&str, &str); 7] = [
+    ("AnonHugePages", "anon_hugepages"),
+    ("ShmemHugePages", "shmem_hugepages"),
+    ("DirectMap4k", "direct_map_4k"),
+    ("DirectMap2M", "direct_map_2M"),
+    ("DirectMap4M", "direct_map_4M"),
+    ("DirectMap1G", "direct_map_1G"),
+    ("Percpu", "per_cpu"),
+];
+
 /// A name of `/proc/meminfo` as Kata has it: `MemTotal` is `mem_total`, `SReclaimable` `s_reclaimable`, `HugePages_Free` `hugepages_free`.
 fn item(name: &str) -> String {
+    if let Some((_, item)) = ITEMS.iter().find(|(known, _)| *known == name) {
+        return (*item).to_owned();
+    }
     let name = name.replace("HugePages_", "hugepages_").replace('(', "_").replace(')', "");
     let mut item = String::new();
     let (mut before, mut letters) = ('_', name.chars().peekable());
@@ -188,9 +203,9 @@ mod tests {
             ("HugePages_Free", "hugepages_free"),
             ("SwapCached", "swap_cached"),
             ("SReclaimable", "s_reclaimable"),
-            ("AnonHugePages", "anon_huge_pages"),
+            ("AnonHugePages", "anon_hugepages"),
             ("NFS_Unstable", "nfs_unstable"),
-            ("DirectMap4k", "direct_map4k"),
+            ("DirectMap4k", "direct_map_4k"),
             ("Committed_AS", "committed_as"),
         ] {
             assert_eq!(item(name), expected);
@@ -202,8 +217,8 @@ mod tests {
         for (name, labels, value) in [
             ("load", "item=\"load5\"", 0.5),
             ("tasks", "item=\"max\"", 77.0),
-            ("cpu_time", "cpu=\"total\",item=\"system\"", 3.0),
-            ("cpu_time", "cpu=\"0\",item=\"idle\"", 8.0),
+            ("cpu_time", "cpu=\"total\",item=\"system\"", 30.0),
+            ("cpu_time", "cpu=\"0\",item=\"idle\"", 80.0),
             ("meminfo", "item=\"mem_free\"", 2048.0),
             ("meminfo", "item=\"hugepages_total\"", 3.0),
         ] {
@@ -221,6 +236,8 @@ mod tests {
             assert!(text.contains(&format!("# TYPE kata_{family} gauge")), "{family}: {text}");
         }
         let bounds = Bounds {
+            families: &[],
+            labels: &[],
             prefixes: &["kata_agent_", "kata_guest_", "coracle_"],
             reserved: &[],
             bytes: 1 << 20,

@@ -46,7 +46,8 @@ impl Ended {
         let Some(Begun { context, parent, name, at }) = span else { return };
         let (begun, ended) = (nanoseconds(at), nanoseconds(SystemTime::now()));
         let error = error.map(|error| error.to_string().replace(char::is_control, " ")).unwrap_or_default();
-        let error = error.get(..TEXT_BYTES).map_or(error.clone(), str::to_owned);
+        let end = (0..=TEXT_BYTES.min(error.len())).rev().find(|end| error.is_char_boundary(*end)).unwrap_or(0);
+        let error = error.get(..end).unwrap_or_default().to_owned();
         // A clock that was set back meanwhile.
         let ended = ended.max(begun);
         let span = Span { context: context.to_string(), parent, name: name.into(), begun, ended, error };

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::container::Root;
 use crate::{pods, ps, version};
 
-/// Write versions, settings, pods, their figures and the ends of their logs into an archive.
+/// Write versions, settings, pods, their figures and the guests' consoles, and the logs of containers of `coracle run`, into an archive.
 ///
 /// It holds no environment, no command line and no output of a container, and no annotation: those may hold secrets. Look at it before you give it away.
 #[derive(Debug, clap::Args)]
@@ -76,7 +76,15 @@ async fn fill(bundle: &mut Bundle, root: &Root) -> Result<()> {
     };
     bundle.add("settings.txt", settings.as_bytes())?;
     let mut containers = Vec::new();
-    for (folder, record) in root.all()? {
+    // Each part may be what is broken: then it says so, and the others are there.
+    let all = match root.all() {
+        Ok(all) => all,
+        Err(error) => {
+            bundle.add("containers.error", format!("{error:#}").as_bytes())?;
+            Vec::new()
+        }
+    };
+    for (folder, record) in all {
         let state = ps::state(&record).await.to_string();
         containers.push(json!({
             "id": record.id, "name": record.name, "image": record.image, "created": record.created, "state": state,
@@ -90,7 +98,13 @@ async fn fill(bundle: &mut Bundle, root: &Root) -> Result<()> {
         }
     }
     bundle.add("containers.json", &serde_json::to_vec_pretty(&containers)?)?;
-    let described = pods::described().await?;
+    let (described, silent) = match pods::looked_at().await {
+        Ok(found) => found,
+        Err(error) => {
+            bundle.add("pods.error", format!("{error:#}").as_bytes())?;
+            (Vec::new(), 0)
+        }
+    };
     let about: Vec<_> = described.iter().map(|(_, about)| about).collect();
     bundle.add("pods.json", &serde_json::to_vec_pretty(&about)?)?;
     for (pod, about) in &described {
@@ -100,7 +114,7 @@ async fn fill(bundle: &mut Bundle, root: &Root) -> Result<()> {
         }
     }
     let (families, failed) = pods::figures(described).await;
-    let text = format!("# {failed} pods have not answered\n{families}");
+    let text = format!("# {} pods have not answered\n{families}", failed + silent);
     bundle.add("metrics.txt", text.as_bytes())
 }
 

@@ -31,6 +31,9 @@ impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 /// How long the guest may take to answer a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long its shell may take to begin.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(60);
+
 /// The most that an answer to `CONNECT` has, in bytes.
 const LINE_BYTES: usize = 64;
 
@@ -100,8 +103,15 @@ async fn once(mut stream: Pin<Box<dyn Stream>>, command: &[String]) -> Result<u8
     let (begin, end) = (format!("{first}{last}\n"), format!("\n{last}{first} "));
     let mut printer = Printer { text: Vec::new(), begin, end, has_begun: false };
     let mut chunk = [0; 8192];
+    let begins_by = tokio::time::Instant::now() + BEGIN_PATIENCE;
     loop {
-        let count = stream.read(&mut chunk).await.context("the guest's shell")?;
+        let read = stream.read(&mut chunk);
+        let count = if printer.has_begun {
+            read.await.context("the guest's shell")?
+        } else {
+            let waited = tokio::time::timeout_at(begins_by, read).await;
+            waited.context("the guest's shell does not begin")?.context("the guest's shell")?
+        };
         printer.text.extend(chunk[..count].iter().filter(|byte| **byte != b'\r'));
         if let Some(code) = printer.print()? {
             return Ok(code);
@@ -128,7 +138,11 @@ impl Printer {
     /// Prints what has come; the command's exit code once that has come, too.
     fn print(&mut self) -> Result<Option<u8>> {
         if !self.has_begun {
-            let Some(at) = position(&self.text, &self.begin) else { return Ok(None) };
+            let Some(at) = position(&self.text, &self.begin) else {
+                // Only what may be its beginning is kept.
+                self.text.drain(..self.text.len().saturating_sub(self.begin.len()));
+                return Ok(None);
+            };
             self.text.drain(..at + self.begin.len());
             self.has_begun = true;
         }

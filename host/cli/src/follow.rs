@@ -40,7 +40,8 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<u8> {
         tokio::select! {
             code = &mut ended => break code?,
             // A process that has ended meanwhile needs no signal.
-            number = signal => { let _ = task.kill("", number).await; }
+            // The size of this terminal is nothing to one without a terminal.
+            number = signal => if number != libc::SIGWINCH.unsigned_abs() { let _ = task.kill("", number).await; },
             () = outputs.tick() => outputs.show()?,
         }
     };

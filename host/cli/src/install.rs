@@ -42,7 +42,7 @@ pub(crate) struct UninstallArgs {
 }
 
 /// A file that was installed, and its digest as it was then.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Installed {
     path: PathBuf,
     sha256: String,
@@ -97,6 +97,21 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Writes a file that an administrator may change: not over one that is another's, or was changed since it was installed.
+    fn put_unless_changed(&mut self, before: &[Installed], path: &str, bytes: &[u8]) -> Result<()> {
+        let own = before.iter().find(|installed| installed.path == Path::new(path));
+        let found = std::fs::read(self.at(path)).ok().map(|found| digest(&found));
+        if found.is_none() || own.is_some_and(|own| found.as_deref() == Some(&own.sha256)) {
+            return self.put(path, bytes, 0o644);
+        }
+        println!("{}: left as it is", self.at(path).display());
+        // Changed since: it is still known as what was installed.
+        self.done.extend(own.cloned());
+        Ok(())
+    }
+}
+
 fn digest(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
@@ -110,21 +125,16 @@ pub(crate) fn install(args: &InstallArgs, command: &clap::Command) -> Result<()>
     let before = listed(&place)?;
     programs(&mut place, &args.prefix)?;
     texts(&mut place, &args.prefix, command)?;
-    // The administrator's own file is not touched.
-    let own = before.iter().find(|installed| installed.path == Path::new(SETTINGS));
-    let found = std::fs::read(place.at(SETTINGS)).ok();
-    if found.is_none() || own.is_some_and(|own| found.as_deref().map(digest).as_deref() == Some(&own.sha256)) {
-        place.put(SETTINGS, coracle_settings::default_file().as_bytes(), 0o644)?;
-    } else if let Some(own) = own {
-        // Changed since: it is still known as what was installed.
-        place.done.push(Installed { path: own.path.clone(), sha256: own.sha256.clone() });
-    }
+    place.put_unless_changed(&before, SETTINGS, coracle_settings::default_file().as_bytes())?;
     if args.containerd {
-        containerd(&mut place)?;
+        containerd(&mut place, &before)?;
+    } else if let Some(own) = before.iter().find(|installed| installed.path == Path::new(DROP_IN)) {
+        // Who installs again, without asking for it again, has not asked to lose it.
+        place.done.push(own.clone());
     }
     let text = serde_json::to_vec_pretty(&place.done)?;
     let (list, gone) = (place.at(LIST), |old: &&Installed| place.done.iter().all(|new| new.path != old.path));
-    for old in before.iter().filter(gone).filter(|old| old.path != Path::new(SETTINGS)) {
+    for old in before.iter().filter(gone) {
         remove(&place.at(&old.path))?;
     }
     std::fs::create_dir_all(place.at(STATE)).with_context(|| format!("make {}", place.at(STATE).display()))?;
@@ -159,22 +169,14 @@ fn texts(place: &mut Place, prefix: &Path, command: &clap::Command) -> Result<()
         clap_complete::generate(shell, &mut command.clone(), "coracle", &mut text);
         place.put(prefix.join(path), &text, 0o644)?;
     }
-    let folder = std::env::temp_dir().join(format!("coracle-man-{}", std::process::id()));
-    let written = pages::man(&folder, command.clone()).and_then(|()| {
-        let mut pages: Vec<_> = std::fs::read_dir(&folder)?.flatten().map(|page| page.path()).collect();
-        pages.sort();
-        for page in pages {
-            let name = page.file_name().context("a page without a name")?;
-            place.put(prefix.join("share/man/man1").join(name), &std::fs::read(&page)?, 0o644)?;
-        }
-        Ok(())
-    });
-    let _ = std::fs::remove_dir_all(&folder);
-    written
+    for (name, page) in pages::rendered(command.clone())? {
+        place.put(prefix.join("share/man/man1").join(name), &page, 0o644)?;
+    }
+    Ok(())
 }
 
 /// containerd's drop-in; or what to write where that would take other settings away.
-fn containerd(place: &mut Place) -> Result<()> {
+fn containerd(place: &mut Place, before: &[Installed]) -> Result<()> {
     let main = std::fs::read_to_string(place.at(CONTAINERD)).unwrap_or_default();
     let is_imported = main.lines().any(|line| line.trim_start().starts_with("imports") && line.contains("conf.d"));
     // containerd 1.6 and 1.7 take a plugin's settings from one file alone: a second one would take the first's away.
@@ -185,7 +187,7 @@ fn containerd(place: &mut Place) -> Result<()> {
         );
         return Ok(());
     }
-    place.put(DROP_IN, RUNTIME.as_bytes(), 0o644)?;
+    place.put_unless_changed(before, DROP_IN, RUNTIME.as_bytes())?;
     if is_imported {
         println!("containerd reads it when it is started again: systemctl restart containerd");
     } else {
@@ -229,9 +231,11 @@ pub(crate) async fn uninstall(args: &UninstallArgs) -> Result<()> {
         if !place::is_root() {
             bail!("only root can uninstall: use sudo");
         }
-        let running = pods::described().await?;
-        if !running.is_empty() {
-            bail!("{} pods run: stop them first (`coracle pods`)", running.len());
+        // Whatever answers there, one of another version too, runs.
+        let running =
+            pods::all()?.iter().filter(|pod| std::os::unix::net::UnixStream::connect(pod.socket()).is_ok()).count();
+        if running > 0 {
+            bail!("{running} pods run: stop them first (`coracle pods`)");
         }
     }
     let files = listed(&place)?;
@@ -242,7 +246,7 @@ pub(crate) async fn uninstall(args: &UninstallArgs) -> Result<()> {
     for Installed { path, sha256 } in &files {
         let file = place.at(path);
         let is_changed = std::fs::read(&file).is_ok_and(|bytes| digest(&bytes) != *sha256);
-        if path == Path::new(SETTINGS) && is_changed && !args.purge {
+        if path.starts_with("/etc") && is_changed && !args.purge {
             kept.push(file);
         } else {
             remove(&file)?;
@@ -302,10 +306,10 @@ mod tests {
         std::fs::create_dir_all(root.path().join("etc/containerd")).unwrap();
         let config = root.path().join("etc/containerd/config.toml");
         std::fs::write(&config, "[plugins.\"io.containerd.grpc.v1.cri\"]\n").unwrap();
-        containerd(&mut place).unwrap();
+        containerd(&mut place, &[]).unwrap();
         assert!(place.done.is_empty());
         std::fs::write(&config, "imports = [\"/etc/containerd/conf.d/*.toml\"]\n").unwrap();
-        containerd(&mut place).unwrap();
+        containerd(&mut place, &[]).unwrap();
         assert_eq!(place.done[0].path, Path::new(DROP_IN));
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use coracle_protocol::management::IPTABLES;
 use serde_json::json;
 
@@ -40,7 +40,10 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         Command::Get { pod, ipv6 } => {
             let (pod, _) = pods::find(&pod).await?;
             let answer = pod.ask(IPTABLES, &json!({ "ipv6": ipv6 })).await?;
-            print!("{}", answer["rules"].as_str().unwrap_or_default());
+            // A guest's words: nothing in them is for a terminal.
+            let rules = answer["rules"].as_str().unwrap_or_default();
+            let clean: String = rules.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
+            print!("{clean}");
         }
         Command::Set { pod, file, ipv6 } => {
             let (pod, _) = pods::find(&pod).await?;
@@ -51,6 +54,9 @@ pub(crate) async fn run(command: Command) -> Result<()> {
                     .with_context(|| format!("read {}", file.display()))?,
                 None => std::io::stdin().take(RULES_BYTES).read_to_string(&mut rules).context("read the rules")?,
             };
+            if rules.len() as u64 >= RULES_BYTES {
+                bail!("the rules are more than {RULES_BYTES} bytes");
+            }
             pod.ask(IPTABLES, &json!({ "ipv6": ipv6, "rules": rules })).await?;
         }
     }

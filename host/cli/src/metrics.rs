@@ -12,12 +12,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<()> {
-    let pods = match &args.pod {
-        Some(name) => vec![pods::find(name).await?],
-        None => pods::described().await?,
+    let (pods, silent) = match &args.pod {
+        Some(name) => (vec![pods::find(name).await?], 0),
+        None => pods::looked_at().await?,
     };
     let (families, failed) = pods::figures(pods).await;
     print!("{families}");
+    let failed = failed + silent;
     if failed > 0 {
         bail!("{failed} pods have not answered");
     }

@@ -13,7 +13,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -33,6 +33,9 @@ pub(crate) struct Args {
 /// How long a connection may be there, whatever its client does.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a client may take to say what it wants.
+const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How many connections there may be.
 const CONNECTIONS: usize = 32;
 
@@ -45,6 +48,7 @@ struct Counts {
     scrapes: AtomicU64,
     failures: AtomicU64,
     microseconds: AtomicU64,
+    turn: tokio::sync::Mutex<()>,
 }
 
 pub(crate) async fn run(args: Args) -> Result<()> {
@@ -70,6 +74,8 @@ pub(crate) async fn run(args: Args) -> Result<()> {
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .keep_alive(false)
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_PATIENCE)
                 .serve_connection(TokioIo::new(stream), serve);
             // One that reads nothing, or says nothing, is given up; nobody waits for it.
             let _ = tokio::time::timeout(CONNECTION_PATIENCE, connection).await;
@@ -121,13 +127,15 @@ async fn answer(request: &Request<Incoming>, counts: &Counts) -> Response<Full<B
 /// The figures of all pods, or of one, and of this program.
 async fn metrics(sandbox: Option<&str>, family: Option<&str>, counts: &Counts) -> Result<String> {
     let begun = Instant::now();
-    let mut pods = pods::described().await?;
-    let running = pods.len();
+    // One at a time: however many ask at once, each pod is asked by one of them.
+    let _turn = counts.turn.lock().await;
+    let (mut pods, silent) = pods::looked_at().await?;
+    let running = pods.len() + silent;
     pods.retain(|(_, about)| sandbox.is_none_or(|id| about.id == id));
     let (mut families, failed) = pods::figures(pods).await;
     let add = |counter: &AtomicU64, more: u64| counter.fetch_add(more, Ordering::Relaxed) + more;
     let scrapes = add(&counts.scrapes, 1);
-    let failures = add(&counts.failures, failed as u64);
+    let failures = add(&counts.failures, (failed + silent) as u64);
     let spent = add(&counts.microseconds, u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
     if sandbox.is_none() {
         own(&mut families, running, [scrapes, failures, spent]);

@@ -24,7 +24,26 @@ pub(crate) fn completion(args: &Completion, mut command: clap::Command) {
     clap_complete::generate(args.shell, &mut command, "coracle", &mut std::io::stdout());
 }
 
+/// The man pages, of each command one, by their names.
+pub(crate) fn rendered(command: clap::Command) -> Result<Vec<(String, Vec<u8>)>> {
+    fn render(command: &clap::Command, all: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command.clone()).render(&mut page).context("a man page")?;
+        all.push((format!("{}.1", command.get_display_name().unwrap_or(command.get_name())), page));
+        command.get_subcommands().filter(|below| !below.is_hide_set()).try_for_each(|below| render(below, all))
+    }
+    let mut command = command.disable_help_subcommand(true);
+    command.build();
+    let mut all = Vec::new();
+    render(&command, &mut all)?;
+    Ok(all)
+}
+
 pub(crate) fn man(folder: &Path, command: clap::Command) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    clap_mangen::generate_to(command, folder).with_context(|| format!("write to {}", folder.display()))
+    for (name, page) in rendered(command)? {
+        let file = folder.join(name);
+        std::fs::write(&file, page).with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
 }

@@ -10,6 +10,7 @@ use coracle_protocol::management::{DESCRIBE, Description, METRICS, POD, SOCKET};
 use coracle_protocol::metrics::{Bounds, Families, read};
 use futures::StreamExt;
 use serde_json::Value;
+use tokio::net::UnixStream;
 
 use crate::place;
 
@@ -20,11 +21,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const WORK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How many pods are asked at once.
-const AT_ONCE: usize = 16;
+pub(crate) const AT_ONCE: usize = 16;
 
 /// To what a shim's figures are held.
-const FIGURES: Bounds<'_> =
-    Bounds { prefixes: &["kata_", "coracle_"], reserved: &["sandbox_id"], bytes: 2 << 20, samples: 20_000 };
+const FIGURES: Bounds<'_> = Bounds {
+    prefixes: &["kata_", "coracle_"],
+    families: &[],
+    labels: &[],
+    reserved: &["sandbox_id"],
+    bytes: 2 << 20,
+    samples: 20_000,
+};
 
 /// A pod's shim.
 #[derive(Debug, Clone)]
@@ -53,9 +60,20 @@ pub(crate) fn all() -> Result<Vec<Pod>> {
 
 /// Those that answer, with what they are.
 pub(crate) async fn described() -> Result<Vec<(Pod, Description)>> {
-    let ask = |pod: Pod| async move { pod.describe().await.ok().map(|about| (pod, about)) };
-    let found: Vec<_> = futures::stream::iter(all()?).map(ask).buffered(AT_ONCE).collect().await;
-    Ok(found.into_iter().flatten().collect())
+    Ok(looked_at().await?.0)
+}
+
+/// Those that answer, with what they are, and how many are there and do not.
+pub(crate) async fn looked_at() -> Result<(Vec<(Pod, Description)>, usize)> {
+    let ask = |pod: Pod| async move {
+        let about = pod.describe().await.ok();
+        // The socket of a shim that has died is not one that is silent.
+        let is_there = about.is_some() || UnixStream::connect(pod.socket()).await.is_ok();
+        (about.map(|about| (pod, about)), is_there)
+    };
+    let asked: Vec<_> = futures::stream::iter(all()?).map(ask).buffered(AT_ONCE).collect().await;
+    let silent = asked.iter().filter(|(about, is_there)| about.is_none() && *is_there).count();
+    Ok((asked.into_iter().filter_map(|(about, _)| about).collect(), silent))
 }
 
 /// The pod of this name, or whose id begins with it, or of Kubernetes' name `NAMESPACE/NAME`.

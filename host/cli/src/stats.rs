@@ -1,7 +1,8 @@
 //! `coracle stats`.
 
 use anyhow::{Context, Result};
-use coracle_protocol::management::{USAGE, Usage};
+use coracle_protocol::management::{Description, USAGE, Usage};
+use futures::StreamExt;
 use serde_json::json;
 
 use crate::{pods, table};
@@ -21,11 +22,20 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         Some(name) => vec![pods::find(name).await?],
         None => pods::described().await?,
     };
+    let ask = |(pod, about): (pods::Pod, Description)| async move {
+        let all = pod.ask(USAGE, &json!({})).await;
+        let all = all.and_then(|all| serde_json::from_value::<Vec<Usage>>(all).context("the shim's answer"));
+        (about.id, all)
+    };
     let mut found: Vec<(String, Usage)> = Vec::new();
-    for (pod, about) in pods {
-        let all = pod.ask(USAGE, &json!({})).await?;
-        let all: Vec<Usage> = serde_json::from_value(all).context("the shim's answer")?;
-        found.extend(all.into_iter().map(|usage| (about.id.clone(), usage)));
+    let mut asked = futures::stream::iter(pods).map(ask).buffered(pods::AT_ONCE);
+    while let Some((id, all)) = asked.next().await {
+        match all {
+            Ok(all) => found.extend(all.into_iter().map(|usage| (id.clone(), usage))),
+            // One that comes or goes just now has nothing to say; of one that was named it is said.
+            Err(error) if args.pod.is_some() => return Err(error),
+            Err(error) => eprintln!("coracle: the pod {id}: {error:#}"),
+        }
     }
     if args.json {
         let all: Vec<_> = found.iter().map(|(pod, usage)| json!({ "pod": pod, "usage": usage })).collect();

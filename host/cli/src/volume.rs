@@ -87,6 +87,7 @@ fn described(path: &Path) -> Result<PathBuf> {
 }
 
 fn add(path: &Path, description: &str) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
     let parsed: Value = serde_json::from_str(description).context("the description is no JSON")?;
     if parsed["volume-type"] != "block" {
         bail!("the description's \"volume-type\" is not \"block\", which is the one there is");
@@ -95,7 +96,9 @@ fn add(path: &Path, description: &str) -> Result<()> {
         bail!("the description's \"device\" is no absolute path");
     }
     let folder = described(path)?;
-    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    // Its options may hold what is nobody else's to read.
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    made.with_context(|| format!("make {}", folder.display()))?;
     // Whole or not there: a pod may be looking.
     let (file, beside) = (folder.join(INFO_FILE), folder.join("new"));
     let written = std::fs::write(&beside, description).and_then(|()| std::fs::rename(&beside, &file));

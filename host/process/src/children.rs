@@ -11,21 +11,42 @@ pub struct Running {
     pub words: Vec<String>,
 }
 
-/// The children, oldest first. Empty where the kernel does not list them (Linux: `CONFIG_PROC_CHILDREN`).
-#[must_use]
-pub fn children() -> Vec<Running> {
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+impl Running {
+    /// The process that does the work: a program that puts itself into a namespace of processes leaves one behind that only waits for it.
+    #[must_use]
+    pub fn at_work(&self) -> Self {
+        let only = |folder: &std::path::Path| {
+            let mut pids = listed(folder);
+            (pids.len() == 1).then(|| pids.remove(0))
+        };
+        match only(&self.folder).and_then(of) {
+            Some(child) if child.words == self.words => child,
+            _ => self.clone(),
+        }
+    }
+}
+
+/// The pids of the children of a process.
+fn listed(process: &std::path::Path) -> Vec<u32> {
+    let threads = std::fs::read_dir(process.join("task")).into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     let mut pids: Vec<u32> =
         lists.flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect();
     pids.sort_unstable();
-    let running = pids.into_iter().filter_map(|pid| {
-        let folder = PathBuf::from(format!("/proc/{pid}"));
-        let line = std::fs::read(folder.join("cmdline")).ok()?;
-        let words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        Some(Running { folder, words })
-    });
-    running.collect()
+    pids
+}
+
+fn of(pid: u32) -> Option<Running> {
+    let folder = PathBuf::from(format!("/proc/{pid}"));
+    let line = std::fs::read(folder.join("cmdline")).ok()?;
+    let words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    Some(Running { folder, words })
+}
+
+/// The children, oldest first. Empty where the kernel does not list them (Linux: `CONFIG_PROC_CHILDREN`).
+#[must_use]
+pub fn children() -> Vec<Running> {
+    listed(std::path::Path::new("/proc/self")).into_iter().filter_map(of).collect()
 }
 
 #[cfg(test)]

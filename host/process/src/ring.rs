@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The last bytes of an output. Clones share them.
 #[derive(Debug, Clone)]
@@ -9,9 +10,39 @@ pub struct Ring {
     capacity: usize,
     /// As whose lines they are logged, too.
     target: Option<&'static str>,
-    // As above: the beginning of a line whose end has not come yet.
-    begun: Arc<Mutex<Vec<u8>>>,
+    // As above: the beginning of a line whose end has not come yet, and how many were logged of late.
+    begun: Arc<Mutex<Begun>>,
 }
+
+/// See [`Ring::logged`].
+#[derive(Debug, Default)]
+struct Begun {
+    line: Vec<u8>,
+    /// The second that is counted, since when, and what was logged and left out in it.
+    second: Option<Instant>,
+    logged: u32,
+    left_out: u64,
+}
+
+impl Begun {
+    /// Whether one more line may be logged now; and how many were left out before, where that is to be told.
+    fn admit(&mut self) -> (bool, u64) {
+        let is_new = self.second.is_none_or(|since| since.elapsed() >= Duration::from_secs(1));
+        let told = if is_new { std::mem::take(&mut self.left_out) } else { 0 };
+        if is_new {
+            (self.second, self.logged) = (Some(Instant::now()), 0);
+        }
+        if self.logged >= LINES_MAX {
+            self.left_out += 1;
+            return (false, told);
+        }
+        self.logged += 1;
+        (true, told)
+    }
+}
+
+/// How many lines are logged within a second: who prints without end must not fill the host's disk.
+const LINES_MAX: u32 = 200;
 
 /// The longest line that is logged as one, in bytes.
 const LINE_BYTES: usize = 1024;
@@ -45,11 +76,18 @@ impl Ring {
         };
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         for part in chunk.split_inclusive(|byte| *byte == b'\n') {
-            begun.extend(&part[..part.len().min(LINE_BYTES)]);
-            if part.ends_with(b"\n") || begun.len() >= LINE_BYTES {
-                let line = clean(&String::from_utf8_lossy(&begun));
-                begun.clear();
-                if !line.trim().is_empty() {
+            begun.line.extend(&part[..part.len().min(LINE_BYTES)]);
+            if part.ends_with(b"\n") || begun.line.len() >= LINE_BYTES {
+                let line = clean(&String::from_utf8_lossy(&begun.line));
+                begun.line.clear();
+                if line.trim().is_empty() {
+                    continue;
+                }
+                let (is_admitted, left_out) = begun.admit();
+                if left_out > 0 {
+                    log::debug!(target: target, "{left_out} lines were left out");
+                }
+                if is_admitted {
                     log::debug!(target: target, "{line}");
                 }
             }
@@ -110,6 +148,8 @@ mod tests {
         assert_eq!(*LINES.0.lock().unwrap(), ["one", "[1mtwo"]);
         ring.push(&[b'x'; 5000]);
         assert_eq!(LINES.0.lock().unwrap().len(), 3, "a line without an end is cut");
+        ring.push("x\n".repeat(5000).as_bytes());
+        assert!(LINES.0.lock().unwrap().len() < 1000, "a flood is left out");
     }
 
     #[test]

@@ -87,13 +87,18 @@ impl From<coracle_network::Error> for Error {
     }
 }
 
+/// How much of what an agent says is kept, in characters.
+const TEXT_LENGTH: usize = 4096;
+
 impl From<ttrpc::Error> for Error {
     fn from(error: ttrpc::Error) -> Self {
         use ttrpc::Code;
         let ttrpc::Error::RpcStatus(status) = error else {
             return Self::Unreachable(error.to_string());
         };
-        let text = status.message().to_owned();
+        // A guest's words, which go to logs and terminals.
+        let plain = status.message().chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c });
+        let text: String = plain.take(TEXT_LENGTH).collect();
         match status.code() {
             Code::NOT_FOUND => Self::NotFound(text.trim_end_matches(" not found").to_owned()),
             Code::ALREADY_EXISTS => Self::Exists(text.trim_end_matches(" exists already").to_owned()),

@@ -48,6 +48,8 @@ pub(crate) struct Pod {
     /// Kernel settings of the namespaces that its containers share. The guest's kernel keeps them, so it does no harm that
     /// every container brings them along.
     pub(crate) sysctls: HashMap<String, String>,
+    /// Series that the guest has said figures of, by their hashes; held for a look.
+    pub(crate) series: std::sync::Mutex<std::collections::HashSet<u64>>,
     /// Open for as long as the agent lives; the agent ends when it is closed.
     pub(crate) _lifeline: Mutex<GuestStream>,
 }

@@ -14,7 +14,7 @@ pub(crate) async fn collect(shim: &Shim) -> Families {
     process(&mut families, "kata_shim", "the shim", &Process::of(Path::new("/proc/self")));
     for running in coracle_process::children() {
         if let Some((prefix, of)) = prefix(&running) {
-            process(&mut families, prefix, of, &Process::of(&running.folder));
+            process(&mut families, prefix, of, &Process::of(&running.at_work().folder));
         }
     }
     let since = shim.started.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

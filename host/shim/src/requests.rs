@@ -17,6 +17,8 @@ use crate::shim::Shim;
 struct Seen {
     method: Box<dyn MethodHandler + Send + Sync>,
     shim: Arc<Shim>,
+    /// Whether it is containerd's, or one of our own for the command line.
+    is_containerds: bool,
 }
 
 #[async_trait]
@@ -28,7 +30,12 @@ impl MethodHandler for Seen {
         if let Some(entry) = deprecation::of(Kind::Method, &name) {
             self.shim.counts.deprecated(entry.kind.name(), entry.name);
         }
-        // A wait, or a question, is no part of what a pod does; nor is it measured by how long it takes.
+        if !self.is_containerds {
+            // Somebody's look at the pod is no part of what it does.
+            let span = tracing::debug_span!("management", method = name, request = number);
+            return self.method.handler(context, request).instrument(span).await;
+        }
+        // A wait, or a question, is no part of a trace.
         let traceparent = context.metadata.get(METADATA).and_then(|all| all.first()).map_or("", String::as_str);
         let traceparent = Some(traceparent).filter(|_| !QUIET.contains(&name.as_str()));
         let span = tracing::debug_span!(
@@ -56,19 +63,7 @@ impl MethodHandler for Seen {
 }
 
 /// Requests that begin no trace.
-const QUIET: [&str; 11] = [
-    "Wait",
-    "WaitSandbox",
-    "State",
-    "Stats",
-    "Pids",
-    "Connect",
-    "Describe",
-    "Metrics",
-    "Levels",
-    "SandboxStatus",
-    "PingSandbox",
-];
+const QUIET: [&str; 8] = ["Wait", "WaitSandbox", "State", "Stats", "Pids", "Connect", "SandboxStatus", "PingSandbox"];
 
 /// Of which container a request is, and of which process: each of containerd's has them in its first two fields, but for those whose second
 /// is something else.
@@ -98,12 +93,15 @@ const NAME_BYTES: usize = 256;
 
 /// These services, whose requests are seen.
 pub(crate) fn seen(services: HashMap<String, Service>, shim: &Arc<Shim>) -> HashMap<String, Service> {
-    let wrap = |method| Box::new(Seen { method, shim: Arc::clone(shim) }) as Box<dyn MethodHandler + Send + Sync>;
-    let of = |service: Service| Service {
-        methods: service.methods.into_iter().map(|(name, method)| (name, wrap(method))).collect(),
-        streams: service.streams,
+    let of = |name: &str, service: Service| {
+        let is_containerds = name.starts_with("containerd.");
+        let wrap = |method| {
+            Box::new(Seen { method, shim: Arc::clone(shim), is_containerds }) as Box<dyn MethodHandler + Send + Sync>
+        };
+        let methods = service.methods.into_iter().map(|(name, method)| (name, wrap(method))).collect();
+        Service { methods, streams: service.streams }
     };
-    services.into_iter().map(|(name, service)| (name, of(service))).collect()
+    services.into_iter().map(|(name, service)| (name.clone(), of(&name, service))).collect()
 }
 
 #[cfg(test)]

@@ -153,6 +153,23 @@ impl Families {
         }
     }
 
+    /// Leaves out figures that are not among those `known`, which takes up to `max` of them; how many were left out. So there are never more series than
+    /// that, however often somebody asks.
+    pub fn keep_known(&mut self, known: &mut std::collections::HashSet<u64>, max: usize) -> usize {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut left_out = 0;
+        for (name, family) in &mut self.0 {
+            family.samples.retain(|sample| {
+                let mut hasher = DefaultHasher::new();
+                (name, sample.suffix, &sample.labels).hash(&mut hasher);
+                let is_known = known.contains(&hasher.finish()) || known.len() < max && known.insert(hasher.finish());
+                left_out += usize::from(!is_known);
+                is_known
+            });
+        }
+        left_out
+    }
+
     /// Keeps families whose names are so.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.0.retain(|name, _| keep(name));
@@ -174,7 +191,9 @@ impl std::fmt::Display for Families {
             write!(formatter, "# HELP {name} {help}\n# TYPE {name} {}\n", kind.name())?;
             for Sample { suffix, labels, value } in samples {
                 let (open, close) = if labels.is_empty() { ("", "") } else { ("{", "}") };
-                writeln!(formatter, "{name}{suffix}{open}{labels}{close} {value}")?;
+                write!(formatter, "{name}{suffix}{open}{labels}{close} ")?;
+                // Whole numbers as they are; what would take hundreds of digits shorter.
+                if value.abs() < 1e18 { writeln!(formatter, "{value}")? } else { writeln!(formatter, "{value:e}")? }
             }
         }
         Ok(())
@@ -199,6 +218,20 @@ mod tests {
                     a_bucket{x=\"y\",le=\"+Inf\"} 3\na_sum{x=\"y\"} 7.25\na_count{x=\"y\"} 3\n\
                     # HELP b Two\\nlines.\n# TYPE b gauge\nb{item=\"a\\\"\\\\\\nb\"} 1.5\nb 2\n";
         assert_eq!(two().to_string(), text);
+    }
+
+    #[test]
+    fn there_are_never_more_series_than_that() {
+        let mut known = std::collections::HashSet::new();
+        let mut of = |label: &str| {
+            let mut families = Families::default();
+            families.family("a", Kind::Gauge, "").sample(&[("x", label)], 1e300);
+            (families.keep_known(&mut known, 2), families.to_string())
+        };
+        assert_eq!(of("1").0, 0);
+        assert_eq!(of("2").0, 0);
+        assert_eq!(of("3"), (1, String::new()));
+        assert_eq!(of("1"), (0, "# HELP a \n# TYPE a gauge\na{x=\"1\"} 1e300\n".to_owned()));
     }
 
     #[test]

@@ -79,7 +79,9 @@ pub fn process(families: &mut Families, prefix: &str, of: &str, process: &Proces
     let family = families.family(&format!("{prefix}_io_stat"), Kind::Gauge, &help);
     for (name, value) in process.io.lines().filter_map(|line| line.split_once(':')) {
         if let Some(value) = number(value) {
-            family.sample(&[("item", &name.replace('_', ""))], count_of(value));
+            // Kata's agent leaves them as they are.
+            let item = if prefix == "kata_agent" { name.to_owned() } else { name.replace('_', "") };
+            family.sample(&[("item", &item)], count_of(value));
         }
     }
 }

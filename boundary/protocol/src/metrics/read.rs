@@ -1,5 +1,7 @@
 //! Reading the text, which may be hostile.
 
+use std::collections::HashSet;
+
 use super::{Families, Family, Kind, Sample};
 
 /// To what a text is held.
@@ -7,6 +9,10 @@ use super::{Families, Family, Kind, Sample};
 pub struct Bounds<'a> {
     /// The beginnings that families' names may have; empty for any.
     pub prefixes: &'a [&'a str],
+    /// The families that there may be, each of its kind and with its explanation, whatever the text says; empty for any.
+    pub families: &'a [(&'a str, Kind, &'a str)],
+    /// The labels that figures may have; empty for any.
+    pub labels: &'a [&'a str],
     /// Labels that whoever reads it adds, and that it therefore must not have.
     pub reserved: &'a [&'a str],
     /// The most bytes that are looked at.
@@ -42,6 +48,8 @@ pub fn read(text: &str, bounds: &Bounds<'_>) -> Read {
     let (text, rest) = text.split_at(end);
     found.refused += usize::from(!rest.is_empty());
     let (mut help, mut name, mut samples) = ("", None::<&str>, 0);
+    // One figure said twice is refused by whoever collects them, and all others with it.
+    let mut seen: HashSet<&str> = HashSet::new();
     for line in text.lines().filter(|line| !line.is_empty()) {
         let is_taken = line.len() <= LINE_BYTES
             && if let Some(comment) = line.strip_prefix("# HELP ") {
@@ -54,7 +62,7 @@ pub fn read(text: &str, bounds: &Bounds<'_>) -> Read {
                 let family = name.and_then(|name| Some((name, found.families.0.get_mut(name)?)));
                 let sample = family.and_then(|(name, family)| Some((sample(line, name, family, bounds)?, family)));
                 match sample {
-                    Some((sample, family)) if samples < bounds.samples => {
+                    Some((sample, family)) if samples < bounds.samples && seen.insert(series(line)) => {
                         samples += 1;
                         family.samples.push(sample);
                         true
@@ -75,10 +83,23 @@ fn begin<'a>(comment: &'a str, help: &str, bounds: &Bounds<'_>, families: &mut F
     if !is_ours || !is_name(name) || families.0.contains_key(name) {
         return None;
     }
+    let known = bounds.families.iter().find(|(known, of, _)| *known == name && *of == kind);
+    if let Some((_, _, help)) = known {
+        families.0.insert(name.to_owned(), Family { kind, help: (*help).to_owned(), samples: Vec::new() });
+        return Some(name);
+    }
+    if !bounds.families.is_empty() {
+        return None;
+    }
     let help = help.strip_prefix(name).and_then(|help| help.strip_prefix(' ')).unwrap_or_default();
     let help = help.chars().filter(|c| !c.is_control() && *c != '\\').take(HELP_LENGTH).collect();
     families.0.insert(name.to_owned(), Family { kind, help, samples: Vec::new() });
     Some(name)
+}
+
+/// What of a figure's line names it: all but its value.
+fn series(line: &str) -> &str {
+    line.rsplit_once(' ').map_or(line, |(series, _)| series)
 }
 
 fn is_name(name: &str) -> bool {
@@ -106,12 +127,20 @@ fn sample(line: &str, name: &str, family: &Family, bounds: &Bounds<'_>) -> Optio
 
 /// Labels up to their brace, and what is behind it.
 fn labels<'a>(text: &'a str, bounds: &Bounds<'_>) -> Option<(&'a str, &'a str)> {
-    let mut at = text;
+    let (mut at, mut names) = (text, Vec::new());
     loop {
         let (name, rest) = at.split_once("=\"")?;
-        if !is_name(name) || bounds.reserved.contains(&name) {
+        // Those that begin with two underscores are Prometheus' own.
+        let may_be = bounds.labels.is_empty() || bounds.labels.contains(&name);
+        if !is_name(name)
+            || name.starts_with("__")
+            || bounds.reserved.contains(&name)
+            || !may_be
+            || names.contains(&name)
+        {
             return None;
         }
+        names.push(name);
         let mut escaped = false;
         let mut end = None;
         for (offset, c) in rest.char_indices() {
@@ -139,8 +168,14 @@ fn labels<'a>(text: &'a str, bounds: &Bounds<'_>) -> Option<(&'a str, &'a str)> 
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds<'_> =
-        Bounds { prefixes: &["kata_guest_", "g_"], reserved: &["sandbox_id"], bytes: 4096, samples: 3 };
+    const BOUNDS: Bounds<'_> = Bounds {
+        prefixes: &["kata_guest_", "g_"],
+        families: &[],
+        labels: &[],
+        reserved: &["sandbox_id"],
+        bytes: 4096,
+        samples: 3,
+    };
 
     #[test]
     fn what_is_written_is_read() {
@@ -167,6 +202,8 @@ mod tests {
             "g_a{item=\"a\\x\"} 1",
             "g_a{item=\"a\u{7}\"} 1",
             "g_a{} 1",
+            "g_a{a=\"1\",a=\"2\"} 1",
+            "g_a{__name__=\"kata_shim_threads\"} 1",
             "g_a{item=\"a\"b=\"c\"} 1",
             "g_a{9=\"a\"} 1",
             "g_a NaN",
@@ -190,10 +227,26 @@ mod tests {
     }
 
     #[test]
+    fn only_known_families_and_labels_are_taken() {
+        let bounds = Bounds { families: &[("g_a", Kind::Gauge, "Ours.")], labels: &["item"], ..BOUNDS };
+        let found = read("# HELP g_a Theirs.\n# TYPE g_a gauge\ng_a{item=\"x\"} 1\ng_a{other=\"x\"} 1\n", &bounds);
+        assert_eq!(
+            (found.families.to_string().as_str(), found.refused),
+            ("# HELP g_a Ours.\n# TYPE g_a gauge\ng_a{item=\"x\"} 1\n", 1)
+        );
+        for wrong in ["# TYPE g_a counter\ng_a 1\n", "# TYPE g_b gauge\ng_b 1\n"] {
+            assert_eq!(read(wrong, &bounds), Read { families: Families::default(), refused: 2 }, "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_flood_is_cut() {
-        let text = format!("# TYPE g_a gauge\n{}", "g_a 1\n".repeat(10));
+        let figures: String = (0..10).map(|number| format!("g_a{{n=\"{number}\"}} 1\n")).collect();
+        let text = format!("# TYPE g_a gauge\n{figures}");
         let found = read(&text, &BOUNDS);
-        assert_eq!((found.families.to_string().matches("g_a 1").count(), found.refused), (3, 7));
+        assert_eq!((found.families.to_string().matches("g_a{").count(), found.refused), (3, 7));
+        // The same one again is none.
+        assert_eq!(read("# TYPE g_a gauge\ng_a 1\ng_a 2\n", &BOUNDS).refused, 1);
         let long = format!("# TYPE g_a gauge\ng_a{{x=\"{}\"}} 1\n", "é".repeat(600));
         assert_eq!(read(&long, &BOUNDS).refused, 1);
         let long = format!("# TYPE g_a gauge\n# HELP g_a {}", "é".repeat(5000));

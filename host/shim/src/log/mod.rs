@@ -157,7 +157,16 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         // Where nobody takes it the line is lost, and the pod goes on.
         match (&out.journal, out.format) {
-            (Some(journal), LogFormat::Journal) => drop(journal.send(&line.journal())),
+            // A journal that is slow loses a line; one that takes none gets no further ones.
+            (Some(journal), LogFormat::Journal) => match journal.send(&line.journal()) {
+                Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
+                    out.format = LogFormat::Text;
+                    if let Some(place) = &mut out.place {
+                        let _ = place.write_all(line.text().as_bytes());
+                    }
+                }
+                _ => {}
+            },
             (_, format) => {
                 let text = if format == LogFormat::Json { line.json() } else { line.text() };
                 if let Some(place) = &mut out.place {

@@ -4,12 +4,12 @@
 //! request (requests.rs) ─▶ create, boot, machine, … (sandbox) ─▶ agent_call ─traceparent▶ agent: its span ─fetched▶ here ─▶ export.rs ─OTLP▶ collector
 //! ```
 //!
-//! Where no collector is set nothing is recorded, and a span costs one look at a place that is empty.
+//! Where no collector is set nothing is recorded: this layer looks at a place that is empty.
 
 mod export;
 mod otlp;
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
@@ -28,10 +28,10 @@ use otlp::{Done, Of};
 /// What is traced, and to where: empty until the settings name a collector. A span's end is told by the subscriber, which is the process's one.
 static EXPORTER: OnceLock<Exporter> = OnceLock::new();
 
-/// Traces that this process has been part of: of others a guest may not tell spans.
-static TRACES: Mutex<BTreeSet<u128>> = Mutex::new(BTreeSet::new());
+/// Traces that this process has been part of, the newest last: of others a guest may not tell spans.
+static TRACES: Mutex<VecDeque<u128>> = Mutex::new(VecDeque::new());
 
-/// How many of them are known.
+/// How many of them are known: the oldest is forgotten.
 const TRACES_MAX: usize = 1024;
 
 /// Begins to export to the collector at this address, whose paths begin so (OTLP 1.5: OTLP/HTTP).
@@ -112,7 +112,8 @@ struct Fields {
 impl Visit for Fields {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
-            "traceparent" => (self.parent, self.is_root) = (Context::parse(value), true),
+            // One that is there, and says that nobody records it, begins nothing.
+            "traceparent" => (self.parent, self.is_root) = (Context::parse(value), value.is_empty()),
             "error" => value.clone_into(&mut self.error),
             name if !value.is_empty() => self.all.push((name, value.to_owned())),
             _ => {}
@@ -142,8 +143,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
         let above = above.or(fields.parent).or_else(|| fields.is_root.then(|| exporter.root()));
         let Some(above) = above else { return };
         let mut traces = TRACES.lock().unwrap_or_else(PoisonError::into_inner);
-        if traces.len() < TRACES_MAX {
-            traces.insert(above.trace);
+        if !traces.contains(&above.trace) {
+            let surplus = (traces.len() + 1).saturating_sub(TRACES_MAX);
+            traces.drain(..surplus);
+            traces.push_back(above.trace);
         }
         drop(traces);
         let begun = Begun { context: above.below(), parent: Some(above.span), at: SystemTime::now(), fields };
