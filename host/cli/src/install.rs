@@ -95,9 +95,7 @@ impl Place {
         self.done.push(Installed { path: path.as_ref().to_owned(), sha256: digest(bytes) });
         Ok(())
     }
-}
 
-impl Place {
     /// Writes a file that an administrator may change: not over one that is another's, or was changed since it was installed.
     fn put_unless_changed(&mut self, before: &[Installed], path: &str, bytes: &[u8]) -> Result<()> {
         let own = before.iter().find(|installed| installed.path == Path::new(path));
@@ -182,6 +180,8 @@ fn containerd(place: &mut Place, before: &[Installed]) -> Result<()> {
     // containerd 1.6 and 1.7 take a plugin's settings from one file alone: a second one would take the first's away.
     let has_cri = main.contains("io.containerd.grpc.v1.cri") || main.contains("io.containerd.cri.v1.runtime");
     if has_cri {
+        // One that is there from before goes on as it is: whoever has put settings into both knows why.
+        place.done.extend(before.iter().find(|installed| installed.path == Path::new(DROP_IN)).cloned());
         println!(
             "{CONTAINERD} has settings of CRI, which a drop-in would replace: add this to it by hand, and restart containerd:\n\n{RUNTIME}"
         );
