@@ -145,7 +145,8 @@ impl Downloads {
     fn fetch(&self, name: &str) -> Result<PathBuf> {
         let name = concrete(name)?;
         let status = Process::new("apt-get")
-            .args(["-q", "download", &name])
+            // As root, apt would drop to a user who may not write here, and complain.
+            .args(["-q", "-o", "APT::Sandbox::User=root", "download", &name])
             .current_dir(&self.0)
             .stdout(std::process::Stdio::null())
             .status()

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use clap::builder::{PossibleValue, TypedValueParser};
 use coracle_settings::{Loaded, Origin, default_file, schema};
 use serde_json::{Map, Value, json};
 
@@ -15,6 +16,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
         /// Only those whose names hold this.
+        #[arg(value_parser = Name, hide_possible_values = true)]
         name: Option<String>,
     },
     /// Check the settings: errors, and what is used that is deprecated.
@@ -26,6 +28,27 @@ pub(crate) enum Command {
     Default,
     /// Print a JSON schema of a settings file, for editors.
     Schema,
+}
+
+/// A setting's name, or a part of one: whole ones are what shells complete.
+#[derive(Debug, Clone)]
+struct Name;
+
+impl TypedValueParser for Name {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> std::result::Result<String, clap::Error> {
+        clap::builder::StringValueParser::new().parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(coracle_settings::reference().into_iter().map(|entry| PossibleValue::new(entry.key))))
+    }
 }
 
 pub(crate) fn run(command: Command) -> Result<()> {

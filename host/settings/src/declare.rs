@@ -4,19 +4,24 @@ use std::path::PathBuf;
 
 use serde_json::Value as Json;
 
+use crate::deprecation::{self, Kind as What};
 use crate::kinds::{
     Accelerator, Collector, EmptyDir, Given, Kind, Layers, Limit, LogFormat, MachineType, Monitor, NetworkModel,
     Numbers, Queues, Rootfs, SharedFs,
 };
 use crate::levels::{Level, Levels};
 
-/// How far a setting can be relied upon.
+/// How far something can be relied upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Support {
     /// It is tested and kept, and goes only by the deprecation process.
     Supported,
+    /// It goes only by the deprecation process, too, and is tested in parts, or not on each change.
+    BestEffort,
     /// It may change or go with any release.
     Experimental,
+    /// It goes, as the register says.
+    Deprecated,
 }
 
 impl Support {
@@ -25,10 +30,34 @@ impl Support {
     pub fn name(self) -> &'static str {
         match self {
             Self::Supported => "supported",
+            Self::BestEffort => "best effort",
             Self::Experimental => "experimental",
+            Self::Deprecated => "deprecated",
         }
     }
+
+    /// That of something that is no setting: what the register names is deprecated, what is not in the list below supported.
+    #[must_use]
+    pub fn of(kind: What, name: &str) -> Self {
+        if deprecation::of(kind, name).is_some() {
+            return Self::Deprecated;
+        }
+        let known = LEVELS.iter().find(|(of, known, ..)| *of == kind && *known == name);
+        known.map_or(Self::Supported, |(_, _, level, _)| *level)
+    }
 }
+
+/// What is less than supported, and why. Annotations have the level of their setting.
+pub(crate) const LEVELS: &[(What, &str, Support, &str)] = &[
+    (What::Driver, "builtin", Support::Experimental, "under containerd; by `coracle run` it is supported"),
+    (What::Command, "coracle debug", Support::BestEffort, "it needs an image with a shell of the user's own"),
+    (What::Command, "coracle iptables get", Support::BestEffort, "our guest image has no such tools"),
+    (What::Command, "coracle iptables set", Support::BestEffort, "our guest image has no such tools"),
+    (What::Command, "coracle install", Support::BestEffort, "packages of distributions are to come"),
+    (What::Command, "coracle uninstall", Support::BestEffort, "as `coracle install`"),
+    (What::Method, "GetIPTables", Support::BestEffort, "our guest image has no such tools"),
+    (What::Method, "SetIPTables", Support::BestEffort, "our guest image has no such tools"),
+];
 
 /// One entry of the reference.
 #[derive(Debug, Clone)]

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
+use crate::declare::LEVELS;
 use crate::deprecation::{self, Kind};
-use crate::{Entry, reference};
+use crate::{Entry, Support, reference};
 
 /// The tables, each with its settings, in the order of their declaration.
 fn tables() -> Vec<(&'static str, Vec<Entry>)> {
@@ -75,6 +76,14 @@ pub fn page() -> String {
                 notes(&entry)
             );
         }
+    }
+    text.push_str(
+        "\n## How far the rest can be relied upon\n\nCommands, drivers and methods are supported, as settings are where nothing else stands beside \
+         them; an annotation is as its setting. But:\n\n| | | level | why |\n|---|---|---|---|\n",
+    );
+    for (kind, name, _, why) in LEVELS {
+        let level = Support::of(*kind, name).name();
+        let _ = writeln!(text, "| {} | `{name}` | {level} | {why} |", kind.name());
     }
     text.push_str("\n## What is deprecated\n\n");
     if deprecation::ALL.is_empty() {

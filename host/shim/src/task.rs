@@ -206,6 +206,7 @@ impl Task for TaskService {
         answer("Start", started.await)?;
         let pid = std::process::id();
         if request.exec_id.is_empty() {
+            self.shim.counts.started(&request.id);
             let message = event::TaskStart { container_id: request.id, pid, ..Default::default() };
             self.publish(topics::TASK_START_EVENT_TOPIC, "TaskStart", &message);
         } else {
