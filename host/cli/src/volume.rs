@@ -89,8 +89,11 @@ fn described(path: &Path) -> Result<PathBuf> {
 fn add(path: &Path, description: &str) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let parsed: Value = serde_json::from_str(description).context("the description is no JSON")?;
-    if parsed["volume-type"] != "block" {
-        bail!("the description's \"volume-type\" is not \"block\", which is the one there is");
+    // Kata's two runtimes have a word each for the same.
+    if parsed["volume-type"] != "block" && parsed["volume-type"] != "directvol" {
+        bail!(
+            "the description's \"volume-type\" is neither \"block\" nor \"directvol\", which mean the same; others are not supported"
+        );
     }
     if !parsed["device"].as_str().is_some_and(|device| Path::new(device).is_absolute()) {
         bail!("the description's \"device\" is no absolute path");

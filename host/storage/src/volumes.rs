@@ -270,8 +270,12 @@ fn mount_info(source: &Path, direct: &Path) -> Result<Option<MountInfo>, Error> 
 
 fn direct_volume(mount: &oci::Mount, info: &MountInfo) -> Result<(Device, Storage), Error> {
     let invalid = |what: String| Error::Invalid(format!("the direct volume {}: {what}", mount.source));
-    if info.volume_type != "block" {
-        return Err(invalid(format!("the type {:?} is not supported: \"block\" is", info.volume_type)));
+    // Kata's Go runtime has the first word, its Rust one the second, for the same.
+    if !matches!(info.volume_type.as_str(), "block" | "directvol") {
+        return Err(invalid(format!(
+            "the type {:?} is not supported: \"block\" and \"directvol\" are",
+            info.volume_type
+        )));
     }
     if !info.device.is_absolute() {
         return Err(invalid(format!("the device {} has no absolute path", info.device.display())));
@@ -504,6 +508,9 @@ mod tests {
             matches!(&volume.disk, Some(Device::Block { path, read_only: true, .. }) if path == Path::new("/dev/sdf"))
         );
         assert_eq!(volume.empty_disk, None);
+        // As Kata's other runtime has it.
+        let other = described(&text.replace("\"block\"", "\"directvol\"")).unwrap();
+        assert!(matches!(other, Some(Volume::Guests(other)) if other.storages == volume.storages));
         let storage = &volume.storages[0];
         assert_eq!((storage.driver.as_str(), storage.fstype.as_str()), ("blk", "ext4"));
         assert_eq!(storage.options, ["ro", "noatime"]);
