@@ -122,6 +122,9 @@ async fn once(mut stream: Pin<Box<dyn Stream>>, command: &[String]) -> Result<u8
     }
 }
 
+/// How much is kept of what comes before a command begins, in bytes.
+const KEPT_BYTES: usize = 1024;
+
 /// Prints what stands between two marks.
 struct Printer {
     text: Vec<u8>,
@@ -139,8 +142,8 @@ impl Printer {
     fn print(&mut self) -> Result<Option<u8>> {
         if !self.has_begun {
             let Some(at) = position(&self.text, &self.begin) else {
-                // Only what may be its beginning is kept.
-                self.text.drain(..self.text.len().saturating_sub(self.begin.len()));
+                // Only what may be its beginning is kept, and what the agent may have said in its place.
+                self.text.drain(..self.text.len().saturating_sub(KEPT_BYTES.max(self.begin.len())));
                 return Ok(None);
             };
             self.text.drain(..at + self.begin.len());
