@@ -187,9 +187,9 @@ async fn a_full_disk_leaves_nothing_and_the_machine_runs_on() {
 
 /// Lives of one machine, each in another process than the one before.
 const LIVES: u32 = 100;
-/// What the guest's clock may be off the time for which it was run, in seconds a life: saving and restoring take their time, in which it
-/// stands, and the tests look on from outside.
-const DRIFT_MAX: f64 = 2.0;
+/// What the guest's clock may be off the time for which it was run, in seconds a life: the test looks on from outside, and sees the ends of a save and of
+/// a restore a moment late. Measured: 0.07 on a busy host.
+const DRIFT_MAX: f64 = 0.5;
 
 #[tokio::test]
 async fn a_hundred_lives_of_one_machine() {
@@ -204,14 +204,15 @@ async fn a_hundred_lives_of_one_machine() {
     for life in 1..=LIVES {
         let own = folder.path().join(format!("{life}"));
         std::fs::create_dir(&own).unwrap();
-        machine.save(own.join("saved")).await.unwrap();
+        // It stands from the beginning of a save to the end of a restore, however long a busy host takes over them.
         ran += began.elapsed();
+        machine.save(own.join("saved")).await.unwrap();
         machine.stop().await.unwrap();
         assert!(guest::children().is_empty(), "a monitor is left");
         sizes.push(std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(own.join("saved/memory")).unwrap()) / 2);
         let spec = counting(&given, &own, "aaaa");
-        began = Instant::now();
         machine = driver.restore(spec, own.join("saved")).await.unwrap();
+        began = Instant::now();
         drop(std::mem::replace(&mut greeting, greets(&*machine).await));
         stood = counts_to(&*machine, stood + 1).await.last().unwrap().0;
         std::fs::remove_dir_all(own.join("saved")).unwrap();
