@@ -8,8 +8,8 @@ use std::process::Command;
 use coracle_e2e::bundles::script_config;
 use coracle_e2e::{Host, path};
 
-/// The action `start`, up to the daemon that it leaves, counted as 1,970,000 when this was written: growth shows, noise does not.
-const START_MAX: u64 = 2_600_000;
+/// The action `start`, up to the daemon that it leaves, counted as 2,450,000 when this was written: growth shows, noise does not.
+const START_MAX: u64 = 3_000_000;
 
 /// Reading a file with every setting and its text, beside reading an empty one, counted as 1,470,000.
 const SETTINGS_MAX: u64 = 2_000_000;
