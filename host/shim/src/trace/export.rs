@@ -22,6 +22,9 @@ const BATCH_MAX: usize = 512;
 const PATIENCE: Duration = Duration::from_secs(5);
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// How much of an answer is read.
+const ANSWER_BYTES: u64 = 64 << 10;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Exporter {
@@ -126,9 +129,11 @@ impl Collector {
         );
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(body.as_bytes()).await?;
-        // `HTTP/1.1 200`: the rest says nothing that would change anything.
+        // `HTTP/1.1 200`: the rest says nothing that would change anything, but a server that writes it to somebody who has gone complains.
         let mut status = [0; 12];
         stream.read_exact(&mut status).await?;
+        let (mut rest, mut nowhere) = (stream.take(ANSWER_BYTES), tokio::io::sink());
+        let _ = tokio::time::timeout(GOODBYE, tokio::io::copy(&mut rest, &mut nowhere)).await;
         if status.starts_with(b"HTTP/1.") && status.get(9) == Some(&b'2') {
             return Ok(());
         }
