@@ -43,6 +43,9 @@ pub(crate) struct Build {
     /// A static busybox for `coracle debug`, such as /bin/busybox of the package busybox-static. Without one the image has no shell.
     #[arg(long, value_name = "FILE")]
     shell: Option<PathBuf>,
+    /// Print the image's manifest as JSON.
+    #[arg(long)]
+    json: bool,
     /// Where the image goes: /var/lib/coracle/guest for root, ~/.local/share/coracle/guest for others.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -59,7 +62,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
 impl Build {
     /// The usual image, with this agent.
     pub(crate) fn of_agent(agent: PathBuf) -> Self {
-        Self { kernel: KERNEL.into(), agent: Some(agent), shell: None, output: None }
+        Self { kernel: KERNEL.into(), agent: Some(agent), shell: None, json: false, output: None }
     }
 }
 
@@ -76,6 +79,10 @@ pub(crate) fn build(args: Build) -> Result<()> {
     let package = Package::open(&file)?;
     let output = args.output.map_or_else(place::guest, Ok)?;
     let manifest = coracle_guest_image::build(&package, &agent, args.shell.as_deref(), &output)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&manifest)?);
+        return Ok(());
+    }
     println!("{}: kernel {}, agent {}", output.display(), manifest.kernel_release, manifest.version);
     Ok(())
 }

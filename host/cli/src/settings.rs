@@ -23,6 +23,9 @@ pub(crate) enum Command {
     Check {
         /// A file to check by itself, in the place of the host's.
         file: Option<PathBuf>,
+        /// Print JSON: whether they are well-formed, the error, and what is used that is deprecated.
+        #[arg(long)]
+        json: bool,
     },
     /// Print a settings file with all settings, their texts and defaults.
     Default,
@@ -54,11 +57,21 @@ impl TypedValueParser for Name {
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
         Command::Show { json, name } => show(json, name.as_deref().unwrap_or_default())?,
-        Command::Check { file } => {
+        Command::Check { file, json } => {
             let loaded = match file {
-                Some(file) => Loaded::from_file(&file)?,
-                None => Loaded::of_host(None)?,
+                Some(file) => Loaded::from_file(&file),
+                None => Loaded::of_host(None),
             };
+            if json {
+                let (error, deprecated) = match &loaded {
+                    Ok(loaded) => (None, loaded.deprecated.iter().map(ToString::to_string).collect()),
+                    Err(error) => (Some(error.to_string()), Vec::new()),
+                };
+                let report = json!({ "ok": error.is_none(), "error": error, "deprecated": deprecated });
+                println!("{}", serde_json::to_string_pretty(&report)?);
+                return loaded.map(drop).map_err(Into::into);
+            }
+            let loaded = loaded?;
             for used in &loaded.deprecated {
                 println!("{used}");
             }

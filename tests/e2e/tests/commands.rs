@@ -100,6 +100,8 @@ fn levels(host: &Host, id: &str) {
         line.contains("component=sandbox") && line.contains(&format!("pod={id}")) && line.contains("request="),
         "{line}"
     );
+    let levels = json(&host.coracle_outcome(&["levels", id, "--json"]));
+    assert!(levels["sandbox"] == "debug" && levels["shim"] == "info", "{levels}");
     let wrong = set("loud");
     assert!(wrong.code != 0 && wrong.stderr.contains("is no list of levels"), "{wrong:?}");
 }
@@ -140,6 +142,12 @@ fn the_host_is_described_for_people_and_programs() {
     assert!(environment["host"]["kernel"].is_string() && environment["places"]["guest"].is_string(), "{environment}");
     assert!(environment["changed_settings"].to_string().contains("guest.folder"), "{environment}");
     assert!(host.coracle_outcome(&["env"]).stdout.contains("versions.coracle"));
+    let settings = json(&host.coracle_outcome(&["settings", "check", "--json"]));
+    assert!(settings["ok"] == true && settings["error"].is_null(), "{settings}");
+    let broken = host.folder.join("broken.toml");
+    std::fs::write(&broken, "[machine]\nmemory = 1\n").unwrap();
+    let broken = host.coracle_outcome(&["settings", "check", "--json", broken.to_str().unwrap()]);
+    assert!(broken.code != 0 && json(&broken)["error"].as_str().unwrap().contains("machine.memory"), "{broken:?}");
     let check = json(&host.coracle_outcome(&["check", "--json"]));
     let lines = check["lines"].as_array().unwrap();
     for name in ["settings", "monitor", "guest image", "accelerator", "kvm", "kernel", "cgroups", "containerd"] {
