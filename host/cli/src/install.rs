@@ -163,9 +163,7 @@ fn texts(place: &mut Place, prefix: &Path, command: &clap::Command) -> Result<()
         (Shell::Zsh, "share/zsh/site-functions/_coracle"),
         (Shell::Fish, "share/fish/vendor_completions.d/coracle.fish"),
     ] {
-        let mut text = Vec::new();
-        clap_complete::generate(shell, &mut command.clone(), "coracle", &mut text);
-        place.put(prefix.join(path), &text, 0o644)?;
+        place.put(prefix.join(path), &pages::completed(shell, command.clone()), 0o644)?;
     }
     for (name, page) in pages::rendered(command.clone())? {
         place.put(prefix.join("share/man/man1").join(name), &page, 0o644)?;

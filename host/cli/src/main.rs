@@ -177,47 +177,39 @@ fn main() -> ExitCode {
         }
     };
     let outcome = runtime.block_on(async {
-        // These look at no container.
-        let command = match cli.command {
-            Command::Check(args) => return check::run(&args),
-            Command::Version(args) => return version::version(&args).map(|()| 0),
-            Command::Env(args) => return version::env(&args).map(|()| 0),
-            Command::Completion(args) => {
-                pages::completion(&args, Cli::command());
-                return Ok(0);
-            }
-            Command::Install(args) => return install::install(&args, &Cli::command()).map(|()| 0),
-            Command::Uninstall(args) => return install::uninstall(&args).await.map(|()| 0),
-            Command::Man(args) => return pages::man(&args.folder, Cli::command()).map(|()| 0),
-            Command::Image(command) => return image::run(command).map(|()| 0),
-            Command::Settings(command) => return settings::run(command).map(|()| 0),
-            Command::Migrate(command) => return migrate::run(command).map(|()| 0),
-            Command::Volume(command) => return volume::run(command).await.map(|()| 0),
-            Command::Pods(args) => return list_pods::run(args).await.map(|()| 0),
-            Command::Debug(args) => return debug::run(args).await,
-            Command::Stats(args) => return stats::run(args).await.map(|()| 0),
-            Command::Iptables(command) => return iptables::run(command).await.map(|()| 0),
-            Command::Levels(args) => return levels::run(args).await.map(|()| 0),
-            Command::Metrics(args) => return metrics::run(args).await.map(|()| 0),
-            Command::Monitor(args) => return monitor::run(args).await.map(|()| 0),
-            other => other,
-        };
-        let root = container::Root::new(cli.root.map_or_else(place::root, Ok)?);
-        match command {
-            Command::Run(args) => run::run(&root, args).await,
-            Command::Exec(args) => exec::run(&root, args).await,
-            Command::Ps(args) => ps::run(&root, args).await.map(|()| 0),
-            Command::Stop(args) => stop::run(&root, args).await.map(|()| 0),
-            Command::Kill(args) => kill::run(&root, args).await.map(|()| 0),
-            Command::Rm(args) => rm::run(&root, args).await.map(|()| 0),
-            Command::Logs(args) => logs::run(&root, args).await.map(|()| 0),
-            Command::Attach(args) => follow::run(&root, args).await,
-            Command::Pull(args) => pull::pull(&root, args).await.map(|()| 0),
-            Command::Images(args) => pull::images(&root, &args).map(|()| 0),
-            Command::SupportBundle(args) => bundle::run(&root, args).await.map(|()| 0),
-            Command::Supervise(args) => supervise::run(&root, args).await,
-            // Handled above.
-            _ => Ok(0),
+        let root = || Ok::<_, anyhow::Error>(container::Root::new(cli.root.map_or_else(place::root, Ok)?));
+        match cli.command {
+            Command::Run(args) => run::run(&root()?, args).await,
+            Command::Exec(args) => exec::run(&root()?, args).await,
+            Command::Ps(args) => ps::run(&root()?, args).await.map(|()| 0),
+            Command::Stop(args) => stop::run(&root()?, args).await.map(|()| 0),
+            Command::Kill(args) => kill::run(&root()?, args).await.map(|()| 0),
+            Command::Rm(args) => rm::run(&root()?, args).await.map(|()| 0),
+            Command::Logs(args) => logs::run(&root()?, args).await.map(|()| 0),
+            Command::Attach(args) => follow::run(&root()?, args).await,
+            Command::Pull(args) => pull::pull(&root()?, args).await.map(|()| 0),
+            Command::Images(args) => pull::images(&root()?, &args).map(|()| 0),
+            Command::SupportBundle(args) => bundle::run(&root()?, args).await.map(|()| 0),
+            Command::Supervise(args) => supervise::run(&root()?, args).await,
+            // These look at no container's folder.
+            Command::Pods(args) => list_pods::run(args).await.map(|()| 0),
+            Command::Debug(args) => debug::run(args).await,
+            Command::Stats(args) => stats::run(args).await.map(|()| 0),
+            Command::Iptables(command) => iptables::run(command).await.map(|()| 0),
+            Command::Levels(args) => levels::run(args).await.map(|()| 0),
+            Command::Metrics(args) => metrics::run(args).await.map(|()| 0),
+            Command::Monitor(args) => monitor::run(args).await.map(|()| 0),
+            Command::Volume(command) => volume::run(command).await.map(|()| 0),
+            Command::Check(args) => check::run(&args),
+            Command::Version(args) => version::version(&args).map(|()| 0),
+            Command::Env(args) => version::env(&args).map(|()| 0),
+            Command::Image(command) => image::run(command).map(|()| 0),
+            Command::Settings(command) => settings::run(command).map(|()| 0),
+            Command::Migrate(command) => migrate::run(command).map(|()| 0),
+            Command::Install(args) => install::install(&args, &Cli::command()).map(|()| 0),
+            Command::Uninstall(args) => install::uninstall(&args).await.map(|()| 0),
+            Command::Completion(args) => pages::completion(&args, Cli::command()).map(|()| 0),
+            Command::Man(args) => pages::man(&args.folder, Cli::command()).map(|()| 0),
         }
     });
     // A thread that still reads the terminal must not hold up the end.

@@ -1,8 +1,10 @@
 //! `coracle completion`, and the man pages: from the commands' own declarations.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap_complete::Shell;
 
 /// Print completions for a shell, to be read by it.
 ///
@@ -10,7 +12,7 @@ use anyhow::{Context, Result};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Completion {
     /// The shell.
-    shell: clap_complete::Shell,
+    shell: Shell,
 }
 
 /// Write the man pages into a folder.
@@ -20,8 +22,15 @@ pub(crate) struct Man {
     pub(crate) folder: PathBuf,
 }
 
-pub(crate) fn completion(args: &Completion, mut command: clap::Command) {
-    clap_complete::generate(args.shell, &mut command, "coracle", &mut std::io::stdout());
+pub(crate) fn completion(args: &Completion, command: clap::Command) -> Result<()> {
+    std::io::stdout().write_all(&completed(args.shell, command)).context("print the completions")
+}
+
+/// What a shell reads to complete commands.
+pub(crate) fn completed(shell: Shell, mut command: clap::Command) -> Vec<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut command, "coracle", &mut text);
+    text
 }
 
 /// The man pages, of each command one, by their names.

@@ -40,6 +40,20 @@ impl Sandbox {
         known.ok_or_else(|| Error::Timeout("the agent has not answered yet: ask again".into()))
     }
 
+    /// What each container has used. One that is being made or removed uses nothing worth counting, and is left out.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub async fn stats_of_all(&self) -> Result<Vec<(String, StatsContainerResponse)>> {
+        let mut all = Vec::new();
+        for container in self.containers().await? {
+            if let Ok(stats) = self.stats(&container).await {
+                all.push((container, stats));
+            }
+        }
+        Ok(all)
+    }
+
     /// Reads a container's figures in the background, so that there are some.
     pub(crate) fn prefetch_stats(&self, pod: &Arc<Pod>, container: &str) {
         let (sandbox, pod, id) = (self.clone(), Arc::clone(pod), container.to_owned());

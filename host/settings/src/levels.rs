@@ -85,10 +85,10 @@ impl Levels {
         self.some.iter().rev().find(|(named, _)| *named == component).map_or(self.all, |(_, level)| *level)
     }
 
-    /// The level of each component.
+    /// The same, with the level of each component by its name.
     #[must_use]
-    pub fn each(levels: impl IntoIterator<Item = (Component, Level)>) -> Self {
-        Self { all: Level::Info, some: levels.into_iter().collect() }
+    pub fn each(&self) -> Self {
+        Self { all: self.all, some: Component::ALL.map(|component| (component, self.of(component))).into() }
     }
 
     /// Reads `LEVEL`, or `LEVEL,COMPONENT=LEVEL,…`, or only the latter, where those not named stay at "info".

@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     tracing::subscriber::set_global_default(subscriber).context("follow spans")?;
     tracing_log::LogTracer::init().context("start the log")?;
     // That one has let everything through.
-    log.set_levels(&log.levels());
+    log.set_levels(log.levels());
     own_mounts().context("make a mount namespace").inspect_err(|error| ::log::error!("{error:#}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -103,7 +103,7 @@ fn enter_user_namespace() -> std::io::Result<()> {
 
 async fn serve(args: &Args, latencies: Arc<Latencies>, log: Log) -> Result<()> {
     let settings = Settings::load()?;
-    log.follow(&settings, args.debug);
+    log.follow(&settings);
     if let Some(collector) = &settings.tracing_endpoint.0 {
         trace::start(collector, &args.namespace, &args.id);
     }
@@ -118,7 +118,7 @@ async fn serve(args: &Args, latencies: Arc<Latencies>, log: Log) -> Result<()> {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
         Some((accepted, listener))
     });
-    let shim = Shim::new(&args.namespace, &args.id, pod.clone(), (latencies, log, args.debug));
+    let shim = Shim::new(&args.namespace, &args.id, pod.clone(), latencies, log);
     let service = Arc::new(TaskService::new(Arc::clone(&shim)));
     let mut services = services(&service);
     services.extend(volumes::services(&shim));

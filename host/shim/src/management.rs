@@ -10,6 +10,7 @@ use containerd_shim_protos::ttrpc::{self, Code, Request, Response};
 use coracle_protocol::management::{CONSOLE, DESCRIBE, IPTABLES, LEVELS, METRICS, POD, USAGE};
 use coracle_sandbox::Error;
 use coracle_settings::Levels;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::error::{answer, status};
@@ -36,14 +37,8 @@ impl Method {
             DESCRIBE => serde_json::to_value(self.shim.describe_pod().await).map_err(failed),
             LEVELS => self.levels(wanted),
             USAGE => {
-                let sandbox = self.shim.sandbox()?;
-                let mut all = Vec::new();
-                for container in sandbox.containers().await? {
-                    // One that is being made or removed uses nothing worth counting.
-                    if let Ok(stats) = sandbox.stats(&container).await {
-                        all.push(metrics::usage(container, &stats));
-                    }
-                }
+                let all = self.shim.sandbox()?.stats_of_all().await?.into_iter();
+                let all: Vec<_> = all.map(|(container, stats)| metrics::usage(container, &stats)).collect();
                 serde_json::to_value(all).map_err(failed)
             }
             IPTABLES => {
@@ -69,9 +64,9 @@ impl Method {
             let levels = Levels::parse(text);
             let levels = levels
                 .ok_or_else(|| Error::Invalid(format!("{text:?} is no list of levels: see the setting log.levels")))?;
-            self.shim.log.set_levels(&levels);
+            self.shim.log.set_levels(levels);
         }
-        Ok(json!({ "levels": self.shim.log.levels().to_string() }))
+        Ok(json!({ "levels": self.shim.log.levels().each().to_string() }))
     }
 }
 
@@ -81,14 +76,23 @@ impl MethodHandler for Method {
         let payload = if self.name == METRICS {
             exposition::collect(&self.shim).await.to_string()
         } else {
-            let wanted = if request.payload.is_empty() { b"{}".as_slice() } else { &request.payload };
-            let wanted = serde_json::from_slice(wanted);
-            let wanted = wanted.map_err(|error| status(Code::INVALID_ARGUMENT, format!("{POD}: {error}")))?;
-            answer(&self.name, self.run(&wanted).await)?.to_string()
+            answer(&self.name, self.run(&parsed(&request)?).await)?.to_string()
         };
-        let mut response = Response::new();
-        response.set_status(ttrpc::get_status(Code::OK, String::new()));
-        response.payload = payload.into_bytes();
-        Ok(response)
+        Ok(replied(payload))
     }
+}
+
+/// A request of one of our own services, which are JSON. Nothing is an empty object.
+pub(crate) fn parsed<T: DeserializeOwned>(request: &Request) -> ttrpc::Result<T> {
+    let text = if request.payload.is_empty() { b"{}".as_slice() } else { &request.payload };
+    let parsed = serde_json::from_slice(text);
+    parsed.map_err(|error| status(Code::INVALID_ARGUMENT, format!("{}: {error}", request.service)))
+}
+
+/// The answer to one.
+pub(crate) fn replied(text: String) -> Response {
+    let mut response = Response::new();
+    response.set_status(ttrpc::get_status(Code::OK, String::new()));
+    response.payload = text.into_bytes();
+    response
 }

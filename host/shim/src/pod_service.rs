@@ -153,14 +153,7 @@ impl PodService {
 
     async fn metrics(&self, id: &str) -> Result<api::SandboxMetricsResponse, Error> {
         let own = self.own(id)?;
-        let sandbox = self.shim.sandbox()?;
-        let mut all = Vec::new();
-        for container in sandbox.containers().await? {
-            // One that is being made or removed uses nothing worth counting.
-            if let Ok(stats) = sandbox.stats(&container).await {
-                all.push(stats);
-            }
-        }
+        let all: Vec<_> = self.shim.sandbox()?.stats_of_all().await?.into_iter().map(|(_, stats)| stats).collect();
         let packed = metrics::pack(&metrics::sum(&all)).map_err(|error| Error::Failed(error.to_string()))?;
         let mut response = api::SandboxMetricsResponse::new();
         let metric = response.mut_metrics();

@@ -50,8 +50,6 @@ pub(crate) struct Shim {
     pub(crate) started: SystemTime,
     pub(crate) latencies: Arc<Latencies>,
     pub(crate) log: Log,
-    /// Whether containerd wants to see more.
-    debug: bool,
     pub(crate) counts: Counts,
     // Set once, with the pod: the monitor of its machine, and its name in Kubernetes.
     about: OnceLock<(&'static str, Kubernetes)>,
@@ -62,12 +60,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shim {
-    pub(crate) fn new(
-        namespace: &str,
-        id: &str,
-        folder: PathBuf,
-        (latencies, log, debug): (Arc<Latencies>, Log, bool),
-    ) -> Arc<Self> {
+    pub(crate) fn new(namespace: &str, id: &str, folder: PathBuf, latencies: Arc<Latencies>, log: Log) -> Arc<Self> {
         Arc::new(Self {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
@@ -81,7 +74,6 @@ impl Shim {
             started: SystemTime::now(),
             latencies,
             log,
-            debug,
             counts: Counts::default(),
             about: OnceLock::new(),
         })
@@ -142,7 +134,7 @@ impl Shim {
             log::warn!("{entry}");
             deprecated.push(entry);
         }
-        self.log.follow(&settings, self.debug);
+        self.log.follow(&settings);
         for entry in deprecated {
             self.counts.deprecated(entry.kind.name(), entry.name);
         }

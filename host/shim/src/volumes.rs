@@ -9,14 +9,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
-use containerd_shim_protos::ttrpc::{self, Code, Request, Response};
+use containerd_shim_protos::ttrpc::{self, Request, Response};
 use coracle_protocol::csi::volume_usage::Unit;
 use coracle_protocol::management::VOLUMES as SERVICE;
 use coracle_sandbox::Error;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::error::{answer, status};
+use crate::error::answer;
+use crate::management::{parsed, replied};
 use crate::shim::Shim;
 
 /// The services to add to the Task API's.
@@ -69,12 +70,7 @@ impl Method {
 #[async_trait]
 impl MethodHandler for Method {
     async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
-        let wanted = serde_json::from_slice(&request.payload);
-        let wanted = wanted.map_err(|error| status(Code::INVALID_ARGUMENT, format!("{SERVICE}: {error}")))?;
-        let found = answer(&request.method, self.run(wanted).await)?;
-        let mut response = Response::new();
-        response.set_status(ttrpc::get_status(Code::OK, String::new()));
-        response.payload = found.to_string().into_bytes();
-        Ok(response)
+        let found = answer(&request.method, self.run(parsed(&request)?).await)?;
+        Ok(replied(found.to_string()))
     }
 }

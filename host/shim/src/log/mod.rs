@@ -10,8 +10,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use coracle_settings::{Component, Level, Levels, LogFormat, Settings};
@@ -31,7 +30,10 @@ const JOURNAL: &str = "/run/systemd/journal/socket";
 pub(crate) struct Log {
     // Lines come from any thread; held for a write, which does not wait.
     out: Arc<Mutex<Out>>,
-    levels: Arc<[AtomicU8; Component::ALL.len()]>,
+    // Looked at for each line, and changed by a request.
+    levels: Arc<RwLock<Levels>>,
+    /// Whether containerd wants to see more than the settings say.
+    debug: bool,
     /// containerd's namespace, and the pod.
     of: (String, String),
 }
@@ -47,18 +49,16 @@ pub(crate) fn start(namespace: &str, pod: &str, debug: bool) -> Log {
     // Opened for both directions, so that neither the open nor a write waits for a reader.
     let place = File::options().read(true).append(true).custom_flags(libc::O_NONBLOCK).open("log").ok();
     let out = Out { place, journal: None, format: LogFormat::Text };
-    let levels = Arc::new(Component::ALL.map(|_| AtomicU8::new(0)));
-    let log = Log { out: Arc::new(Mutex::new(out)), levels, of: (namespace.to_owned(), pod.to_owned()) };
-    log.set_levels(&Levels::new(if debug { Level::Debug } else { Level::Info }));
+    let levels = Levels::new(if debug { Level::Debug } else { Level::Info });
+    let of = (namespace.to_owned(), pod.to_owned());
+    let log = Log { out: Arc::new(Mutex::new(out)), levels: Arc::new(RwLock::new(levels.clone())), debug, of };
+    log.set_levels(levels);
     log
 }
 
 impl Log {
     /// What is written from now on.
-    pub(crate) fn set_levels(&self, levels: &Levels) {
-        for (place, component) in self.levels.iter().zip(Component::ALL) {
-            place.store(levels.of(component) as u8, Ordering::Relaxed);
-        }
+    pub(crate) fn set_levels(&self, levels: Levels) {
         // What nobody writes costs nothing where it is said.
         let most = Component::ALL.into_iter().map(|component| levels.of(component)).max();
         log::set_max_level(match most.unwrap_or(Level::Off) {
@@ -68,14 +68,12 @@ impl Log {
             Level::Info => log::LevelFilter::Info,
             Level::Debug => log::LevelFilter::Debug,
         });
+        *self.levels.write().unwrap_or_else(PoisonError::into_inner) = levels;
     }
 
     /// What is written now.
     pub(crate) fn levels(&self) -> Levels {
-        let known = [Level::Off, Level::Error, Level::Warn, Level::Info, Level::Debug];
-        let of = |number: u8| known.into_iter().find(|level| *level as u8 == number).unwrap_or(Level::Info);
-        let each = self.levels.iter().zip(Component::ALL);
-        Levels::each(each.map(|(place, component)| (component, of(place.load(Ordering::Relaxed)))))
+        self.levels.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How lines are written from now on. Where the journal does not take any, they stay where they were, and say so.
@@ -98,9 +96,9 @@ impl Log {
     }
 
     /// Writes as these settings say; all of it where containerd wants to see more.
-    pub(crate) fn follow(&self, settings: &Settings, debug: bool) {
-        if !debug {
-            self.set_levels(&settings.log_levels);
+    pub(crate) fn follow(&self, settings: &Settings) {
+        if !self.debug {
+            self.set_levels(settings.log_levels.clone());
         }
         self.set_format(settings.log_format);
     }
@@ -112,8 +110,7 @@ impl Log {
             tracing::Level::INFO => Level::Info,
             _ => Level::Debug,
         };
-        let place = Component::ALL.iter().zip(self.levels.iter()).find(|(known, _)| **known == component);
-        place.is_some_and(|(_, level)| wanted as u8 <= level.load(Ordering::Relaxed))
+        wanted <= self.levels.read().unwrap_or_else(PoisonError::into_inner).of(component)
     }
 }
 
@@ -155,24 +152,17 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
             text: text.0,
         };
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        // Where nobody takes it the line is lost, and the pod goes on.
-        match (&out.journal, out.format) {
-            // A journal that is slow loses a line; one that takes none gets no further ones.
-            (Some(journal), LogFormat::Journal) => match journal.send(&line.journal()) {
-                Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
-                    out.format = LogFormat::Text;
-                    if let Some(place) = &mut out.place {
-                        let _ = place.write_all(line.text().as_bytes());
-                    }
-                }
-                _ => {}
-            },
-            (_, format) => {
-                let text = if format == LogFormat::Json { line.json() } else { line.text() };
-                if let Some(place) = &mut out.place {
-                    let _ = place.write_all(text.as_bytes());
-                }
+        if let (Some(journal), LogFormat::Journal) = (&out.journal, out.format) {
+            // One that is slow loses a line; one that takes none gets no further ones.
+            match journal.send(&line.journal()) {
+                Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => out.format = LogFormat::Text,
+                _ => return,
             }
+        }
+        let text = if out.format == LogFormat::Json { line.json() } else { line.text() };
+        if let Some(place) = &mut out.place {
+            // Where nobody takes it the line is lost, and the pod goes on.
+            let _ = place.write_all(text.as_bytes());
         }
     }
 }
@@ -189,9 +179,10 @@ mod tests {
     fn lines_name_their_pod_their_request_and_their_container() {
         let file = tempfile::tempfile().unwrap();
         let out = Out { place: Some(file.try_clone().unwrap()), journal: None, format: LogFormat::Json };
-        let levels = Arc::new(Component::ALL.map(|_| AtomicU8::new(0)));
-        let log = Log { out: Arc::new(Mutex::new(out)), levels, of: ("k8s.io".into(), "pod-1".into()) };
-        log.set_levels(&Levels::parse("info,sandbox=debug,driver=off").unwrap());
+        let levels = Arc::new(RwLock::new(Levels::new(Level::Off)));
+        let of = ("k8s.io".into(), "pod-1".into());
+        let log = Log { out: Arc::new(Mutex::new(out)), levels, debug: false, of };
+        log.set_levels(Levels::parse("info,sandbox=debug,driver=off").unwrap());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(log.clone()), || {
             let request = tracing::debug_span!("request", method = "Create", request = 7_u64, container = "c1");
             request.in_scope(|| {
@@ -203,7 +194,7 @@ mod tests {
                 });
             });
             assert_eq!(log.levels().of(Component::Driver), Level::Off);
-            log.set_levels(&Levels::new(Level::Debug));
+            log.set_levels(Levels::new(Level::Debug));
             log.set_format(LogFormat::Text);
             tracing::debug!(target: "guest::console", "Linux version 6.1");
         });
