@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::build;
-use crate::steps::{command, output, run, step, top};
+use crate::steps::{self, command, output, step, top};
 
 /// What else of the package there is: its description, and what it needs.
 const CONTROL: &str = "Package: coracle
@@ -40,7 +40,7 @@ if [ \"$1\" = purge ]; then rm -rf /var/lib/coracle /etc/coracle; fi
 ";
 
 /// Builds it; its file.
-pub(crate) fn run_deb() -> Result<PathBuf> {
+pub(crate) fn run() -> Result<PathBuf> {
     let built = build::all()?;
     let version = output(command("cargo", &["pkgid", "-p", "coracle-cli"]))?;
     let version = version.trim().rsplit(['#', '@']).next().unwrap_or_default().to_owned();
@@ -51,13 +51,13 @@ pub(crate) fn run_deb() -> Result<PathBuf> {
         let mut install =
             command(&built.coracle().display().to_string(), &["install", "--no-guest", "--prefix", "/usr"]);
         install.arg("--destdir").arg(&folder).stdout(std::process::Stdio::null());
-        run(install)?;
+        steps::run(install)?;
         // dpkg has a list of its own.
         std::fs::remove_dir_all(folder.join("var")).context("remove the list of files")?;
         for page in std::fs::read_dir(folder.join("usr/share/man/man1")).context("the man pages")?.flatten() {
             let mut gzip = command("gzip", &["-9n"]);
             gzip.arg(page.path());
-            run(gzip)?;
+            steps::run(gzip)?;
         }
         let documents = folder.join("usr/share/doc/coracle");
         std::fs::create_dir_all(&documents).with_context(|| format!("make {}", documents.display()))?;
@@ -67,7 +67,7 @@ pub(crate) fn run_deb() -> Result<PathBuf> {
         control(&folder, &version)?;
         let mut build = command("dpkg-deb", &["--root-owner-group", "-Zxz", "--build"]);
         build.arg(&folder).arg(&file);
-        run(build)
+        steps::run(build)
     })?;
     println!("{}", file.display());
     Ok(file)

@@ -78,7 +78,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Lint => lint::run(),
         Task::Layers => layers::run(),
         Task::Docs => docs::run(),
-        Task::Deb => deb::run_deb().map(drop),
+        Task::Deb => deb::run().map(drop),
         Task::Image => build::all().and_then(|built| built.guest(tests::KERNEL).map(drop)),
         Task::Suite(args) => suite::run(&args),
         Task::Churn(args) => pods::run(&args),

@@ -3,6 +3,8 @@
 //! The context goes with a request as the metadata `traceparent` (W3C Trace Context, level 1, 3.2). A guest that is asked with one records a span and
 //! gives it to whoever asks [`SERVICE`] for it: `Spans {}` answers `{"spans": [Span]}` as soon as there are any. A peer without that service has none.
 
+use std::time::SystemTime;
+
 use serde::{Deserialize, Serialize};
 
 /// Our own service beside Kata's.
@@ -77,6 +79,13 @@ impl std::fmt::Display for Context {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "00-{:032x}-{:016x}-01", self.trace, self.span)
     }
+}
+
+/// A time as spans have it: nanoseconds since 1970.
+#[must_use]
+pub fn nanoseconds(at: SystemTime) -> u64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A random number that is not 0.

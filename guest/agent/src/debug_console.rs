@@ -5,19 +5,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_protocol::ports::DEBUG_CONSOLE;
 use rustix::process::{Pid, Signal};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-use tokio::sync::Semaphore;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_vsock::VsockListener;
 
 use crate::from_host::FromHost;
-use crate::guest::{ACCEPT_PAUSE, accept};
+use crate::guest::serve_each;
+use crate::process::Stream;
 use crate::thread::on_thread;
 use crate::{Error, Result, gate, program};
 
@@ -39,21 +37,12 @@ pub(crate) fn is_enabled() -> bool {
 
 /// Takes connections until the task ends.
 pub(crate) async fn serve(listener: VsockListener) {
-    let places = Arc::new(Semaphore::new(SHELLS_MAX));
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        match accept(&listener).await {
-            Ok((mut host, _)) => {
-                tokio::spawn(async move {
-                    if let Err(error) = run(&mut host).await {
-                        let _ = host.write_all(format!("coracle-agent: {error}\r\n").as_bytes()).await;
-                    }
-                    drop(place);
-                });
-            }
-            // Out of descriptors, say: others have to go first, and nothing tells when.
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+    serve_each(listener, SHELLS_MAX, |mut host| async move {
+        if let Err(error) = run(&mut host).await {
+            let _ = host.write_all(format!("coracle-agent: {error}\r\n").as_bytes()).await;
         }
-    }
+    })
+    .await;
 }
 
 /// A shell until it, or the host, has gone.
@@ -64,9 +53,7 @@ async fn run(host: &mut FromHost) -> Result<()> {
         Error::Unsupported("a shell, which the guest image does not have (`coracle image build --shell FILE`),".into())
     })?;
     let (terminal, child) = on_thread(move || start(shell)).await?;
-    let terminal = crate::process::watched(terminal, Interest::READABLE | Interest::WRITABLE)
-        .map_err(Error::system("watch the terminal"))?;
-    relay(host, &terminal).await;
+    relay(host, &Stream::new(terminal)?).await;
     end(child).await;
     Ok(())
 }
@@ -83,7 +70,6 @@ fn start(shell: &'static str) -> Result<(OwnedFd, Child)> {
     let ours = openpt(flags).map_err(failed)?;
     unlockpt(&ours).map_err(failed)?;
     let theirs = ioctl_tiocgptpeer(&ours, flags).map_err(failed)?;
-    rustix::io::ioctl_fionbio(&ours, true).map_err(failed)?;
     let copy = || theirs.try_clone().map(Stdio::from).map_err(Error::system("open a terminal"));
     let mut command = Command::new(shell);
     command.arg0("sh").current_dir("/").env_clear().env("PATH", program::PATH).env("TERM", "linux").env("HOME", "/");
@@ -103,29 +89,19 @@ fn start(shell: &'static str) -> Result<(OwnedFd, Child)> {
 }
 
 /// Moves bytes both ways until one side has gone.
-async fn relay(host: &mut FromHost, terminal: &AsyncFd<OwnedFd>) {
+async fn relay(host: &mut FromHost, terminal: &Stream) {
     let (mut from_host, mut from_shell) = ([0; 1024], [0; 4096]);
     loop {
         tokio::select! {
             read = host.read(&mut from_host) => {
-                let count = match read {
-                    Ok(count) if count > 0 => count,
-                    _ => return,
-                };
-                let mut left = from_host.get(..count).unwrap_or_default();
-                while !left.is_empty() {
-                    let write = |fd: &OwnedFd| rustix::io::write(fd, left).map_err(std::io::Error::from);
-                    match terminal.async_io(Interest::WRITABLE, write).await {
-                        Ok(written) => left = left.get(written..).unwrap_or_default(),
-                        Err(_) => return,
-                    }
+                let Ok(count @ 1..) = read else { return };
+                if terminal.write_all(from_host.get(..count).unwrap_or_default()).await.is_err() {
+                    return;
                 }
             }
-            read = terminal.async_io(Interest::READABLE, |fd| rustix::io::read(fd, &mut from_shell).map_err(std::io::Error::from)) => {
-                // At its end a terminal fails, and says no more.
+            read = terminal.read(&mut from_shell) => {
                 let Ok(count @ 1..) = read else { return };
-                let Some(bytes) = from_shell.get(..count) else { return };
-                if host.write_all(bytes).await.is_err() {
+                if host.write_all(from_shell.get(..count).unwrap_or_default()).await.is_err() {
                     return;
                 }
             }

@@ -1,17 +1,15 @@
 //! Forwarded ports: connections of the host's to the guest's own loopback.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 
 use coracle_protocol::forward;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio_vsock::VsockListener;
 
 use crate::from_host::FromHost;
 use crate::gate;
-use crate::guest::{ACCEPT_PAUSE, accept};
+use crate::guest::serve_each;
 
 /// The most connections at one time; further ones wait.
 const CONNECTIONS_MAX: usize = 256;
@@ -21,19 +19,7 @@ const METHOD: &str = "ForwardPort";
 
 /// Takes connections until the task ends.
 pub(crate) async fn serve(listener: VsockListener) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        match accept(&listener).await {
-            Ok((stream, _)) => {
-                tokio::spawn(async move {
-                    relay(stream).await;
-                    drop(place);
-                });
-            }
-            // Out of descriptors, say: others have to go first, and nothing tells when.
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-        }
-    }
+    serve_each(listener, CONNECTIONS_MAX, relay).await;
 }
 
 async fn relay(mut host: FromHost) {

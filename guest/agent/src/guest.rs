@@ -1,11 +1,12 @@
 //! The agent inside a guest: vsock, the greeting, the end.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use coracle_protocol::ttrpc::asynchronous::transport::Listener;
 use coracle_protocol::{hello, ports};
 use rustix::process::{Resource, Rlimit};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::from_host::{FromHost, end_all, is_lost};
@@ -60,14 +61,35 @@ pub fn run() -> i32 {
 }
 
 /// How long to leave a listener alone that can't accept.
-pub(crate) const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// The next connection of the host's, and the port it comes from. Nobody else may come in: the guest's own processes could.
-pub(crate) async fn accept(listener: &VsockListener) -> std::io::Result<(FromHost, u32)> {
+async fn accept(listener: &VsockListener) -> std::io::Result<(FromHost, u32)> {
     loop {
         let (stream, peer) = listener.accept().await?;
         if peer.cid() == VMADDR_CID_HOST {
             return Ok((FromHost::new(stream), peer.port()));
+        }
+    }
+}
+
+/// Serves each connection of the host's, `most` at one time, until the task ends; further ones wait.
+pub(crate) async fn serve_each<F>(listener: VsockListener, most: usize, serve: impl Fn(FromHost) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(most));
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        match accept(&listener).await {
+            Ok((stream, _)) => {
+                let served = serve(stream);
+                tokio::spawn(async move {
+                    served.await;
+                    drop(place);
+                });
+            }
+            // Out of descriptors, say: others have to go first, and nothing tells when.
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }

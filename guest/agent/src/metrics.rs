@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coracle_protocol::agent::{GetMetricsRequest, Metrics};
-use coracle_protocol::metrics::{Families, Kind, Process, count_of, process};
+use coracle_protocol::metrics::{Families, Process, count_of, number, process};
 
 use crate::Result;
 use crate::state::Agent;
@@ -57,7 +57,7 @@ pub(crate) async fn metrics(agent: &Arc<Agent>, _: GetMetricsRequest) -> Result<
     static SCRAPES: AtomicU64 = AtomicU64::new(0);
     let mut families = Families::default();
     let scrapes = SCRAPES.fetch_add(1, Ordering::Relaxed) + 1;
-    families.figure("kata_agent_scrape_count", Kind::Counter, "How often figures were asked for.", count_of(scrapes));
+    families.of_guest("kata_agent_scrape_count").sample(&[], count_of(scrapes));
     own(&mut families, agent.all().len());
     guest(&mut families, Path::new("/proc"));
     Ok(Metrics { metrics: families.to_string(), ..Default::default() })
@@ -68,14 +68,14 @@ fn own(families: &mut Families, containers: usize) {
     // Kata's agent says nothing of its open files.
     let own = Process { open_files: None, ..Process::of(Path::new("/proc/self")) };
     process(families, "kata_agent", "the agent", &own);
-    for (name, help, value) in [
-        ("kata_agent_process_resident_memory_bytes", "Resident memory of the agent.", own.status("VmRSS")),
-        ("kata_agent_process_anonymous_memory_bytes", "Anonymous memory of the agent.", own.status("RssAnon")),
-        ("coracle_agent_containers", "Containers that the agent has.", Some(containers as u64)),
-        ("coracle_guest_tsc_at_ready", "Time stamp counter when the agent began to serve.", crate::guest::ready_tsc()),
+    for (name, value) in [
+        ("kata_agent_process_resident_memory_bytes", own.status("VmRSS")),
+        ("kata_agent_process_anonymous_memory_bytes", own.status("RssAnon")),
+        ("coracle_agent_containers", Some(containers as u64)),
+        ("coracle_guest_tsc_at_ready", crate::guest::ready_tsc()),
     ] {
         if let Some(value) = value {
-            families.figure(name, Kind::Gauge, help, count_of(value));
+            families.of_guest(name).sample(&[], count_of(value));
         }
     }
 }
@@ -86,13 +86,13 @@ fn guest(families: &mut Families, proc: &Path) {
     load(families, &text("loadavg"));
     times(families, &text("stat"));
     memory(families, &text("meminfo"));
-    let family = families.family("kata_guest_vm_stat", Kind::Gauge, "The guest's /proc/vmstat.");
+    let family = families.of_guest("kata_guest_vm_stat");
     for (name, value) in text("vmstat").lines().filter_map(|line| line.split_once(' ')) {
         if let Ok(value) = value.parse() {
             family.sample(&[("item", name)], count_of(value));
         }
     }
-    let family = families.family("kata_guest_netdev_stat", Kind::Gauge, "Counts of the guest's links.");
+    let family = families.of_guest("kata_guest_netdev_stat");
     let links = text("net/dev");
     for (name, values) in links.lines().filter_map(|line| line.split_once(':')).take(ROWS_MAX) {
         for (item, value) in LINK.iter().zip(values.split_whitespace()) {
@@ -101,7 +101,7 @@ fn guest(families: &mut Families, proc: &Path) {
             }
         }
     }
-    let family = families.family("kata_guest_diskstat", Kind::Gauge, "Counts of the guest's disks; times in ms.");
+    let family = families.of_guest("kata_guest_diskstat");
     for line in text("diskstats").lines().take(ROWS_MAX) {
         let mut words = line.split_whitespace().skip(2);
         let Some(name) = words.next() else { continue };
@@ -116,14 +116,14 @@ fn guest(families: &mut Families, proc: &Path) {
 /// `/proc/loadavg`: three loads, and running and all tasks.
 fn load(families: &mut Families, text: &str) {
     let mut words = text.split_whitespace();
-    let family = families.family("kata_guest_load", Kind::Gauge, "The guest's load over 1, 5 and 15 minutes.");
+    let family = families.of_guest("kata_guest_load");
     for item in ["load1", "load5", "load15"] {
         if let Some(value) = words.next().and_then(|word| word.parse().ok()) {
             family.sample(&[("item", item)], value);
         }
     }
     let Some((now, most)) = words.next().and_then(|tasks| tasks.split_once('/')) else { return };
-    let family = families.family("kata_guest_tasks", Kind::Gauge, "The guest's tasks: that run, and all.");
+    let family = families.of_guest("kata_guest_tasks");
     for (item, value) in [("cur", now), ("max", most)] {
         if let Ok(value) = value.parse() {
             family.sample(&[("item", item)], count_of(value));
@@ -133,7 +133,7 @@ fn load(families: &mut Families, text: &str) {
 
 /// Processor times in `/proc/stat`: of all, and of each.
 fn times(families: &mut Families, text: &str) {
-    let family = families.family("kata_guest_cpu_time", Kind::Gauge, "Processor time of the guest, in milliseconds.");
+    let family = families.of_guest("kata_guest_cpu_time");
     for line in text.lines().filter_map(|line| line.strip_prefix("cpu")).take(ROWS_MAX) {
         let Some((number, values)) = line.split_once(' ') else { continue };
         let name = if number.is_empty() { "total" } else { number };
@@ -147,12 +147,9 @@ fn times(families: &mut Families, text: &str) {
 
 /// `/proc/meminfo`, in bytes.
 fn memory(families: &mut Families, text: &str) {
-    let family = families.family("kata_guest_meminfo", Kind::Gauge, "Memory of the guest, in bytes or in pages.");
+    let family = families.of_guest("kata_guest_meminfo");
     for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
-        let mut words = value.split_whitespace();
-        let value = words.next().and_then(|word| word.parse::<u64>().ok());
-        let unit = if words.next() == Some("kB") { 1024 } else { 1 };
-        if let Some(value) = value.and_then(|value| value.checked_mul(unit)) {
+        if let Some(value) = number(value) {
             family.sample(&[("item", &item(name))], count_of(value));
         }
     }
@@ -191,7 +188,7 @@ fn item(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use coracle_protocol::metrics::{Bounds, read};
+    use coracle_protocol::metrics::{GUEST, read};
 
     use super::*;
 
@@ -235,14 +232,6 @@ mod tests {
         for family in ["agent_threads", "guest_vm_stat", "guest_netdev_stat", "guest_meminfo"] {
             assert!(text.contains(&format!("# TYPE kata_{family} gauge")), "{family}: {text}");
         }
-        let bounds = Bounds {
-            families: &[],
-            labels: &[],
-            prefixes: &["kata_agent_", "kata_guest_", "coracle_"],
-            reserved: &[],
-            bytes: 1 << 20,
-            samples: 20_000,
-        };
-        assert_eq!(read(&text, &bounds).refused, 0);
+        assert_eq!(read(&text, &GUEST).refused, 0, "{text}");
     }
 }

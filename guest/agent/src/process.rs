@@ -54,7 +54,7 @@ impl Stream {
     }
 
     /// Reads what there is, at most `buffer`; 0 at the end.
-    async fn read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
+    pub(crate) async fn read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self
             .0
             .async_io(Interest::READABLE, |fd| rustix::io::read(fd, &mut *buffer).map_err(std::io::Error::from))

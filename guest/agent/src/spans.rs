@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use coracle_protocol::spans::{Context, METADATA, SERVICE, SPANS, SPANS_MAX, Span, Spans, TEXT_BYTES};
+use coracle_protocol::spans::{Context, METADATA, SERVICE, SPANS, SPANS_MAX, Span, Spans, TEXT_BYTES, nanoseconds};
 use coracle_protocol::ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
 use coracle_protocol::ttrpc::{self, Code, Request, Response};
 use tokio::sync::Notify;
@@ -32,12 +32,6 @@ pub(crate) struct Begun {
 pub(crate) fn begin(context: &TtrpcContext, name: &'static str) -> Option<Begun> {
     let parent = Context::parse(context.metadata.get(METADATA)?.first()?)?;
     Some(Begun { context: parent.below(), parent: parent.span, name, at: SystemTime::now() })
-}
-
-/// Nanoseconds since 1970.
-fn nanoseconds(at: SystemTime) -> u64 {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Ended {

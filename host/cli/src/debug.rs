@@ -1,13 +1,12 @@
 //! `coracle debug`: a shell in a pod's guest, over the debug console.
 
 use std::io::Write;
-use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use coracle_machine::{AgentAddress, GuestStream};
 use coracle_protocol::ports::DEBUG;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::terminal::{self, Raw};
 use crate::{container, pods};
@@ -25,17 +24,11 @@ pub(crate) struct Args {
     command: Vec<String>,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send {}
-impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
-
 /// How long the guest may take to answer a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long its shell may take to begin.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(60);
-
-/// The most that an answer to `CONNECT` has, in bytes.
-const LINE_BYTES: usize = 64;
 
 pub(crate) async fn run(args: Args) -> Result<u8> {
     let (_, about) = pods::find(&args.pod).await?;
@@ -51,28 +44,13 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
     if args.command.is_empty() { shell(stream).await } else { once(stream, &args.command).await }
 }
 
-async fn connect(agent: &str) -> Result<Pin<Box<dyn Stream>>> {
-    if let Some(path) = agent.strip_prefix("hvsock://") {
-        let mut stream = UnixStream::connect(path).await.with_context(|| format!("connect to {path}"))?;
-        stream.write_all(format!("CONNECT {DEBUG}\n").as_bytes()).await?;
-        let mut line = Vec::new();
-        while line.last() != Some(&b'\n') && line.len() < LINE_BYTES {
-            line.push(stream.read_u8().await.context("nobody listens there")?);
-        }
-        if !line.starts_with(b"OK ") {
-            bail!("the monitor answers {:?}", String::from_utf8_lossy(&line));
-        }
-        return Ok(Box::pin(stream));
-    }
-    if let Some(cid) = agent.strip_prefix("vsock://").and_then(|cid| cid.parse().ok()) {
-        let address = tokio_vsock::VsockAddr::new(cid, DEBUG);
-        return Ok(Box::pin(tokio_vsock::VsockStream::connect(address).await.context("nobody listens there")?));
-    }
-    bail!("there is no machine yet")
+async fn connect(agent: &str) -> Result<GuestStream> {
+    let address = AgentAddress::of_url(agent).context("there is no machine yet")?;
+    Ok(address.connect(DEBUG).await?)
 }
 
 /// A shell for the person at this terminal.
-async fn shell(stream: Pin<Box<dyn Stream>>) -> Result<u8> {
+async fn shell(stream: GuestStream) -> Result<u8> {
     let raw = Raw::enter().context("a shell needs a terminal: give a command behind --")?;
     let (mut from_guest, mut to_guest) = tokio::io::split(stream);
     if let Some((columns, rows)) = terminal::size() {
@@ -91,7 +69,7 @@ async fn shell(stream: Pin<Box<dyn Stream>>) -> Result<u8> {
 }
 
 /// Runs a command and gives its exit code. What the shell echoes of it is told from what it prints by a word that only stands whole in the latter.
-async fn once(mut stream: Pin<Box<dyn Stream>>, command: &[String]) -> Result<u8> {
+async fn once(mut stream: GuestStream, command: &[String]) -> Result<u8> {
     let mark = container::new_id()?;
     let (first, last) = mark.split_at(mark.len() / 2);
     let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();

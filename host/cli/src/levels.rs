@@ -22,17 +22,12 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     let (pod, _) = pods::find(&args.pod).await?;
     let wanted = args.levels.map_or_else(|| json!({}), |levels| json!({ "levels": levels }));
     let answer = pod.ask(LEVELS, &wanted).await?;
+    let levels = answer["levels"].as_str().unwrap_or_default().split(',').filter_map(|part| part.split_once('='));
     if args.json {
-        let parts = answer["levels"].as_str().unwrap_or_default().split(',').filter_map(|part| part.split_once('='));
-        let levels: serde_json::Map<_, _> =
-            parts.map(|(component, level)| (component.to_owned(), level.into())).collect();
+        let levels: serde_json::Map<_, _> = levels.map(|(name, level)| (name.to_owned(), level.into())).collect();
         println!("{}", serde_json::to_string_pretty(&levels)?);
-        return Ok(());
-    }
-    for part in answer["levels"].as_str().unwrap_or_default().split(',') {
-        if let Some((component, level)) = part.split_once('=') {
-            println!("{component:<10}{level}");
-        }
+    } else {
+        levels.for_each(|(name, level)| println!("{name:<10}{level}"));
     }
     Ok(())
 }

@@ -249,12 +249,22 @@ mod tests {
         let mut command = Cli::command().version("");
         command.build();
         help(&mut command, "coracle", &mut page);
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/commands.md");
+        keep("commands.md", &page);
+    }
+
+    fn document(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference").join(name)
+    }
+
+    /// Compares a document with what it should be, or writes it where `CORACLE_DOCS` says `write`.
+    fn keep(name: &str, text: &str) {
+        let path = document(name);
         if std::env::var_os("CORACLE_DOCS").is_some_and(|wish| wish == "write") {
-            std::fs::write(&path, &page).unwrap();
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
         }
         let found = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(found == page, "docs/reference/commands.md is not what the commands say: run `cargo xtask docs`");
+        assert!(found == text, "docs/reference/{name} is not what the commands say: run `cargo xtask docs`");
     }
 
     /// Names of commands and of their options.
@@ -277,19 +287,10 @@ mod tests {
         command.build();
         let mut there = Vec::new();
         names(&command, "coracle", &mut there);
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/inventory/commands.txt");
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let mut known: Vec<&str> = text.lines().collect();
-        if std::env::var_os("CORACLE_DOCS").is_some_and(|wish| wish == "write") {
-            known.extend(there.iter().map(String::as_str));
-            known.sort_unstable();
-            known.dedup();
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(&path, known.join("\n") + "\n").unwrap();
-        }
-        let unannounced = deprecation::unannounced(deprecation::Kind::Command, &known, &there, deprecation::GONE);
-        assert_eq!(unannounced, [""; 0], "deprecate it first: docs/guide/deprecation.md");
-        assert!(there.iter().all(|name| known.contains(&name.as_str())), "run `cargo xtask docs`");
+        let known = std::fs::read_to_string(document("inventory/commands.txt")).unwrap_or_default();
+        let inventory = deprecation::inventory(deprecation::Kind::Command, &known, &there, deprecation::GONE);
+        keep("inventory/commands.txt", &inventory.text);
+        assert_eq!(inventory.unannounced, [""; 0], "deprecate it first: docs/guide/deprecation.md");
     }
 
     #[test]

@@ -12,10 +12,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<()> {
-    let (pods, silent) = match &args.pod {
-        Some(name) => (vec![pods::find(name).await?], 0),
-        None => pods::looked_at().await?,
-    };
+    let (pods, silent) = pods::chosen(args.pod.as_deref()).await?;
     let (families, failed) = pods::figures(pods).await;
     print!("{families}");
     let failed = failed + silent;

@@ -29,13 +29,16 @@ pub(crate) fn guest() -> Result<PathBuf> {
 
 /// The guest image that a container of this user's has: the user's own where there is one, else the one that the settings name.
 pub(crate) fn guest_in_use() -> Result<PathBuf> {
-    if !is_root() {
-        let own = guest()?;
-        if own.join(coracle_guest_image::MANIFEST).exists() {
-            return Ok(own);
-        }
+    match own_guest() {
+        Some(own) if !is_root() => Ok(own),
+        _ => Ok(coracle_settings::Settings::load()?.guest_folder),
     }
-    Ok(coracle_settings::Settings::load()?.guest_folder)
+}
+
+/// An ordinary user's own guest image, where there is one; who has no home has none.
+fn own_guest() -> Option<PathBuf> {
+    let guest = home().ok()?.join("guest");
+    guest.join(coracle_guest_image::MANIFEST).exists().then_some(guest)
 }
 
 /// Settings that an ordinary user's containers have, as TOML, where the administrator says nothing else; empty for root.
@@ -44,9 +47,8 @@ pub(crate) fn settings() -> Result<String> {
         return Ok(String::new());
     }
     let mut text = format!("run.folder = {:?}", run_folder()?.display().to_string());
-    // Without one of their own users share the administrator's; who has no home has none.
-    let guest = home().map(|home| home.join("guest")).ok().filter(|guest| guest.join("manifest.json").exists());
-    if let Some(guest) = guest {
+    // Without one of their own users share the administrator's.
+    if let Some(guest) = own_guest() {
         text.push_str(&format!("\nguest.folder = {:?}", guest.display().to_string()));
     }
     Ok(text)

@@ -10,7 +10,7 @@ use coracle_protocol::management::{DESCRIBE, Description, METRICS, POD, SOCKET};
 use coracle_protocol::metrics::{Bounds, Families, read};
 use futures::StreamExt;
 use serde_json::Value;
-use tokio::net::UnixStream;
+use tokio::sync::OnceCell;
 
 use crate::place;
 
@@ -34,9 +34,11 @@ const FIGURES: Bounds<'_> = Bounds {
 };
 
 /// A pod's shim.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Pod {
     socket: PathBuf,
+    /// The connection to it, from the first request on.
+    client: OnceCell<Client>,
 }
 
 /// The folder in which the pods of this user are.
@@ -55,7 +57,7 @@ pub(crate) fn all() -> Result<Vec<Pod>> {
     let mut sockets: Vec<_> = entries.flatten().map(|pod| pod.path().join(SOCKET)).collect();
     sockets.retain(|socket| socket.exists());
     sockets.sort();
-    Ok(sockets.into_iter().map(|socket| Pod { socket }).collect())
+    Ok(sockets.into_iter().map(|socket| Pod { socket, client: OnceCell::new() }).collect())
 }
 
 /// Those that answer, with what they are.
@@ -67,13 +69,21 @@ pub(crate) async fn described() -> Result<Vec<(Pod, Description)>> {
 pub(crate) async fn looked_at() -> Result<(Vec<(Pod, Description)>, usize)> {
     let ask = |pod: Pod| async move {
         let about = pod.describe().await.ok();
-        // The socket of a shim that has died is not one that is silent.
-        let is_there = about.is_some() || UnixStream::connect(pod.socket()).await.is_ok();
+        // The socket of a shim that has died takes no connection: that one is not silent.
+        let is_there = pod.client.initialized();
         (about.map(|about| (pod, about)), is_there)
     };
     let asked: Vec<_> = futures::stream::iter(all()?).map(ask).buffered(AT_ONCE).collect().await;
     let silent = asked.iter().filter(|(about, is_there)| about.is_none() && *is_there).count();
     Ok((asked.into_iter().filter_map(|(about, _)| about).collect(), silent))
+}
+
+/// The pod of this name alone, or all that answer where there is no name; and how many are there and do not.
+pub(crate) async fn chosen(name: Option<&str>) -> Result<(Vec<(Pod, Description)>, usize)> {
+    match name {
+        Some(name) => Ok((vec![find(name).await?], 0)),
+        None => looked_at().await,
+    }
 }
 
 /// The pod of this name, or whose id begins with it, or of Kubernetes' name `NAMESPACE/NAME`.
@@ -109,7 +119,8 @@ impl Pod {
         patience: Duration,
     ) -> ttrpc::Result<Vec<u8>> {
         let asked = async {
-            let client = Client::connect(&format!("unix://{}", self.socket.display())).await?;
+            let connect = async || Client::connect(&format!("unix://{}", self.socket.display())).await;
+            let client = self.client.get_or_try_init(connect).await?;
             let mut request = Request::new();
             (request.service, request.method, request.payload) = (service.into(), method.into(), payload);
             request.timeout_nano = i64::try_from(patience.as_nanos()).unwrap_or(i64::MAX);

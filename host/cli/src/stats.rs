@@ -18,10 +18,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<()> {
-    let pods = match &args.pod {
-        Some(name) => vec![pods::find(name).await?],
-        None => pods::described().await?,
-    };
+    let (pods, _) = pods::chosen(args.pod.as_deref()).await?;
     let ask = |(pod, about): (pods::Pod, Description)| async move {
         let all = pod.ask(USAGE, &json!({})).await;
         let all = all.and_then(|all| serde_json::from_value::<Vec<Usage>>(all).context("the shim's answer"));

@@ -33,7 +33,7 @@ fn versions() -> Value {
 }
 
 /// The guest image that a container of this user would have.
-pub(crate) fn guest() -> Result<coracle_guest_image::Manifest> {
+fn guest() -> Result<coracle_guest_image::Manifest> {
     Ok(coracle_guest_image::read_manifest(&place::guest_in_use()?)?)
 }
 

@@ -67,6 +67,26 @@ impl AgentAddress {
         }
     }
 
+    /// As Kata writes it: `hvsock://PATH`, `vsock://CID`. None of [`Self::Sockets`], which Kata has not.
+    #[must_use]
+    pub fn url(&self) -> Option<String> {
+        match self {
+            Self::Hybrid(path) => Some(format!("hvsock://{}", path.display())),
+            Self::Vsock { cid } => Some(format!("vsock://{cid}")),
+            Self::Sockets(_) => None,
+        }
+    }
+
+    /// The address that [`Self::url`] has written so.
+    #[must_use]
+    pub fn of_url(url: &str) -> Option<Self> {
+        match url.split_once("://")? {
+            ("hvsock", path) => Some(Self::Hybrid(path.into())),
+            ("vsock", cid) => Some(Self::Vsock { cid: cid.parse().ok()? }),
+            _ => None,
+        }
+    }
+
     /// The number by which a guest of [`Self::Sockets`] knows who has connected to it: the port that
     /// [`Self::connect_from`] gives.
     #[must_use]
@@ -163,6 +183,16 @@ impl GuestListener {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_read_as_it_is_written() {
+        for address in [AgentAddress::Hybrid("/run/p/vsock.sock".into()), AgentAddress::Vsock { cid: 7 }] {
+            assert_eq!(AgentAddress::of_url(&address.url().unwrap()), Some(address));
+        }
+        for wrong in ["", "vsock://x", "tcp://7", "/run/p"] {
+            assert_eq!(AgentAddress::of_url(wrong), None, "{wrong}");
+        }
+    }
 
     #[tokio::test]
     async fn a_refused_connect_is_an_error_and_data_is_not_lost() {

@@ -1,6 +1,8 @@
 //! What is deprecated: since when, until when, what stands for it, and why. One register for settings, annotations, commands, methods of the
 //! agent's API and drivers. Nothing goes that was not in it for two minor releases and six months, whichever is longer.
 
+use std::collections::BTreeSet;
+
 /// What is deprecated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -144,11 +146,23 @@ pub fn faults(all: &[Deprecation], release: Release, today: Day, is_there: impl 
     faults
 }
 
-/// What of `known`, names that there once were, is not among `there` and was never announced: nobody could prepare for it.
+/// An inventory: the names of a kind that users rely on, one a line. It only grows; what is taken out of it by hand was in the register first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inventory {
+    /// What it is with all names that there are now.
+    pub text: String,
+    /// Names in it that are there no more, and were never announced: nobody could prepare for it.
+    pub unannounced: Vec<String>,
+}
+
+/// Compares an inventory's text with the names that are there, and with what has gone as it should ([`GONE`]).
 #[must_use]
-pub fn unannounced<'a>(kind: Kind, known: &[&'a str], there: &[String], gone: &[Deprecation]) -> Vec<&'a str> {
+pub fn inventory(kind: Kind, text: &str, there: &[String], gone: &[Deprecation]) -> Inventory {
     let is_gone = |name: &str| gone.iter().any(|entry| entry.kind == kind && entry.name == name);
-    known.iter().copied().filter(|name| !there.iter().any(|found| found == name) && !is_gone(name)).collect()
+    let is_there = |name: &str| there.iter().any(|found| found == name);
+    let unannounced = text.lines().filter(|name| !is_there(name) && !is_gone(name)).map(str::to_owned).collect();
+    let all: BTreeSet<&str> = text.lines().chain(there.iter().map(String::as_str)).collect();
+    Inventory { text: all.iter().map(|name| format!("{name}\n")).collect(), unannounced }
 }
 
 #[cfg(test)]
@@ -218,8 +232,9 @@ mod tests {
     #[test]
     fn what_goes_was_announced() {
         let there = ["a".to_owned()];
-        assert_eq!(unannounced(Kind::Setting, &["a", "machine.old", "b"], &there, &[ENTRY]), ["b"]);
-        assert_eq!(unannounced(Kind::Command, &["machine.old"], &there, &[ENTRY]), ["machine.old"]);
+        let found = inventory(Kind::Setting, "machine.old\nb\n", &there, &[ENTRY]);
+        assert_eq!(found, Inventory { text: "a\nb\nmachine.old\n".into(), unannounced: vec!["b".into()] });
+        assert_eq!(inventory(Kind::Command, "machine.old\n", &there, &[ENTRY]).unannounced, ["machine.old"]);
     }
 
     #[test]

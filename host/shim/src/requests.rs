@@ -25,7 +25,6 @@ struct Seen {
 impl MethodHandler for Seen {
     async fn handler(&self, context: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
         let name = request.method.clone();
-        let (container, exec) = names(&name, &request.payload);
         let number = self.shim.counts.request();
         if let Some(entry) = deprecation::of(Kind::Method, &name) {
             self.shim.counts.deprecated(entry.kind.name(), entry.name);
@@ -38,6 +37,7 @@ impl MethodHandler for Seen {
         // A wait, or a question, is no part of a trace.
         let traceparent = context.metadata.get(METADATA).and_then(|all| all.first()).map_or("", String::as_str);
         let traceparent = Some(traceparent).filter(|_| !QUIET.contains(&name.as_str()));
+        let (container, exec) = names(&name, &request.payload);
         let span = tracing::debug_span!(
             "request",
             method = name,

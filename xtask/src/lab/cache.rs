@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::setup;
 use crate::steps::{self, command, step};
 
 /// The folder of that name in the cache, which `make` fills if it is not there.
@@ -33,8 +34,17 @@ pub(super) fn kept(cache: &Path, name: &str, make: impl FnOnce(&Path) -> Result<
     made.map(|()| folder)
 }
 
-/// Downloads a package of the distribution's into a folder.
-pub(super) fn download(name: &str, folder: &Path) -> Result<()> {
+/// Downloads a package of the distribution's into a folder, and has `unpack` take it apart there. apt's lists may be old.
+pub(super) fn fetch(name: &str, folder: &Path, unpack: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<()> {
+    step(&format!("downloading {name}"), || {
+        download(name, folder).or_else(|_| setup::update_lists().and_then(|()| download(name, folder)))
+    })?;
+    let file = packages(folder).pop().with_context(|| format!("apt-get brought no {name}"))?;
+    unpack(&file, folder)?;
+    std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
+}
+
+fn download(name: &str, folder: &Path) -> Result<()> {
     // As root, apt would drop to a user who may not write here, and complain.
     let mut download = command("apt-get", &["-q", "-o", "APT::Sandbox::User=root", "download", name]);
     download.current_dir(folder).stdout(std::process::Stdio::null());
@@ -43,13 +53,7 @@ pub(super) fn download(name: &str, folder: &Path) -> Result<()> {
 
 /// The files of a package of the distribution's, unpacked and kept, but not installed.
 pub(crate) fn package(cache: &Path, name: &str) -> Result<PathBuf> {
-    let make = |folder: &Path| {
-        download(name, folder)?;
-        let file = packages(folder).pop().with_context(|| format!("apt has brought no {name}"))?;
-        unpack(&file, folder)?;
-        std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
-    };
-    kept(cache, name, make)
+    kept(cache, name, |folder| fetch(name, folder, unpack))
 }
 
 /// Unpacks a package's files.

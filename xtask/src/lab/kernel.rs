@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::cache;
 use crate::setup;
-use crate::steps::{self, command, output, step};
+use crate::steps::{self, command, output};
 
 /// An unpacked kernel package.
 #[derive(Debug)]
@@ -60,17 +60,7 @@ pub(crate) fn newest(cache: &Path, of: &str) -> Result<Kernel> {
     }
     // apt's lists may be missing on a fresh machine.
     let name = concrete(of).or_else(|_| setup::update_lists().and_then(|()| concrete(of)))?;
-    kept(cache, &name, |folder| {
-        step(&format!("downloading {name}"), || {
-            // They may be old, too.
-            cache::download(&name, folder)
-                .or_else(|_| setup::update_lists().and_then(|()| cache::download(&name, folder)))
-        })?;
-        let file = cache::packages(folder).pop();
-        let file = file.with_context(|| format!("apt-get brought no {name}"))?;
-        unpack(&file, folder)?;
-        std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
-    })
+    kept(cache, &name, |folder| cache::fetch(&name, folder, unpack))
 }
 
 /// The package with files behind `of`, which only depends on it.

@@ -3,13 +3,15 @@
 //! One structure is written and read: [`Families`]. What is read may be hostile: it is held to [`Bounds`], and whatever is not
 //! exactly of the format is left out and counted.
 
+mod guest;
 mod process;
 mod read;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-pub use process::{Process, process};
+pub use guest::GUEST;
+pub use process::{Process, number, process};
 pub use read::{Bounds, Read, read};
 
 /// What kind of figures a family has (exposition format, `TYPE`).

@@ -32,8 +32,9 @@ impl Process {
     }
 }
 
-/// A number, and its unit where there is one (`12 kB`).
-fn number(text: &str) -> Option<u64> {
+/// A number as /proc has it, with its unit where there is one: `12 kB` is in bytes. None of another unit.
+#[must_use]
+pub fn number(text: &str) -> Option<u64> {
     let mut words = text.split_whitespace();
     let value: u64 = words.next()?.parse().ok()?;
     match words.next() {

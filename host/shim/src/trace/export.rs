@@ -27,7 +27,7 @@ const ANSWER_BYTES: u64 = 64 << 10;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Exporter {
+pub(super) struct Exporter {
     spans: mpsc::Sender<Work>,
     lost: Arc<AtomicU64>,
     /// Above what comes without a context of containerd's.

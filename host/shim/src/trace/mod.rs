@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use coracle_protocol::spans::{Context, Spans};
+use coracle_protocol::spans::{Context, Spans, nanoseconds};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing::{Span, Subscriber};
@@ -22,7 +22,7 @@ use tracing_subscriber::layer::Context as LayerContext;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry};
 
-pub(crate) use export::Exporter;
+use export::Exporter;
 use otlp::{Done, Of};
 
 /// What is traced, and to where: empty until the settings name a collector. A span's end is told by the subscriber, which is the process's one.
@@ -125,11 +125,6 @@ impl Visit for Fields {
     }
 
     fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
-}
-
-fn nanoseconds(at: SystemTime) -> u64 {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
