@@ -11,6 +11,7 @@ mod image;
 mod lab;
 mod layers;
 mod lint;
+mod notes;
 #[cfg(test)]
 mod parity;
 mod pods;
@@ -47,6 +48,7 @@ enum Task {
     Docs,
     /// Build, and make the guest image.
     Image,
+    Notes(notes::Args),
     /// Build, and make a Debian package.
     Deb,
     /// Try the shim on another Debian release's containerd.
@@ -78,6 +80,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Lint => lint::run(),
         Task::Layers => layers::run(),
         Task::Docs => docs::run(),
+        Task::Notes(args) => notes::run(&args),
         Task::Deb => deb::run().map(drop),
         Task::Image => build::all().and_then(|built| built.guest(tests::KERNEL).map(drop)),
         Task::Suite(args) => suite::run(&args),

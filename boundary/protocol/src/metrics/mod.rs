@@ -100,6 +100,13 @@ pub fn count_of(count: u64) -> f64 {
     value
 }
 
+/// The whole number that it is, where it is one and no other number of its size is written so.
+fn whole(value: f64) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
+    #[expect(clippy::cast_possible_truncation, reason = "it is whole, and less than 2^53")]
+    (value.fract() == 0.0 && value.abs() < EXACT).then_some(value as i64)
+}
+
 fn rendered(labels: &[(&str, &str)]) -> String {
     let mut text = String::new();
     for (name, value) in labels {
@@ -194,8 +201,12 @@ impl std::fmt::Display for Families {
             for Sample { suffix, labels, value } in samples {
                 let (open, close) = if labels.is_empty() { ("", "") } else { ("{", "}") };
                 write!(formatter, "{name}{suffix}{open}{labels}{close} ")?;
-                // Whole numbers as they are; what would take hundreds of digits shorter.
-                if value.abs() < 1e18 { writeln!(formatter, "{value}")? } else { writeln!(formatter, "{value:e}")? }
+                // Whole numbers as they are, which most are; what would take hundreds of digits shorter.
+                match whole(*value) {
+                    Some(whole) => writeln!(formatter, "{whole}")?,
+                    None if value.abs() < 1e18 => writeln!(formatter, "{value}")?,
+                    None => writeln!(formatter, "{value:e}")?,
+                }
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! Figures of a process, from the texts of its folder in /proc, under Kata's names and in its units.
 
+use std::io::Read;
+
 use super::{Families, Kind};
 
 /// The texts of `/proc/PID/{stat,status,io}`, and how many open files it has. What could not be read is empty, or none.
@@ -19,8 +21,8 @@ impl Process {
     /// Reads them in a folder such as `/proc/self`.
     #[must_use]
     pub fn of(folder: &std::path::Path) -> Self {
-        let text = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
-        let open_files = std::fs::read_dir(folder.join("fd")).ok().map(Iterator::count);
+        let text = |name: &str| text(&folder.join(name)).unwrap_or_default();
+        let open_files = open_files(&folder.join("fd"));
         Self { stat: text("stat"), status: text("status"), io: text("io"), open_files }
     }
 
@@ -30,6 +32,23 @@ impl Process {
         let lines = self.status.lines().filter_map(|line| line.split_once(':'));
         lines.into_iter().find(|(name, _)| *name == key).and_then(|(_, value)| number(value))
     }
+}
+
+/// How many entries the folder of open files has: its size, where the kernel says that (Linux 6.2), or counted.
+fn open_files(folder: &std::path::Path) -> Option<usize> {
+    let size = std::fs::metadata(folder).ok()?.len();
+    if let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) {
+        return Some(size);
+    }
+    std::fs::read_dir(folder).ok().map(Iterator::count)
+}
+
+/// A text of /proc, by two reads: such a file says that it is empty, from which a standard reader grows its buffer piece by piece. One that is longer
+/// than 64 KiB is cut there.
+fn text(path: &std::path::Path) -> std::io::Result<String> {
+    let mut bytes = Vec::with_capacity(4096);
+    std::fs::File::open(path)?.take(64 << 10).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// A number as /proc has it, with its unit where there is one: `12 kB` is in bytes. None of another unit.
@@ -90,6 +109,16 @@ pub fn process(families: &mut Families, prefix: &str, of: &str, process: &Proces
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_files_are_counted() {
+        let folder = std::path::Path::new("/proc/self/fd");
+        let files: Vec<_> = (0..100).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        let (open, listed) = (open_files(folder).unwrap(), std::fs::read_dir(folder).unwrap().count());
+        // Other tests open some meanwhile.
+        assert!(open >= files.len() && open.abs_diff(listed) < 50, "{open} {listed}");
+        assert_eq!(open_files(std::path::Path::new("/proc/none")), None);
+    }
 
     #[test]
     fn figures_have_katas_names_and_units() {

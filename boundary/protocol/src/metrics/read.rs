@@ -36,6 +36,9 @@ const LINE_BYTES: usize = 1024;
 /// The longest explanation, in characters.
 const HELP_LENGTH: usize = 200;
 
+/// The most labels of a figure.
+const MAX_LABELS: usize = 16;
+
 /// Reads a text. A family begins with its `TYPE`, before which its `HELP` may be; a figure is of the family before it. Times behind figures
 /// and comments of other kinds are refused, too: neither our agent nor Kata's sends them.
 #[must_use]
@@ -47,7 +50,9 @@ pub fn read(text: &str, bounds: &Bounds<'_>) -> Read {
     }
     let (text, rest) = text.split_at(end);
     found.refused += usize::from(!rest.is_empty());
-    let (mut help, mut name, mut samples) = ("", None::<&str>, 0);
+    let (mut help, mut samples) = ("", 0);
+    // The family whose figures come now.
+    let mut current: Option<(&str, Family)> = None;
     // One figure said twice is refused by whoever collects them, and all others with it.
     let mut seen: HashSet<&str> = HashSet::new();
     for line in text.lines().filter(|line| !line.is_empty()) {
@@ -56,27 +61,30 @@ pub fn read(text: &str, bounds: &Bounds<'_>) -> Read {
                 help = comment;
                 true
             } else if let Some(comment) = line.strip_prefix("# TYPE ") {
-                name = begin(comment, help, bounds, &mut found.families);
-                name.is_some()
-            } else {
-                let family = name.and_then(|name| Some((name, found.families.0.get_mut(name)?)));
-                let sample = family.and_then(|(name, family)| Some((sample(line, name, family, bounds)?, family)));
+                found.families.0.extend(current.take().map(|(name, family)| (name.to_owned(), family)));
+                current = begin(comment, help, bounds, &found.families);
+                current.is_some()
+            } else if let Some((name, family)) = &mut current {
+                let sample = sample(line, name, family.kind, bounds);
                 match sample {
-                    Some((sample, family)) if samples < bounds.samples && seen.insert(series(line)) => {
+                    Some(sample) if samples < bounds.samples && seen.insert(series(line)) => {
                         samples += 1;
                         family.samples.push(sample);
                         true
                     }
                     _ => false,
                 }
+            } else {
+                false
             };
         found.refused += usize::from(!is_taken);
     }
+    found.families.0.extend(current.map(|(name, family)| (name.to_owned(), family)));
     found
 }
 
-/// Begins the family of a `TYPE`; its name, where there may be such a one, and there is none yet.
-fn begin<'a>(comment: &'a str, help: &str, bounds: &Bounds<'_>, families: &mut Families) -> Option<&'a str> {
+/// Begins the family of a `TYPE`, where there may be such a one, and there is none yet.
+fn begin<'a>(comment: &'a str, help: &str, bounds: &Bounds<'_>, families: &Families) -> Option<(&'a str, Family)> {
     let (name, kind) = comment.split_once(' ')?;
     let kind = Kind::of(kind)?;
     let is_ours = bounds.prefixes.is_empty() || bounds.prefixes.iter().any(|prefix| name.starts_with(prefix));
@@ -85,16 +93,14 @@ fn begin<'a>(comment: &'a str, help: &str, bounds: &Bounds<'_>, families: &mut F
     }
     let known = bounds.families.iter().find(|(known, of, _)| *known == name && *of == kind);
     if let Some((_, _, help)) = known {
-        families.0.insert(name.to_owned(), Family { kind, help: (*help).to_owned(), samples: Vec::new() });
-        return Some(name);
+        return Some((name, Family { kind, help: (*help).to_owned(), samples: Vec::new() }));
     }
     if !bounds.families.is_empty() {
         return None;
     }
     let help = help.strip_prefix(name).and_then(|help| help.strip_prefix(' ')).unwrap_or_default();
     let help = help.chars().filter(|c| !c.is_control() && *c != '\\').take(HELP_LENGTH).collect();
-    families.0.insert(name.to_owned(), Family { kind, help, samples: Vec::new() });
-    Some(name)
+    Some((name, Family { kind, help, samples: Vec::new() }))
 }
 
 /// What of a figure's line names it: all but its value.
@@ -109,12 +115,12 @@ fn is_name(name: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// `NAME VALUE` or `NAME{LABELS} VALUE`, of this family.
-fn sample(line: &str, name: &str, family: &Family, bounds: &Bounds<'_>) -> Option<Sample> {
+/// `NAME VALUE` or `NAME{LABELS} VALUE`, of a family of this name and kind.
+fn sample(line: &str, name: &str, kind: Kind, bounds: &Bounds<'_>) -> Option<Sample> {
     let rest = line.strip_prefix(name)?;
-    let end = rest.find(['{', ' '])?;
+    let end = rest.bytes().position(|byte| matches!(byte, b'{' | b' '))?;
     let (suffix, rest) = rest.split_at(end);
-    let suffix = *family.kind.suffixes().iter().find(|known| **known == suffix)?;
+    let suffix = *kind.suffixes().iter().find(|known| **known == suffix)?;
     let (labels, value) = match rest.strip_prefix('{') {
         Some(rest) => labels(rest, bounds)?,
         None => ("", rest),
@@ -127,7 +133,7 @@ fn sample(line: &str, name: &str, family: &Family, bounds: &Bounds<'_>) -> Optio
 
 /// Labels up to their brace, and what is behind it.
 fn labels<'a>(text: &'a str, bounds: &Bounds<'_>) -> Option<(&'a str, &'a str)> {
-    let (mut at, mut names) = (text, Vec::new());
+    let (mut at, mut names, mut count) = (text, [""; MAX_LABELS], 0);
     loop {
         let (name, rest) = at.split_once("=\"")?;
         // Those that begin with two underscores are Prometheus' own.
@@ -140,23 +146,21 @@ fn labels<'a>(text: &'a str, bounds: &Bounds<'_>) -> Option<(&'a str, &'a str)> 
         {
             return None;
         }
-        names.push(name);
-        let mut escaped = false;
-        let mut end = None;
-        for (offset, c) in rest.char_indices() {
-            match (escaped, c) {
-                (true, '\\' | '"' | 'n') => escaped = false,
-                (true, _) => return None,
-                (false, '\\') => escaped = true,
-                (false, '"') => {
-                    end = Some(offset);
-                    break;
-                }
-                (false, c) if c.is_control() => return None,
-                _ => {}
+        *names.get_mut(count)? = name;
+        count += 1;
+        let (mut bytes, mut end) = (rest.bytes(), 0);
+        loop {
+            match bytes.next()? {
+                b'"' => break,
+                b'\\' if matches!(bytes.next()?, b'\\' | b'"' | b'n') => end += 2,
+                b'\\' | 0..0x20 | 0x7f => return None,
+                // The control characters of Unicode's first page: U+0080 to U+009F.
+                0xc2 if bytes.next()? < 0xa0 => return None,
+                0xc2 => end += 2,
+                _ => end += 1,
             }
         }
-        let rest = rest.get(end? + 1..)?;
+        let rest = rest.get(end + 1..)?;
         if let Some(rest) = rest.strip_prefix('}') {
             return Some((text.get(..text.len() - rest.len() - 1)?, rest));
         }
