@@ -101,7 +101,22 @@ pub(crate) fn all() -> Result<Built> {
         check_static(&folder.join(name))?;
         strip(&folder.join(name), &program)?;
     }
+    for program in [built.coracle(), built.shim(), built.agent()] {
+        check_faults(&program)?;
+    }
     Ok(built)
+}
+
+/// What a program says that tests can make fail (boundary/faults).
+const INJECTED: &[u8] = b"a fault was injected at";
+
+/// The gate for programs that are shipped: nothing in them fails because somebody has asked for it.
+fn check_faults(program: &Path) -> Result<()> {
+    let bytes = std::fs::read(program).with_context(|| format!("read {}", program.display()))?;
+    if bytes.windows(INJECTED.len()).any(|window| window == INJECTED) {
+        bail!("{} was built with the feature `inject`: build it by itself", program.display());
+    }
+    Ok(())
 }
 
 /// Builds programs that need nothing of the system on which they run: the guest's find no libraries there, and a monitor that starts without a

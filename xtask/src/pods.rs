@@ -30,10 +30,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("pods through containerd need root: run this by sudo");
     }
     for at_once in args.at_once.map_or(vec![1, 10], |at_once| vec![at_once]) {
-        let words = ["churn".to_owned(), args.pods.to_string(), at_once.to_string()];
-        step(&format!("{} pods, {at_once} at a time", args.pods), || steps::run(program(&built, "pods", &words)?))?;
+        step(&format!("{} pods, {at_once} at a time", args.pods), || churn(&built, args.pods, at_once))?;
     }
     Ok(())
+}
+
+/// Makes and removes so many pods, so many at a time, and looks for what is left.
+pub(crate) fn churn(built: &Built, pods: usize, at_once: usize) -> Result<()> {
+    let words = ["churn".to_owned(), pods.to_string(), at_once.to_string()];
+    steps::run(program(built, "pods", &words)?)
 }
 
 /// What `pods measure` has found.

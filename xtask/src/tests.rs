@@ -13,7 +13,7 @@ use crate::steps::{self, command, step};
 /// Run every test lane that this machine can run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only these lanes: unit, flow, contract, e2e, builtin; and passthrough, which runs by name alone.
+    /// Only these lanes: unit, flow, faults, contract, e2e, builtin; and passthrough and soak, which run by name alone.
     #[arg(long, value_delimiter = ',')]
     lane: Vec<String>,
     /// Of the lane builtin all tests, not only those that run each time: in the lab this takes hours.
@@ -26,10 +26,17 @@ pub(crate) struct Args {
     filter: Option<String>,
 }
 
-const LANES: [&str; 6] = ["unit", "flow", "contract", "e2e", "builtin", BY_NAME];
+const LANES: [&str; 8] = ["unit", "flow", "faults", "contract", "e2e", "builtin", PASSTHROUGH, SOAK];
 
-/// The lane that runs by its name alone: a clone with an IOMMU does not always come up (docs/reliability.md).
-const BY_NAME: &str = "passthrough";
+/// Lanes that run by their names alone: a clone with an IOMMU does not always come up (docs/reliability.md), and a soak takes half an hour.
+const PASSTHROUGH: &str = "passthrough";
+const SOAK: &str = "soak";
+
+/// The programs of the lane flow; those of `faults` and `soak` have lanes of their own.
+const FLOW: [&str; 4] = ["engine", "flow", "kata", "pods"];
+
+/// How many pods the soak makes on QEMU, and how many at a time.
+const SOAK_PODS: (usize, usize) = (200, 4);
 
 /// The package that stands for the newest kernel for virtual machines: of the guest under test, and of the lab.
 pub(crate) const KERNEL: &str = "linux-image-cloud-amd64";
@@ -47,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     let named = |lane: &str| args.lane.iter().any(|given| given == lane);
-    let wanted = |lane: &str| named(lane) || args.lane.is_empty() && lane != BY_NAME;
+    let wanted = |lane: &str| named(lane) || args.lane.is_empty() && lane != PASSTHROUGH && lane != SOAK;
     setup::ensure(Level::Test)?;
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     if wanted("unit") {
@@ -58,23 +65,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             steps::run(command("cargo", &arguments))
         })?;
     }
-    if !["flow", "contract", "e2e", "builtin", BY_NAME].iter().any(|lane| wanted(lane)) {
+    if !LANES.iter().any(|lane| *lane != "unit" && wanted(lane)) {
         return Ok(());
     }
     let built = build::all()?;
     if !setup::is_root() {
-        println!("lanes left out: flow, contract, e2e, builtin (they need root: run this by sudo)");
+        println!("lanes left out: flow, faults, contract, e2e, builtin (they need root: run this by sudo)");
         return Ok(());
     }
     if wanted("flow") {
-        step("lane flow", || {
-            let mut flow = command("cargo", &["test", "--locked", "-p", "coracle-flow", "--"]);
-            flow.args(&filter).env("CORACLE_TEST_AGENT", built.agent());
-            steps::run(flow)
+        step("lane flow", || without_machine(&built, &FLOW, &filter))?;
+    }
+    if wanted("faults") {
+        step("lane faults", || without_machine(&built, &["faults"], &[&filter[..], &["--nocapture"]].concat()))?;
+    }
+    if wanted(SOAK) {
+        step("lane soak, no machines", || {
+            without_machine(&built, &["soak"], &[&filter[..], &["--nocapture", "--test-threads=1"]].concat())
         })?;
+        let (pods, at_once) = SOAK_PODS;
+        step(&format!("lane soak, {pods} pods on QEMU"), || crate::pods::churn(&built, pods, at_once))?;
     }
     machine_lanes(&built, wanted("contract"), wanted("e2e"), &filter)?;
-    if wanted("builtin") || wanted(BY_NAME) {
+    if wanted("builtin") || wanted(PASSTHROUGH) {
         let lane = Lane {
             built: &built,
             kernel: args.kernel.clone(),
@@ -86,14 +99,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if wanted("builtin") {
             lane.run(args.all, &filter)?;
         }
-        if wanted(BY_NAME) {
+        if wanted(PASSTHROUGH) {
             lane.pass_devices_on(&filter)?;
         }
     }
     println!(
-        "left out: containerd 1.7 and 2.x, all tests on the built-in monitor, passed devices (run by name, see docs)"
+        "left out: containerd 1.7 and 2.x, all tests on the built-in monitor, passed devices, the soak (run by name, see docs)"
     );
     Ok(())
+}
+
+/// Programs of the tests that need no machine, with these words.
+fn without_machine(built: &Built, programs: &[&str], words: &[&str]) -> Result<()> {
+    let mut test = command("cargo", &["test", "--locked", "-p", "coracle-flow"]);
+    test.args(programs.iter().flat_map(|program| ["--test", program]));
+    test.arg("--").args(words).env("CORACLE_TEST_AGENT", built.agent());
+    steps::run(test)
 }
 
 /// The tests of sealed machines: the others need containerd with a snapshotter that hands over disks, or devices that come later.

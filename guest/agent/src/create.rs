@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use coracle_container::New;
 use coracle_container::cgroup::Cgroup;
+use coracle_faults as faults;
 use coracle_protocol::agent::CreateContainerRequest;
 use coracle_protocol::protobuf::MessageDyn;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
@@ -47,6 +48,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     }
     let folders = storage::shared_folders(&spec);
     let storages = storage::Attached::new(agent, request.storages, folders).await?;
+    faults::at("guest.create.storages").await?;
     let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal).unwrap_or(false);
     let (theirs, ours) = Streams::new(terminal)?.split();
     let (program, parent) = (agent.config.program.clone(), agent.config.cgroups.clone());
@@ -63,24 +65,19 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
     })
     .await?;
     let pid = prepared.pid;
-    let watched = Mounts::of(pid).and_then(|mounts| Ok((mounts, Process::watch(prepared, ours)?)));
-    let (mounts, process) = match watched {
-        Ok(watched) => watched,
-        Err(error) => {
-            let _ = cgroup.kill();
+    let (mounts, process) = match (Mounts::of(pid), Process::watch(prepared, ours).await) {
+        (Ok(mounts), Ok(process)) => (mounts, process),
+        (mounts, Ok(process)) => {
+            undo(cgroup, Some(process), None).await;
+            return mounts.map(|_| Empty::new());
+        }
+        (mounts, Err(error)) => {
+            undo(cgroup, None, mounts.ok()).await;
             return Err(error);
         }
     };
     if let Err(error) = agent.hooks(Point::Prestart, &id, pid, &root).await {
-        let _ = cgroup.kill();
-        process.wait().await;
-        // The hook's error is the one to tell.
-        let _ = on_thread(move || {
-            let removed = cgroup.remove();
-            mounts.let_go();
-            removed
-        })
-        .await;
+        undo(cgroup, Some(process), Some(mounts)).await;
         return Err(error);
     }
     if let Some(named) = named {
@@ -96,6 +93,22 @@ pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) 
         oom_watch,
     ));
     Ok(Empty::new())
+}
+
+/// Leaves nothing of a container whose create fails. That one's error is the one to tell.
+async fn undo(cgroup: Cgroup, process: Option<Arc<Process>>, mounts: Option<Mounts>) {
+    let _ = cgroup.kill();
+    if let Some(process) = process {
+        process.wait().await;
+    }
+    let _ = on_thread(move || {
+        let removed = cgroup.remove();
+        if let Some(mounts) = mounts {
+            mounts.let_go();
+        }
+        removed
+    })
+    .await;
 }
 
 /// With a pid namespace of its own a container ends when its first process does; without one this has to see to it.

@@ -57,6 +57,12 @@ impl Error {
     }
 }
 
+impl From<coracle_faults::Injected> for Error {
+    fn from(injected: coracle_faults::Injected) -> Self {
+        Self::System { step: injected.to_string(), source: std::io::Error::from_raw_os_error(libc::EIO) }
+    }
+}
+
 impl From<Error> for ttrpc::Error {
     fn from(error: Error) -> Self {
         Self::RpcStatus(ttrpc::get_status(error.code(), error.to_string()))

@@ -38,7 +38,7 @@ pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Res
         personality: container.personality.clone(),
     };
     let prepared = on_thread(move || coracle_container::exec(&program, &cgroup, beside, theirs)).await?;
-    let process = Process::watch(prepared, ours)?;
+    let process = Process::watch(prepared, ours).await?;
     container.insert_exec(&request.exec_id, Arc::clone(&process))?;
     if let Some(named) = named {
         named.serve(&request.container_id, &request.exec_id, &process).await;

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Invalid`] where a name could be anything but a name: it becomes a part of paths.
-pub(crate) fn admit(method: &'static str, request: &dyn MessageDyn) -> Result<()> {
+pub fn admit(method: &str, request: &dyn MessageDyn) -> Result<()> {
     for field in request.descriptor_dyn().fields() {
         if !matches!(field.name(), "container_id" | "exec_id") {
             continue;

@@ -80,17 +80,12 @@ where
 {
     let places = Arc::new(Semaphore::new(most));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        match accept(&listener).await {
-            Ok((stream, _)) => {
-                let served = serve(stream);
-                tokio::spawn(async move {
-                    served.await;
-                    drop(place);
-                });
-            }
-            // Out of descriptors, say: others have to go first, and nothing tells when.
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-        }
+        let (stream, _) = accepted(&listener).await;
+        let served = serve(stream);
+        tokio::spawn(async move {
+            served.await;
+            drop(place);
+        });
     }
 }
 
@@ -104,23 +99,29 @@ async fn dial(address: VsockAddr) -> std::io::Result<VsockStream> {
     }
 }
 
+/// The next connection. Where there is none to be had, out of descriptors, say, others have to go first, and nothing tells when: a server
+/// that is told each time would ask again at once.
+async fn accepted(listener: &VsockListener) -> (FromHost, u32) {
+    loop {
+        match accept(listener).await {
+            Ok(accepted) => return accepted,
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
 async fn serve() -> Result<()> {
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::AGENT))
         .map_err(Error::system("listen on the agent's vsock port"))?;
     let from_host = futures::stream::unfold(listener, |listener| async move {
-        let accepted = accept(&listener).await.map(|(stream, _)| stream);
-        Some((accepted, listener))
+        let (stream, _) = accepted(&listener).await;
+        Some((Ok(stream), listener))
     });
     let streams = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::STREAMS))
         .map_err(Error::system("listen for the streams of processes"))?;
     let streams = futures::stream::unfold(streams, |listener| async move {
-        loop {
-            match accept(&listener).await {
-                Ok((stream, port)) => return Some(((port, Box::pin(stream) as Connection), listener)),
-                // Out of descriptors, say: others have to go first, and nothing tells when.
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            }
-        }
+        let (stream, port) = accepted(&listener).await;
+        Some(((port, Box::pin(stream) as Connection), listener))
     });
     let forwarded = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::FORWARD))
         .map_err(Error::system("listen for forwarded ports"))?;

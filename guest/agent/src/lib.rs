@@ -51,6 +51,7 @@ use std::path::PathBuf;
 
 pub use connections::{Connection, Incoming, Io};
 pub use error::Error;
+pub use gate::admit;
 pub use service::{METHODS, Serving, serve};
 
 /// What a handler gives back.

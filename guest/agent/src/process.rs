@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle_container::{Prepared, Stdio};
+use coracle_faults as faults;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -148,8 +149,30 @@ impl Streams {
 pub(crate) struct OurEnds(Option<(OwnedFd, OwnedFd, OwnedFd)>);
 
 impl Process {
-    /// Takes over a prepared process and watches for its end.
-    pub(crate) fn watch(mut prepared: Prepared, ours: OurEnds) -> Result<Arc<Self>> {
+    /// Takes over a prepared process and watches for its end. Where that can't be done the process is ended: one that nobody reaps would keep
+    /// its container's first process from its end.
+    pub(crate) async fn watch(prepared: Prepared, ours: OurEnds) -> Result<Arc<Self>> {
+        let pid = Pid::from_raw(prepared.pid);
+        let watched = async {
+            faults::at("guest.process.watch").await?;
+            Self::watch_now(prepared, ours)
+        };
+        match (watched.await, pid) {
+            (Err(error), Some(pid)) => {
+                let end = move || {
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                    let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+                    Ok::<_, Error>(())
+                };
+                on_thread(end).await?;
+                Err(error)
+            }
+            (watched, _) => watched,
+        }
+    }
+
+    /// Fails only before anybody else reaps the process.
+    fn watch_now(mut prepared: Prepared, ours: OurEnds) -> Result<Arc<Self>> {
         let pid = Pid::from_raw(prepared.pid).ok_or_else(|| Error::State("the process has no pid".into()))?;
         let pidfd =
             rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(Error::system("open the process"))?;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use coracle_faults as faults;
 use coracle_protocol::agent::RemoveContainerRequest;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 
@@ -40,6 +41,7 @@ pub(crate) async fn destroy(agent: &Arc<Agent>, container: &Arc<Container>) -> R
     for process in container.processes() {
         process.wait().await;
     }
+    faults::at("guest.remove.processes").await?;
     let mounts = container.mounts.lock().unwrap_or_else(PoisonError::into_inner).take();
     let (agent, container) = (Arc::clone(agent), Arc::clone(container));
     on_thread(move || {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use coracle_faults as faults;
 use coracle_protocol::protobuf::well_known_types::empty::Empty;
 use coracle_protocol::ttrpc::asynchronous::transport::Listener;
 use coracle_protocol::ttrpc::asynchronous::{Server, Service, TtrpcContext};
@@ -28,7 +29,13 @@ macro_rules! methods {
             $(async fn $name(&self, context: &TtrpcContext, request: $request) -> ttrpc::Result<$reply> {
                 gate::admit($wire, &request)?;
                 let span = spans::begin(context, $wire);
-                let reply: Result<$reply> = $handler(&self.0, request).await;
+                let reply: Result<$reply> = async {
+                    faults::at(concat!("guest.", $wire)).await?;
+                    let reply = $handler(&self.0, request).await?;
+                    faults::at(concat!("guest.", $wire, ".done")).await?;
+                    Ok(reply)
+                }
+                .await;
                 self.0.spans.end(span, reply.as_ref().err());
                 Ok(reply?)
             })*

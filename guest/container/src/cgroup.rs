@@ -49,7 +49,8 @@ impl Cgroup {
     /// Makes the cgroup `name` below `parent`, a folder of a cgroup2 mount, with all controllers that there are.
     ///
     /// # Errors
-    /// [`Error::System`] where the kernel refuses; one that exists already is `EEXIST`.
+    /// [`Error::System`] where the kernel refuses. One of that name that is there already is what could not be removed once: whoever asks has
+    /// no container of that name, so its processes are ended and it is removed.
     pub fn create(parent: &Path, name: &str) -> Result<Self> {
         std::fs::create_dir_all(parent).step(|| format!("make cgroup {}", parent.display()))?;
         if let Some(root) = parent.parent() {
@@ -57,7 +58,16 @@ impl Cgroup {
         }
         enable_controllers(parent);
         let path = parent.join(name);
-        std::fs::create_dir(&path).step(|| format!("make cgroup {}", path.display()))?;
+        match std::fs::create_dir(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let stale = Self(path.clone());
+                stale.kill()?;
+                stale.remove()?;
+                std::fs::create_dir(&path)
+            }
+            made => made,
+        }
+        .step(|| format!("make cgroup {}", path.display()))?;
         Ok(Self(path))
     }
 

@@ -26,6 +26,12 @@ pub enum Error {
     },
 }
 
+impl From<coracle_faults::Injected> for Error {
+    fn from(injected: coracle_faults::Injected) -> Self {
+        Self::Monitor(injected.to_string())
+    }
+}
+
 impl Error {
     /// For `map_err`: names the step that failed.
     pub fn system<E: Into<std::io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> Self {

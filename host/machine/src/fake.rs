@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use coracle_faults as faults;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
@@ -44,12 +45,19 @@ pub type Program = Arc<dyn Fn(FakeGuest) -> BoxFuture<'static, String> + Send + 
 /// Boots fakes.
 pub struct FakeDriver {
     program: Program,
+    takes: Vec<DeviceKind>,
 }
 
 impl FakeDriver {
     /// A driver whose guests run `program`.
     pub fn new(program: Program) -> Self {
-        Self { program }
+        Self { program, takes: Vec::new() }
+    }
+
+    /// One whose machines take devices of these kinds while they run, and do nothing with them.
+    #[must_use]
+    pub fn taking(self, takes: Vec<DeviceKind>) -> Self {
+        Self { takes, ..self }
     }
 }
 
@@ -57,7 +65,7 @@ impl Driver for FakeDriver {
     fn capabilities(&self, _: &MachineSpec) -> Capabilities {
         Capabilities {
             coldplug: vec![DeviceKind::Vsock, DeviceKind::Rng, DeviceKind::SharedFs],
-            hotplug: Vec::new(),
+            hotplug: self.takes.clone(),
             limits: Vec::new(),
             resize: false,
             balloon: false,
@@ -71,7 +79,10 @@ impl Driver for FakeDriver {
             if !spec.kernel.path.exists() {
                 return Err(Error::Missing(format!("{} is missing", spec.kernel.path.display())));
             }
+            faults::at("machine.boot").await?;
             let sockets = spec.folder.join("fake");
+            // Of a guest that could not remove them.
+            let _ = std::fs::remove_dir_all(&sockets);
             std::fs::create_dir_all(&sockets).map_err(Error::system("make the fake's folder"))?;
             let address = AgentAddress::Sockets(sockets.clone());
             let hello = address.listen(HELLO_PORT)?;
@@ -89,8 +100,10 @@ impl Driver for FakeDriver {
                 let _ = std::fs::remove_dir_all(&sockets);
                 sender.send_replace(Some(End { reason }));
             });
-            Ok(Box::new(FakeMachine { address, hello, end: Ends::new(end), stop, stats, _task: task })
-                as Box<dyn Machine>)
+            let takes = self.takes.clone();
+            let machine = FakeMachine { address, hello, end: Ends::new(end), stop, stats, takes, _task: task };
+            faults::at("machine.booted").await?;
+            Ok(Box::new(machine) as Box<dyn Machine>)
         })
     }
 }
@@ -101,6 +114,7 @@ struct FakeMachine {
     end: Ends,
     stop: watch::Sender<bool>,
     stats: Stats,
+    takes: Vec<DeviceKind>,
     _task: tokio::task::JoinHandle<()>,
 }
 
@@ -119,12 +133,24 @@ impl Machine for FakeMachine {
         Box::pin(self.hello.accept())
     }
 
-    fn attach(&self, _: Device) -> BoxFuture<'_, Result<Option<String>>> {
-        unsupported("attaching a device")
+    fn attach(&self, device: Device) -> BoxFuture<'_, Result<Option<String>>> {
+        if !self.takes.contains(&device.kind()) {
+            return unsupported("attaching a device");
+        }
+        Box::pin(async move {
+            faults::at("machine.attach").await?;
+            self.end.check().map(|()| None)
+        })
     }
 
-    fn detach(&self, _: Device) -> BoxFuture<'_, Result<()>> {
-        unsupported("detaching a device")
+    fn detach(&self, device: Device) -> BoxFuture<'_, Result<()>> {
+        if !self.takes.contains(&device.kind()) {
+            return unsupported("detaching a device");
+        }
+        Box::pin(async move {
+            faults::at("machine.detach").await?;
+            self.end.check()
+        })
     }
 
     fn resize_disk(&self, _: Device, _: u64) -> BoxFuture<'_, Result<()>> {
@@ -152,7 +178,10 @@ impl Machine for FakeMachine {
     }
 
     fn stats(&self) -> BoxFuture<'_, Result<Stats>> {
-        Box::pin(async move { self.end.check().map(|()| self.stats.clone()) })
+        Box::pin(async move {
+            faults::at("machine.stats").await?;
+            self.end.check().map(|()| self.stats.clone())
+        })
     }
 
     fn wait(&self) -> BoxFuture<'static, End> {
@@ -161,6 +190,7 @@ impl Machine for FakeMachine {
 
     fn stop(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
+            faults::at("machine.stop").await?;
             self.stop.send_replace(true);
             self.wait().await;
             Ok(())

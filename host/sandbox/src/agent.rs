@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use coracle_faults as faults;
 use coracle_machine::GuestStream;
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
 use coracle_protocol::spans;
@@ -12,7 +13,10 @@ use coracle_protocol::ttrpc::{self, Request, context};
 
 use tracing::Instrument;
 
-use crate::Result;
+use crate::{Error, Result};
+
+/// How much later than the host the guest gives up a request.
+pub(crate) const GUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// A connection to the agent.
 pub(crate) struct Agent {
@@ -59,7 +63,8 @@ impl Agent {
         let count = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         log::debug!("agent call {count}: {name}");
         let mut context = match patience {
-            Patience::Bounded => context::with_duration(self.timeout),
+            // The agent's own deadline comes after ours, which says what it is.
+            Patience::Bounded => context::with_duration(self.timeout + GUEST_GRACE),
             Patience::Event => context::with_timeout(0),
         };
         let span = match patience {
@@ -70,9 +75,20 @@ impl Agent {
         if let Some(own) = self.trace.and_then(|current| span.in_scope(current)) {
             context.add(spans::METADATA.into(), own);
         }
-        let answer = request(&self.client, context).instrument(span).await;
+        faults::at("host.agent.request").await?;
+        let answer = request(&self.client, context).instrument(span);
+        let answer = match patience {
+            Patience::Event => answer.await,
+            Patience::Bounded => tokio::time::timeout(self.timeout, answer).await.map_err(|_| self.late(name))?,
+        };
         log::debug!("agent answer {count}");
+        faults::at("host.agent.answer").await?;
         Ok(answer?)
+    }
+
+    fn late(&self, name: &str) -> Error {
+        let seconds = self.timeout.as_secs();
+        Error::Timeout(format!("the agent does not answer {name} within {seconds} s (`agent.timeout_seconds`)"))
     }
 
     /// Waits for spans of the guest's, as their JSON. Not every agent has any.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_faults as faults;
 use coracle_machine::{
     Architecture, Cpus, Device, DeviceKind, GuestStream, Machine, MachineSpec, Memory, MemoryKind, NET_QUEUES_MAX,
     Platform,
@@ -61,7 +62,9 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
     let shares_files = setup.shares_files && config.shares_files;
     let Files { shared, virtiofsd, storage, device } =
         Files::of(config, shares_files).instrument(debug_span!("files")).await?;
+    faults::at("host.boot.files").await?;
     let (network, mut devices) = take_network(sandbox, setup).instrument(debug_span!("network")).await?;
+    faults::at("host.boot.network").await?;
     let served = match (&setup.network, &config.user_network) {
         (None, Some(wanted)) => {
             let (served, device) = user_network::start(wanted)?;
@@ -99,6 +102,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         machine.stop().await?;
         return Err(error);
     }
+    faults::at("host.boot.machine").await?;
     let passt = served.as_ref().and_then(|served| served.passt.as_ref());
     let servers = [("virtiofsd", virtiofsd.as_ref()), ("passt", passt)];
     let greeted = greet(config, &*machine, &servers).instrument(debug_span!("greeting")).await;
@@ -110,6 +114,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
             return Err(with_console(error, &console));
         }
     };
+    faults::at("host.boot.greeting").await?;
     let told = Told { network: network.as_ref(), is_user: served.is_some(), servers: &servers };
     let reached = reach(config, &*machine, create_sandbox(config, setup, storage), &told);
     let agent = match reached.instrument(debug_span!("agent")).await {
@@ -119,6 +124,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
             return Err(error);
         }
     };
+    faults::at("host.boot.agent").await?;
     let virtiofsd = virtiofsd.map(|(child, _)| child);
     let forward = forward(network.as_ref(), &*machine).await;
     let places = devices::places(&*machine, &own);
@@ -330,6 +336,10 @@ async fn first_line(stream: &mut GuestStream) -> Option<Vec<u8>> {
     Some(line)
 }
 
+/// How long files, links and the monitor's start may take together, beside the guest's greeting and the agent's first answers, which have the
+/// boot's deadline each.
+const HOST_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long the machine's own end may follow the end of a server of its devices: then it is the reason to tell.
 const SERVER_END_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -487,7 +497,12 @@ pub(crate) async fn ensure(sandbox: &Sandbox, setup: Setup) -> Result<Arc<Pod>> 
         return Ok(pod);
     }
     let guard = BootGuard { sandbox: Some(sandbox.clone()) };
-    let pod = boot(sandbox, &setup).instrument(debug_span!("boot")).await?;
+    let deadline = 2 * sandbox.config.boot_timeout + HOST_PATIENCE;
+    let booted = tokio::time::timeout(deadline, boot(sandbox, &setup).instrument(debug_span!("boot"))).await;
+    let pod = booted.unwrap_or_else(|_| {
+        let seconds = deadline.as_secs();
+        Err(Error::Timeout(format!("the pod's machine was not up within {seconds} s: its monitor or the host hangs")))
+    })?;
     let up = Arc::clone(&pod);
     let stopped = sandbox
         .ask(move |state| {

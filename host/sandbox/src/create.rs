@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use coracle_ext4::AfterCrash;
+use coracle_faults as faults;
 use coracle_machine::Device;
 use coracle_protocol::agent::{CreateContainerRequest, RemoveContainerRequest};
 use coracle_protocol::agent_ttrpc::AgentServiceClient;
@@ -13,7 +14,7 @@ use coracle_storage::{ContainerPlan, Wanted};
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
-use crate::agent::Patience;
+use crate::agent::{GUEST_GRACE, Patience};
 use crate::boot;
 use crate::io::{self, Connected, Ports};
 use crate::passthrough::{self, Passed};
@@ -163,6 +164,7 @@ pub(crate) async fn unless<T>(
 }
 
 async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<()>) -> Result<Made> {
+    faults::at("host.create.plan").await?;
     spec::check(&plan.spec)?;
     let (wanted, characters) = (plan.wanted.clone(), spec::character_devices(&plan.spec));
     // It looks at files, and makes some, which takes its time.
@@ -178,15 +180,18 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     let (needs, passed) = needs.await.map_err(|error| Error::Failed(error.to_string()))??;
     let setup = spec::setup(&plan.spec, needs, &passed)?;
     let pod = unless(cancelled, &plan.id, boot::ensure(sandbox, setup)).await?;
+    faults::at("host.create.machine").await?;
     // The first one has the machine that was booted for it; each further one adds to it.
     unless(cancelled, &plan.id, until_end(&pod, size::grow(sandbox, &pod, None))).await?;
     unless(cancelled, &plan.id, until_end(&pod, swap::grow(sandbox, &pod))).await?;
     // Not given up halfway: what a thread is mounting could not be undone by anybody.
     let mounted = Mounted::new(sandbox, &pod, plan, &passed).await?;
+    faults::at("host.create.mounts").await?;
     unless(cancelled, &plan.id, until_end(&pod, copy::files(&pod, &mounted.plan.copies))).await?;
     unless(cancelled, &plan.id, until_end(&pod, mirror::follow(&pod, &mounted.plan.mirrors))).await?;
     let connecting = until_end(&pod, io::connect(&pod, plan.streams));
     let connected = unless(cancelled, &plan.id, connecting).await?;
+    faults::at("host.create.streams").await?;
     let request = request(plan, &mounted.plan, &pod, connected.ports, sandbox.config.labels)?;
     let (asked, id) = (Arc::clone(&pod), plan.id.clone());
     let call = async move {
@@ -196,18 +201,41 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     let mut call = tokio::spawn(call.in_current_span());
     let created = async { (&mut call).await.map_err(|error| Error::Failed(error.to_string()))? };
     let outcome = unless(cancelled, &plan.id, until_end(&pod, created)).await;
-    if outcome.is_err() && !call.is_finished() {
+    match &outcome {
+        Ok(()) => {}
         // Given up here, and perhaps made there: then it is removed, for nobody will ask for it any more.
-        tokio::spawn(async move {
-            if matches!(call.await, Ok(Ok(()))) {
-                let request = RemoveContainerRequest { container_id: id, ..Default::default() };
-                let remove = async |agent: &AgentServiceClient, ctx| agent.remove_container(ctx, &request).await;
-                let _ = pod.agent.call("RemoveContainer", Patience::Bounded, remove).await;
-            }
-        });
+        Err(_) if !call.is_finished() => {
+            tokio::spawn(async move {
+                if matches!(call.await, Ok(Ok(()))) {
+                    remove(&pod, id).await;
+                }
+            });
+        }
+        // Slow, and perhaps making it still, until the guest gives it up as well. Whoever asked for the container does not wait for that.
+        Err(Error::Timeout(_)) => {
+            tokio::spawn(async move {
+                tokio::time::sleep(2 * GUEST_GRACE).await;
+                remove(&pod, id).await;
+            });
+        }
+        // Nobody is there to ask.
+        Err(Error::Ended(_) | Error::Unreachable(_)) => {}
+        // The agent may have made it all the same, and would refuse the next one of this name.
+        Err(_) => remove(&pod, id).await,
     }
     outcome?;
+    faults::reached("host.create.made").await;
     Ok(Made { storage: mounted.keep(), connected })
+}
+
+/// Has the agent remove what it may have made of a container that is none.
+async fn remove(pod: &Pod, id: String) {
+    let request = RemoveContainerRequest { container_id: id, ..Default::default() };
+    let remove = async |agent: &AgentServiceClient, ctx| agent.remove_container(ctx, &request).await;
+    match pod.agent.call("RemoveContainer", Patience::Bounded, remove).await {
+        Ok(_) | Err(Error::NotFound(_)) => {}
+        Err(error) => log::warn!("what the guest has of container {} stays: {error}", request.container_id),
+    }
 }
 
 /// What the agent is asked for.
@@ -292,7 +320,11 @@ impl Mounted {
         let mut plan = tokio::task::spawn_blocking(work).await.map_err(|error| Error::Failed(error.to_string()))??;
         pod.devices.read_as_memory(&mut plan.storages);
         plan.devices.extend(passed.iter().flat_map(Passed::devices));
-        let places = match pod.devices.attach(&*pod.machine, &plan.devices).await {
+        let attach = async {
+            faults::at("host.create.attach").await?;
+            pod.devices.attach(&*pod.machine, &plan.devices).await
+        };
+        let places = match attach.await {
             Ok(places) => places,
             Err(error) => {
                 mount::undo(&plan, &shares);

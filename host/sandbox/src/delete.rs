@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_faults as faults;
 use coracle_protocol::agent::RemoveContainerRequest;
 
 use tokio::sync::watch;
@@ -99,6 +100,7 @@ impl Sandbox {
             }
         }
         if process.exec.is_empty() {
+            faults::reached("host.delete.outputs").await;
             let removed = self.remove_container(&process.container).await;
             if removed.is_err() {
                 let id = process.container.clone();
@@ -145,6 +147,7 @@ impl Sandbox {
                 }
             }
         }
+        faults::reached("host.delete.removed").await;
         let name = id.to_owned();
         let disks = move |state: &mut State| {
             let storage = state.containers.get(&name).and_then(|container| container.storage.as_ref());
@@ -164,6 +167,7 @@ impl Sandbox {
                 .await
                 .map_err(|error| Error::Failed(error.to_string()))?;
         }
+        faults::reached("host.delete.mounts").await;
         let name = id.to_owned();
         let pod = self.ask(move |state| state.containers.remove(&name).and(state.pod())).await?;
         if let Some(pod) = pod {

@@ -41,6 +41,12 @@ pub enum Error {
     Gone,
 }
 
+impl From<coracle_faults::Injected> for Error {
+    fn from(injected: coracle_faults::Injected) -> Self {
+        Self::Failed(injected.to_string())
+    }
+}
+
 impl From<coracle_machine::Error> for Error {
     fn from(error: coracle_machine::Error) -> Self {
         use coracle_machine::Error as Machine;

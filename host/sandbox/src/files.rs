@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use coracle_machine::Device;
-use coracle_process::{Child, Output, Ring, Spawn};
+use coracle_process::{Child, Output, Ring, Role, Spawn};
 use coracle_protocol::agent::Storage;
 use coracle_storage::{SOCKET_FD, SharedFsPlan};
 
@@ -72,6 +72,11 @@ fn start_virtiofsd(plan: &SharedFsPlan) -> Result<(Child, Ring)> {
     let messages = Ring::new(4096).logged("monitor::virtiofsd");
     let mut spawn =
         Spawn::new(&plan.program).arguments(plan.arguments.iter().cloned()).descriptor(SOCKET_FD, listener.into());
+    // The one in the sandbox then ends with the one that waits for it, even where it was stopped and hears no signal. It takes root to make one.
+    if rustix::process::geteuid().is_root() {
+        spawn = spawn.in_own_pid_namespace();
+    }
+    spawn.capabilities = Some(Role::Virtiofsd.bounds().capabilities);
     spawn.stderr = Output::Ring(messages.clone());
     let child = spawn.start().map_err(|error| Error::Missing(format!("virtiofsd: {error}")))?;
     Ok((child, messages))

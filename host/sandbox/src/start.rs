@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_faults as faults;
 use coracle_protocol::agent::{
     ExecProcessRequest, GetDiagnosticDataRequest, StartContainerRequest, WaitProcessRequest,
 };
@@ -76,6 +77,7 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
     };
     let wanted = Wanted::from(&stdio);
     let run = async {
+        faults::at("host.start.begun").await?;
         match (connected, spec) {
             (Some(connected), _) => {
                 // On its own: given up halfway it would leave links that nobody knows of.
@@ -105,6 +107,7 @@ async fn start(sandbox: &Sandbox, id: &ProcessId) -> Result<()> {
             return Err(error);
         }
     };
+    faults::reached("host.start.started").await;
     let (done, said) = oneshot::channel();
     let pumps = io::pump(id, stdio, connected, done);
     sandbox

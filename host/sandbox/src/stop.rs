@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use coracle_faults as faults;
 use tokio::sync::watch;
 
 use crate::delete::REMOVAL_PATIENCE;
@@ -67,6 +68,7 @@ impl Sandbox {
         if tokio::time::timeout(REMOVAL_PATIENCE, removals.wait_for(|count| *count == 0)).await.is_err() {
             log::warn!("a container's disk is still being written back");
         }
+        faults::reached("host.stop.begun").await;
         let (pod, storages) = self.ask(take).await?;
         // First: a device that the machine has itself its guest would have to let go of.
         let stopped = match &pod {
@@ -81,6 +83,7 @@ impl Sandbox {
             log::warn!("links of the pod's network are still being given back");
         }
         stopped?;
+        faults::at("host.stop.machine").await?;
         if let Some(pod) = &pod {
             let passt = pod.served.as_ref().and_then(|served| served.passt.as_ref()).map(|(child, _)| child);
             for server in pod.virtiofsd.iter().chain(passt) {

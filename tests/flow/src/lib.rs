@@ -1,5 +1,6 @@
 //! The bench for flow tests: the sandbox of the host, the real agent of the guest, and between them a machine that is none.
 
+mod hands;
 mod scripted;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+pub use hands::{Hands, Wire};
 pub use scripted::{DENIED_CLOCK, STREAMS, Scripted};
 
 /// Runs a test on an event loop of its own, in a mount namespace of its own, whose `/run` is empty: what it mounts there is
@@ -94,10 +96,18 @@ impl Bench {
     /// Where its folder can't be made.
     #[must_use]
     pub fn with(program: Program, change: impl FnOnce(&mut Config)) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        Self::of(FakeDriver::new(program), tempfile::tempdir().expect("a folder"), change)
+    }
+
+    /// A pod of this driver's in a folder.
+    ///
+    /// # Panics
+    /// Where there is no room in it.
+    #[must_use]
+    pub fn of(driver: FakeDriver, folder: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = config(folder.path());
         change(&mut config);
-        let (sandbox, events) = Sandbox::new(config, Arc::new(FakeDriver::new(program)));
+        let (sandbox, events) = Sandbox::new(config, Arc::new(driver));
         Self { sandbox, events, folder }
     }
 
@@ -110,7 +120,11 @@ impl Bench {
     /// The same with another configuration.
     #[must_use]
     pub fn real_with(change: impl FnOnce(&mut Config)) -> Self {
-        Self::with(Arc::new(|guest| Box::pin(run_agent(guest))), change)
+        let program: Program = Arc::new(|guest| {
+            let socket = guest.port_socket(ports::AGENT);
+            Box::pin(run_agent(guest, socket))
+        });
+        Self::with(program, change)
     }
 
     /// A root file system with busybox.
@@ -221,8 +235,8 @@ pub fn make_rootfs(root: &Path) {
     }
 }
 
-/// The real agent as a fake machine's guest: where a machine has a shared file system, it has the host's own folder.
-async fn run_agent(guest: FakeGuest) -> String {
+/// The real agent as a fake machine's guest, which serves at `socket`: where a machine has a shared file system, it has the host's own folder.
+async fn run_agent(guest: FakeGuest, socket: PathBuf) -> String {
     let shared = Path::new(coracle_protocol::paths::SHARED);
     std::fs::create_dir_all(shared).expect("the shared folder");
     let folder = guest.spec.folder.join("shared");
@@ -238,10 +252,10 @@ async fn run_agent(guest: FakeGuest) -> String {
         shared: coracle_agent::SharedSource::InPlace,
     };
     let cgroups = config.cgroups.clone();
-    let listener = Listener::bind(format!("unix://{}", guest.port_socket(ports::AGENT).display())).expect("a socket");
+    let listener = Listener::bind(format!("unix://{}", socket.display())).expect("a socket");
     let streams = incoming(UnixListener::bind(guest.port_socket(ports::STREAMS)).expect("a socket"));
     let _server = coracle_agent::serve(config, listener, streams).await.expect("the agent");
-    let _cleanup = RemoveFolder(cgroups);
+    let _cleanup = PowerOff(cgroups);
     greet(&guest, &hello::line()).await;
     "the host has hung up".into()
 }
@@ -250,18 +264,39 @@ async fn run_agent(guest: FakeGuest) -> String {
 #[must_use]
 pub fn incoming(listener: UnixListener) -> coracle_agent::Incoming {
     Box::pin(futures::stream::unfold(listener, |listener| async move {
-        let (stream, peer) = listener.accept().await.ok()?;
+        let (stream, peer) = loop {
+            match listener.accept().await {
+                Ok(accepted) => break accepted,
+                // Out of descriptors: there may be some again.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
         let port = peer.as_pathname().and_then(AgentAddress::port_of)?;
         Some(((port, Box::pin(stream) as coracle_agent::Connection), listener))
     }))
 }
 
-struct RemoveFolder(PathBuf);
+/// What the end of a machine does to the processes in it, by the folder of their cgroups.
+struct PowerOff(PathBuf);
 
-impl Drop for RemoveFolder {
+impl Drop for PowerOff {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.0);
+        let _ = std::fs::write(self.0.join("cgroup.kill"), "1");
+        while nix::mount::umount2(coracle_protocol::paths::SHARED, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        // Those that were killed leave a moment later: what is left then is removed by who looks for it.
+        let _ = remove_cgroups(&self.0);
     }
+}
+
+/// Removes a cgroup and those below it, in which no process is any more.
+///
+/// # Errors
+/// The kernel's, where one still is.
+pub fn remove_cgroups(folder: &Path) -> std::io::Result<()> {
+    for below in std::fs::read_dir(folder)?.flatten().filter(|entry| entry.path().is_dir()) {
+        remove_cgroups(&below.path())?;
+    }
+    std::fs::remove_dir(folder)
 }
 
 /// Says `line` to the host, and lives for as long as that listens.

@@ -1,0 +1,162 @@
+//! In quantity: what the shim's side and the agent have in memory, descriptors and threads stays as it is. Both are in this process.
+//! `cargo xtask test --lane soak`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use coracle_flow::{Bench, beside, captured, first, in_own_mounts, spec};
+use coracle_sandbox::{Sandbox, Stdio};
+
+/// How often the process is looked at.
+const SAMPLES: usize = 50;
+
+/// A look at this process.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    /// Anonymous memory that is resident, in KiB (proc(5), `RssAnon`).
+    memory: f64,
+    descriptors: f64,
+    threads: f64,
+}
+
+impl Sample {
+    fn now() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").expect("the status");
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a field");
+            line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
+        };
+        let count = std::fs::read_dir("/proc/self/fd").expect("the descriptors").count();
+        Self {
+            memory: field("RssAnon:"),
+            descriptors: f64::from(u32::try_from(count).expect("few")),
+            threads: field("Threads:"),
+        }
+    }
+}
+
+/// The slope of a straight line through values at even distances, by least squares, times the whole distance: how much more there is at
+/// the end than at the beginning.
+fn growth(values: &[f64]) -> f64 {
+    let count = values.len() as f64;
+    let (mean_x, mean_y) = ((count - 1.0) / 2.0, values.iter().sum::<f64>() / count);
+    let (mut above, mut below) = (0.0, 0.0);
+    for (x, y) in values.iter().enumerate() {
+        let x = x as f64 - mean_x;
+        above += x * (y - mean_y);
+        below += x * x;
+    }
+    above / below * (count - 1.0)
+}
+
+/// What may come on top over a whole series: an allocator's mood, a thread that lives on for a while. What leaks with each of thousands is more.
+const MEMORY_KIB: f64 = 1024.0;
+const FEW: f64 = 3.0;
+
+/// Does `one` so many times, and looks at this process. The first fifth is for warming up.
+async fn series<F: Future<Output = ()>>(what: &str, count: usize, mut one: impl FnMut(usize) -> F) {
+    let (begun, every) = (Instant::now(), count.div_ceil(SAMPLES));
+    let mut samples = Vec::new();
+    for number in 0..count {
+        one(number).await;
+        if (number + 1) % every == 0 {
+            samples.push(Sample::now());
+        }
+    }
+    let warm = &samples[samples.len() / 5..];
+    let of = |field: fn(&Sample) -> f64| growth(&warm.iter().map(field).collect::<Vec<_>>());
+    let (memory, descriptors, threads) = (of(|one| one.memory), of(|one| one.descriptors), of(|one| one.threads));
+    let last = samples.last().expect("samples");
+    println!(
+        "soak\t{what}\t{count}\t{}\t{memory:.0}\t{descriptors:.1}\t{threads:.1}\t{last:?}",
+        begun.elapsed().as_secs()
+    );
+    assert!(memory < MEMORY_KIB, "{what}: memory grows by {memory:.0} KiB: {samples:?}");
+    assert!(
+        descriptors < FEW && threads < FEW,
+        "{what}: {descriptors} descriptors, {threads} threads more: {samples:?}"
+    );
+}
+
+/// How many of something are tried: less where `CORACLE_SOAK_PART` says by what to divide.
+fn count(whole: usize) -> usize {
+    let part = std::env::var("CORACLE_SOAK_PART").ok().and_then(|part| part.parse().ok()).unwrap_or(1);
+    whole / part
+}
+
+#[test]
+fn five_thousand_pods_leave_nothing() {
+    in_own_mounts(async {
+        let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").expect("the mounts").lines().count();
+        let before = mounts();
+        series("pods made and removed", count(5000), |number| async move {
+            let bench = Bench::real();
+            let (exit, output) = bench.run("c1", "echo hello; exit 7").await;
+            assert_eq!((exit.status, output.as_str()), (7, "hello\n"), "pod {number}");
+            bench.sandbox.stop().await.expect("a stop");
+            assert!(!bench.folder.path().join("m").exists(), "pod {number}: the machine's folder is gone");
+        })
+        .await;
+        assert!(mounts() <= before + 1, "{} mounts, {before} before", mounts());
+        let groups = std::fs::read_dir("/run/cgroup").expect("cgroups").flatten();
+        let left: Vec<_> =
+            groups.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with("flow")).collect();
+        assert!(left.is_empty(), "control groups are left: {left:?}");
+    });
+}
+
+async fn exec(sandbox: &Sandbox, name: &str) {
+    let process = spec(&serde_json::json!(["/bin/echo", name])).Process.unwrap_or_default();
+    let (id, (stdio, output)) = (beside("c1", name), captured());
+    sandbox.exec(&id, process, stdio).await.expect("an exec");
+    sandbox.start(&id).await.expect("a start");
+    assert_eq!(sandbox.wait(&id).await.expect("an end").status, 0, "{name}");
+    sandbox.delete(&id).await.expect("a delete");
+    assert_eq!(output.text(), format!("{name}\n"));
+}
+
+#[test]
+fn a_pod_lives_while_ten_thousand_execs_pass() {
+    in_own_mounts(async {
+        let bench = Bench::real();
+        bench.create("c1", "sleep 100000", Stdio::default()).await.expect("a container");
+        bench.sandbox.start(&first("c1")).await.expect("a start");
+        let sandbox = Arc::new(bench.sandbox.clone());
+        series("execs in one pod", count(10_000), |number| {
+            let sandbox = Arc::clone(&sandbox);
+            async move { exec(&sandbox, &format!("e{number}")).await }
+        })
+        .await;
+        bench.sandbox.kill(&first("c1"), 9).await.expect("a kill");
+        bench.sandbox.wait(&first("c1")).await.expect("an end");
+        bench.sandbox.delete(&first("c1")).await.expect("a delete");
+        bench.sandbox.stop().await.expect("a stop");
+    });
+}
+
+#[test]
+fn two_hundred_execs_at_once_all_answer() {
+    in_own_mounts(async {
+        let bench = Bench::real();
+        bench.create("c1", "sleep 100000", Stdio::default()).await.expect("a container");
+        bench.sandbox.start(&first("c1")).await.expect("a start");
+        let names: Vec<String> = (0..200).map(|number| format!("e{number}")).collect();
+        series("rounds of 200 execs at once", count(20).max(10), |_| async {
+            futures::future::join_all(names.iter().map(|name| exec(&bench.sandbox, name))).await;
+        })
+        .await;
+        assert_eq!(bench.sandbox.processes("c1").await.expect("the processes"), [""], "only its first process is left");
+        bench.sandbox.kill(&first("c1"), 9).await.expect("a kill");
+        bench.sandbox.wait(&first("c1")).await.expect("an end");
+        bench.sandbox.delete(&first("c1")).await.expect("a delete");
+        bench.sandbox.stop().await.expect("a stop");
+    });
+}
+
+#[test]
+fn growth_is_found() {
+    let flat: Vec<f64> = (0..40).map(|number| 100.0 + f64::from(number % 3)).collect();
+    assert!(growth(&flat).abs() < 1.0, "{}", growth(&flat));
+    let leaking: Vec<f64> = (0..40).map(|number| 100.0 + f64::from(number % 3) + f64::from(number)).collect();
+    assert!((growth(&leaking) - 39.0).abs() < 1.0, "{}", growth(&leaking));
+}
