@@ -7,7 +7,7 @@ use coracle_settings::Loaded;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{network, place, rootfs, shim};
+use crate::{jail, network, place, rootfs, shim};
 
 /// Say what this host offers and what is missing.
 #[derive(Debug, clap::Args)]
@@ -15,6 +15,9 @@ pub(crate) struct Args {
     /// Print JSON: an object with the state and the text of each line.
     #[arg(long)]
     json: bool,
+    /// Look at what the processes of this pod may, and fail where that is more than they need.
+    #[arg(long, value_name = "POD")]
+    jail: Option<String>,
 }
 
 /// How good something is.
@@ -55,7 +58,10 @@ impl Line {
     }
 }
 
-pub(crate) fn run(args: &Args) -> Result<u8> {
+pub(crate) async fn run(args: &Args) -> Result<u8> {
+    if let Some(pod) = &args.jail {
+        return Ok(u8::from(!jail::run(pod, args.json).await?));
+    }
     let lines = lines()?;
     let failed = lines.iter().any(|line| line.state == State::Failing);
     if args.json {

@@ -13,6 +13,7 @@ mod follow;
 mod image;
 mod install;
 mod iptables;
+mod jail;
 mod kill;
 mod levels;
 mod list_pods;
@@ -200,7 +201,7 @@ fn main() -> ExitCode {
             Command::Metrics(args) => metrics::run(args).await.map(|()| 0),
             Command::Monitor(args) => monitor::run(args).await.map(|()| 0),
             Command::Volume(command) => volume::run(command).await.map(|()| 0),
-            Command::Check(args) => check::run(&args),
+            Command::Check(args) => check::run(&args).await,
             Command::Version(args) => version::version(&args).map(|()| 0),
             Command::Env(args) => version::env(&args).map(|()| 0),
             Command::Image(command) => image::run(command).map(|()| 0),

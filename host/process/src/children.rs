@@ -12,6 +12,21 @@ pub struct Running {
 }
 
 impl Running {
+    /// The process of this number; none where there is none.
+    #[must_use]
+    pub fn of(pid: u32) -> Option<Self> {
+        let folder = PathBuf::from(format!("/proc/{pid}"));
+        let line = std::fs::read(folder.join("cmdline")).ok()?;
+        let words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        Some(Self { folder, words })
+    }
+
+    /// Its children, oldest first.
+    #[must_use]
+    pub fn children(&self) -> Vec<Self> {
+        listed(&self.folder).into_iter().filter_map(Self::of).collect()
+    }
+
     /// The process that does the work: a program that puts itself into a namespace of processes leaves one behind that only waits for it.
     #[must_use]
     pub fn at_work(&self) -> Self {
@@ -19,7 +34,7 @@ impl Running {
             let mut pids = listed(folder);
             (pids.len() == 1).then(|| pids.remove(0))
         };
-        match only(&self.folder).and_then(of) {
+        match only(&self.folder).and_then(Self::of) {
             Some(child) if child.words == self.words => child,
             _ => self.clone(),
         }
@@ -36,17 +51,10 @@ fn listed(process: &std::path::Path) -> Vec<u32> {
     pids
 }
 
-fn of(pid: u32) -> Option<Running> {
-    let folder = PathBuf::from(format!("/proc/{pid}"));
-    let line = std::fs::read(folder.join("cmdline")).ok()?;
-    let words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    Some(Running { folder, words })
-}
-
 /// The children, oldest first. Empty where the kernel does not list them (Linux: `CONFIG_PROC_CHILDREN`).
 #[must_use]
 pub fn children() -> Vec<Running> {
-    listed(std::path::Path::new("/proc/self")).into_iter().filter_map(of).collect()
+    listed(std::path::Path::new("/proc/self")).into_iter().filter_map(Running::of).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ mod cgroup;
 mod child;
 mod children;
 mod clock;
+mod privileges;
 mod ring;
+mod roles;
 mod spawn;
 
 pub use affinity::{run_on, run_thread_on};
@@ -16,7 +18,11 @@ pub use cgroup::Cgroup;
 pub use child::{Child, ExitStatus, watched};
 pub use children::{Running, children};
 pub use clock::ClockWatch;
+pub use privileges::{keep_only, leave_no_core};
 pub use ring::Ring;
+pub use roles::{Bounds, Role};
+/// Capabilities, as Linux has them (capabilities(7)).
+pub use rustix::thread::CapabilitySet;
 pub use spawn::{Output, Spawn};
 
 /// Why a child could not be started.

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::{Child, Error, Ring};
+use crate::{CapabilitySet, Child, Error, Ring, privileges};
 
 /// Where a child's output goes.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub struct Spawn {
     pub descriptors: Vec<(RawFd, OwnedFd)>,
     /// Whether it is the first process of a pid namespace of its own, where it sees no process of the host's.
     pub own_pid_namespace: bool,
+    /// The capabilities that it has at most; none here is all that this process has.
+    pub capabilities: Option<CapabilitySet>,
     /// Standard output.
     pub stdout: Output,
     /// Standard error.
@@ -41,6 +43,7 @@ impl Spawn {
             arguments: Vec::new(),
             descriptors: Vec::new(),
             own_pid_namespace: false,
+            capabilities: None,
             stdout: Output::Null,
             stderr: Output::Null,
         }
@@ -74,6 +77,13 @@ impl Spawn {
         self
     }
 
+    /// Leaves it these capabilities at most.
+    #[must_use]
+    pub fn with_capabilities(mut self, kept: CapabilitySet) -> Self {
+        self.capabilities = Some(kept);
+        self
+    }
+
     /// Starts it. It must be called on a thread that lives as long as the child should: the kernel kills the child when
     /// that thread ends.
     ///
@@ -100,8 +110,9 @@ impl Spawn {
         }
         // A process of another namespace has no number for its parent.
         let parent = (!self.own_pid_namespace).then(rustix::process::getpid);
-        let setup = move || prepare(parent, &descriptors);
-        // SAFETY: between fork and exec the closure makes prctl, getppid, fcntl and dup2 calls only, all of them
+        let capabilities = self.capabilities;
+        let setup = move || prepare(parent, &descriptors, capabilities);
+        // SAFETY: between fork and exec the closure makes prctl, capset, getppid, fcntl and dup2 calls only, all of them
         // async-signal-safe, and allocates nothing.
         #[expect(unsafe_code, reason = "pre_exec is unsafe by declaration")]
         unsafe {
@@ -147,7 +158,11 @@ impl PidNamespace {
 }
 
 /// In the child, before exec. The targets are taken in two steps, so that no copy is overwritten before it is in place.
-fn prepare(parent: Option<rustix::process::Pid>, descriptors: &[(RawFd, RawFd)]) -> std::io::Result<()> {
+fn prepare(
+    parent: Option<rustix::process::Pid>,
+    descriptors: &[(RawFd, RawFd)],
+    capabilities: Option<CapabilitySet>,
+) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     if parent.is_some() && rustix::process::getppid() != parent {
         // The parent died before the line above.
@@ -168,7 +183,7 @@ fn prepare(parent: Option<rustix::process::Pid>, descriptors: &[(RawFd, RawFd)])
     for (copy, (target, _)) in copies.iter().zip(descriptors) {
         duplicate(*copy, *target, 0)?;
     }
-    Ok(())
+    capabilities.map_or(Ok(()), privileges::keep_only)
 }
 
 /// The most descriptors that a child inherits, and the number after their numbers, which begin at 3.

@@ -215,8 +215,8 @@ settings! {
         "QEMU's program.";
     qemu_arguments: Vec<String> = "qemu.arguments", Vec::new(),
         "More arguments for QEMU.";
-    qemu_kernel_vsock: bool = "qemu.kernel_vsock", true,
-        "Whether the host kernel's vhost-vsock is used where it is there.";
+    qemu_kernel_vsock: bool = "qemu.kernel_vsock", false,
+        "Whether the host kernel's vhost-vsock is used where it is there, in the place of our own server. It saves a process a pod; but every program of the host, whoever runs it, in a container of another runtime too, can then speak to the guests' agents, for the kernel asks nobody who opens a connection.";
     virtiofsd_path: Vec<String> = "virtiofsd.paths", ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"].map(str::to_owned).into(),
         "Where virtiofsd is looked for; the first that is there is used, whether the Rust or the older C program.";
     storage_shared_fs: SharedFs = "storage.shared_fs", SharedFs::VirtioFs,

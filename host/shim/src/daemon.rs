@@ -11,6 +11,7 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim_protos::ttrpc::asynchronous::{Server, Service};
+use coracle_process::{Role, keep_only, leave_no_core};
 use coracle_settings::Settings;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -34,6 +35,9 @@ use crate::{folder, log, management, volumes};
 const TASK_V3: &str = "containerd.task.v3.Task";
 const TASK_V2: &str = "containerd.task.v2.Task";
 
+/// How long to leave a listener alone that can't accept.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// How long a client may take over the answer to its last request.
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -47,6 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // That one has let everything through.
     log.set_levels(log.levels());
     own_mounts().context("make a mount namespace").inspect_err(|error| ::log::error!("{error:#}"))?;
+    give_up_privileges().inspect_err(|error| ::log::error!("{error:#}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Threads for calls that block come and go; an idle pod has one.
@@ -60,6 +65,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // A thread in a blocking call must not hold up the end.
     runtime.shutdown_background();
     outcome
+}
+
+/// Lets go of what a pod's shim never needs: loading modules, the host's clock, raw devices, and the rest. And specifications hold secrets, as
+/// guests' memory does: nothing of them goes into a core file.
+fn give_up_privileges() -> Result<()> {
+    leave_no_core().context("forbid core files")?;
+    keep_only(Role::Shim.bounds().capabilities).context("give up capabilities")
 }
 
 /// A mount namespace of this process's own, into which mounts of the host still propagate. What is mounted here ends with
@@ -115,8 +127,16 @@ async fn serve(args: &Args, latencies: Arc<Latencies>, log: Log) -> Result<()> {
     rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC).context("the listening socket")?;
     let listener = UnixListener::from_std(listener).context("the listening socket")?;
     let accepted = futures::stream::unfold(listener, |listener| async move {
-        let accepted = listener.accept().await.map(|(stream, _)| stream);
-        Some((accepted, listener))
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((Ok::<_, std::io::Error>(stream), listener)),
+                // Out of descriptors, say. The server would log each, and ask again at once.
+                Err(error) => {
+                    ::log::warn!("accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
     });
     let shim = Shim::new(&args.namespace, &args.id, pod.clone(), latencies, log);
     let service = Arc::new(TaskService::new(Arc::clone(&shim)));

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use coracle_process::Running;
+use coracle_process::Role;
 use coracle_protocol::metrics::{Families, Kind, Process, count_of, process};
 
 use crate::shim::Shim;
@@ -11,10 +11,11 @@ use crate::trace;
 /// Reads all of them.
 pub(crate) async fn collect(shim: &Shim) -> Families {
     let mut families = Families::default();
-    process(&mut families, "kata_shim", "the shim", &Process::of(Path::new("/proc/self")));
+    process(&mut families, prefix(Role::Shim), Role::Shim.name(), &Process::of(Path::new("/proc/self")));
     for running in coracle_process::children() {
-        if let Some((prefix, of)) = prefix(&running) {
-            process(&mut families, prefix, of, &Process::of(&running.at_work().folder));
+        // One that is starting has the shim's own words still.
+        if let Some(role) = Role::of(&running.words).filter(|role| *role != Role::Shim) {
+            process(&mut families, prefix(role), role.name(), &Process::of(&running.at_work().folder));
         }
     }
     let since = shim.started.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -63,32 +64,13 @@ pub(crate) async fn collect(shim: &Shim) -> Families {
     families
 }
 
-/// Under which names a child's figures are, and what it is: Kata's names for what Kata has, too.
-fn prefix(running: &Running) -> Option<(&'static str, &'static str)> {
-    let mut words = running.words.iter().map(String::as_str);
-    let program = words.next().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
-    match (program, words.next()) {
-        (_, Some("vmm")) => Some(("kata_hypervisor", "the monitor")),
-        (program, _) if program.starts_with("qemu") => Some(("kata_hypervisor", "the monitor")),
-        (program, _) if program.starts_with("virtiofsd") => Some(("kata_virtiofsd", "virtiofsd")),
-        (program, _) if program.starts_with("passt") => Some(("coracle_passt", "passt")),
-        (_, Some("vsock")) => Some(("coracle_vsock", "the vsock server")),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn children_are_known_by_their_words() {
-        let prefix = |words: &[&str]| {
-            prefix(&Running { folder: "/proc/1".into(), words: words.iter().map(|&word| word.to_owned()).collect() })
-        };
-        assert_eq!(prefix(&["/usr/bin/qemu-system-x86_64", "-name"]), Some(("kata_hypervisor", "the monitor")));
-        assert_eq!(prefix(&["/proc/self/exe", "vmm", "/run/x"]), Some(("kata_hypervisor", "the monitor")));
-        assert_eq!(prefix(&["/usr/libexec/virtiofsd", "--fd=3"]), Some(("kata_virtiofsd", "virtiofsd")));
-        assert_eq!(prefix(&["sh"]), None);
+/// Under which names a child's figures are: Kata's for what Kata has, too.
+fn prefix(role: Role) -> &'static str {
+    match role {
+        Role::Monitor | Role::Qemu => "kata_hypervisor",
+        Role::Virtiofsd => "kata_virtiofsd",
+        Role::Passt => "coracle_passt",
+        Role::Vsock => "coracle_vsock",
+        Role::Shim => "kata_shim",
     }
 }

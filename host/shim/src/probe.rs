@@ -43,7 +43,7 @@ pub(crate) fn run() -> Result<()> {
         "qemu": qemu,
         "virtiofsd": virtiofsd,
         "guest": guest,
-        "kernel_vsock": std::path::Path::new("/dev/vhost-vsock").exists(),
+        "kernel_vsock": settings.qemu_kernel_vsock && std::path::Path::new("/dev/vhost-vsock").exists(),
     });
     println!("{report:#}");
     Ok(())

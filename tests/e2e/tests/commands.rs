@@ -65,6 +65,7 @@ fn a_container_is_looked_at_by_each_command() {
         rules.code != 0 && rules.stderr.contains("iptables-save, which the guest image does not have"),
         "{rules:?}"
     );
+    jail(&host, &id);
     levels(&host, &id);
     bundle(&host, &id, secret);
     // Whoever attaches sees what comes from then on, and passes signals on.
@@ -87,6 +88,28 @@ fn a_container_is_looked_at_by_each_command() {
     let nobody = host.coracle_outcome(&["stats", "nobody"]);
     assert!(nobody.code != 0 && nobody.stderr.contains("no pod nobody runs; `coracle pods`"), "{nobody:?}");
     host.audit();
+}
+
+/// Each process of the pod has what it needs, and nothing of its memory would be in a core file.
+fn jail(host: &Host, id: &str) {
+    let outcome = host.coracle_outcome(&["check", "--jail", id]);
+    assert!(
+        outcome.code == 0 && outcome.stdout.contains("the shim") && outcome.stdout.contains("the monitor"),
+        "{outcome:?}"
+    );
+    let found = json(&host.coracle_outcome(&["check", "--jail", id, "--json"]));
+    for process in found["processes"].as_array().unwrap() {
+        assert!(process["no_new_privileges"] == true, "{process}");
+        let names = process["capability_names"].as_array().unwrap();
+        assert!(!names.iter().any(|name| name == "sys_module" || name == "sys_rawio" || name == "bpf"), "{process}");
+        let folder = Path::new("/proc").join(process["pid"].to_string());
+        assert_eq!(std::fs::read_to_string(folder.join("coredump_filter")).unwrap().trim(), "00000000", "{process}");
+        let limits = std::fs::read_to_string(folder.join("limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    }
+    let nobody = host.coracle_outcome(&["check", "--jail", "nobody"]);
+    assert!(nobody.code != 0 && nobody.stderr.contains("no pod nobody runs"), "{nobody:?}");
 }
 
 /// More is written from the moment at which it is asked for.

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use coracle_machine::{Device, Error, MachineSpec, Result};
-use coracle_process::{Output, Ring, Spawn};
+use coracle_process::{Output, Ring, Role, Spawn};
 use tokio::net::UnixStream;
 use tracing::Instrument;
 
@@ -41,6 +41,7 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     let (console, messages) =
         (Ring::new(CONSOLE_BYTES).logged("guest::console"), Ring::new(MESSAGES_BYTES).logged("monitor"));
     let mut spawn = Spawn::new(&config.program).arguments(arguments).descriptor(QMP_FD, OwnedFd::from(theirs));
+    spawn.capabilities = Some(Role::Qemu.bounds().capabilities);
     if let Some(device) = device {
         spawn = spawn.descriptor(VHOST_FD, device);
     }
