@@ -1,43 +1,61 @@
-//! Drivers that mean harm, made of bytes.
+//! Drivers that mean harm, made of bytes; and files, answers and requests that do.
 //!
-//! A target turns bytes into what a guest does to a device, and panics where the device does what it must not. The same
+//! A target turns bytes into what a guest does to a device, or into what a parser reads, and panics where something is done that must not be. The same
 //! functions run under a fuzzer that is guided by coverage and under one that needs nothing special: docs/fuzzing.md.
 
 pub mod balloon;
 pub mod block;
+pub mod bundle;
 pub mod chain;
+pub mod cni;
 pub mod console;
+pub mod figures;
 pub mod guest;
 pub mod held;
 pub mod input;
+pub mod kernel;
+pub mod layer;
 pub mod mem;
 pub mod net;
 pub mod packet;
 pub mod pci;
 pub mod pmem;
 pub mod registers;
+pub mod replies;
+pub mod requests;
 pub mod rig;
 pub mod rng;
+pub mod settings;
 pub mod snapshot;
+pub mod spans;
 pub mod vsock;
 
 /// What runs one input.
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 22] = [
     ("balloon", balloon::one),
     ("block", block::one),
+    ("bundle", bundle::one),
     ("chain", chain::one),
+    ("cni", cni::one),
     ("console", console::one),
+    ("figures", figures::one),
+    ("kernel", kernel::one),
+    ("layer", layer::one),
     ("mem", mem::one),
     ("net", net::one),
     ("packet", packet::one),
     ("pci", pci::one),
     ("pmem", pmem::one),
     ("registers", registers::one),
+    ("replies", replies::one),
+    ("requests", requests::one),
     ("rng", rng::one),
+    ("settings", settings::one),
     ("snapshot", snapshot::one),
+    ("spans", spans::one),
     ("vsock", vsock::one),
 ];
 

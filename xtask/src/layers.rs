@@ -77,7 +77,7 @@ fn wings(metadata: &Value) -> Result<Vec<String>> {
                 "boundary" => other == "boundary",
                 "host" => matches!(other, "host" | "boundary"),
                 "guest" => matches!(other, "guest" | "boundary"),
-                "fuzz" => other == "host",
+                "fuzz" => true,
                 "tests" => path.starts_with("tests/flow"),
                 _ => false,
             };

@@ -7,6 +7,7 @@ mod containerd;
 mod deb;
 mod demo;
 mod docs;
+mod fuzz;
 mod image;
 mod lab;
 mod layers;
@@ -20,6 +21,8 @@ mod sleeps;
 mod steps;
 mod suite;
 mod tests;
+#[cfg(test)]
+mod threats;
 
 use std::process::ExitCode;
 
@@ -48,6 +51,7 @@ enum Task {
     Docs,
     /// Build, and make the guest image.
     Image,
+    Fuzz(fuzz::Args),
     Notes(notes::Args),
     /// Build, and make a Debian package.
     Deb,
@@ -80,6 +84,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Lint => lint::run(),
         Task::Layers => layers::run(),
         Task::Docs => docs::run(),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Notes(args) => notes::run(&args),
         Task::Deb => deb::run().map(drop),
         Task::Image => build::all().and_then(|built| built.guest(tests::KERNEL).map(drop)),

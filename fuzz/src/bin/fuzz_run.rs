@@ -1,4 +1,5 @@
-//! `fuzz-run TARGET EXECUTIONS SEED`: inputs that look random and are the same at each run, made anew or out of the corpus.
+//! `fuzz-run TARGET EXECUTIONS SEED`: inputs that look random and are the same at each run, made anew or out of the corpus. In the place of
+//! executions there may be seconds: `5s`.
 //! TARGET may be `all`. `fuzz-run TARGET FILE...` runs files, and what it finds is thrown out as it comes.
 
 use std::cell::Cell;
@@ -6,7 +7,7 @@ use std::ops::ControlFlow;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use coracle_fuzz::{TARGETS, Target};
 
@@ -42,13 +43,16 @@ fn main() -> ExitCode {
     if chosen.is_empty() {
         return usage();
     }
-    let numbers: Vec<u64> = rest.iter().filter_map(|word| word.parse().ok()).collect();
-    match (numbers.as_slice(), rest) {
-        ([executions, seed], [_, _]) => {
-            let sound = chosen.iter().all(|(name, target)| run(name, *target, *executions, *seed));
+    let limit = |word: &str| match word.strip_suffix('s') {
+        Some(seconds) => seconds.parse().ok().map(|seconds| Limit::Time(Duration::from_secs(seconds))),
+        None => word.parse().ok().map(Limit::Executions),
+    };
+    match (rest.first().and_then(|word| limit(word)), rest.get(1).and_then(|word| word.parse().ok()), rest) {
+        (Some(limit), Some(seed), [_, _]) => {
+            let sound = chosen.iter().all(|(name, target)| run(name, *target, limit, seed));
             if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        (_, [_, ..]) => {
+        (_, _, [_, ..]) => {
             for file in rest {
                 let bytes = std::fs::read(file).unwrap_or_else(|error| panic!("{file}: {error}"));
                 chosen.iter().for_each(|(_, target)| target(&bytes));
@@ -61,14 +65,21 @@ fn main() -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "fuzz-run TARGET EXECUTIONS SEED | TARGET FILE...\ntargets: all {}",
+        "fuzz-run TARGET EXECUTIONS|SECONDSs SEED | TARGET FILE...\ntargets: all {}",
         TARGETS.map(|(name, _)| name).join(" ")
     );
     ExitCode::FAILURE
 }
 
+/// How long a target is run.
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    Executions(u64),
+    Time(Duration),
+}
+
 /// True where nothing was found.
-fn run(name: &str, target: Target, executions: u64, seed: u64) -> bool {
+fn run(name: &str, target: Target, limit: Limit, seed: u64) -> bool {
     let start = Instant::now();
     let corpus = corpus(name);
     let mut random = Random(seed);
@@ -84,7 +95,11 @@ fn run(name: &str, target: Target, executions: u64, seed: u64) -> bool {
         ControlFlow::Break(())
     };
     let mut result = corpus.iter().try_for_each(|bytes| attempt(bytes));
-    while result.is_continue() && count.get() < executions {
+    let goes_on = || match limit {
+        Limit::Executions(executions) => count.get() < executions,
+        Limit::Time(time) => start.elapsed() < time,
+    };
+    while result.is_continue() && goes_on() {
         result = attempt(&input(&mut random, &corpus));
     }
     if result.is_continue() {

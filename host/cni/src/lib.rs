@@ -16,5 +16,5 @@ mod port;
 
 pub use call::{Error, add, check, del, programs};
 pub use network::{BRIDGE, Invalid, Network};
-pub use plan::{Attachment, Outcome};
+pub use plan::{Attachment, Outcome, hosts, outcome, resolv_conf};
 pub use port::{Port, Protocol};

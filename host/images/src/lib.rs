@@ -16,6 +16,8 @@ mod catalog;
 mod disk;
 mod docker;
 mod erofs;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod layer;
 mod layout;
 mod registry;

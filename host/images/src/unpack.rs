@@ -27,7 +27,7 @@ pub(crate) fn layer(layer: &Layer, root: &Path) -> Result<()> {
     layer::read(layer, |reader| apply(reader, root))
 }
 
-fn apply(reader: impl Read, root: &Path) -> Result<()> {
+pub(crate) fn apply(reader: impl Read, root: &Path) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(root, flags, Mode::empty()).map_err(|error| Error::file(root)(error.into()))?;
     let mut target = Target { root: fd, made: HashSet::new() };

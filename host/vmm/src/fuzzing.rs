@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use coracle_monitor_api::KernelForm;
 use coracle_virtio::device::{Device, Memory};
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, kvm_irq_routing_entry};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::arch::boot::Images;
 use crate::arch::layout;
 use crate::events::Watch;
 use crate::irq::{Interrupts, Wires};
@@ -30,6 +32,18 @@ pub const NOTIFY_BYTES: u64 = pci::NOTIFY_BYTES;
 #[must_use]
 pub fn is_state(body: &[u8]) -> bool {
     crate::snapshot::is_state(body)
+}
+
+/// Loads a kernel and a RAM disk into memory of 64 MiB, as a boot does.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn load_kernel(kernel: &std::fs::File, is_bzimage: bool, initrd: &std::fs::File) -> Result<(), Error> {
+    let memory = vm_memory::GuestMemoryMmap::from_ranges(&[(vm_memory::GuestAddress(0), 64 << 20)]);
+    let memory = memory.map_err(|error| Error::Invalid(error.to_string()))?;
+    let form = if is_bzimage { KernelForm::BzImage } else { KernelForm::PvhElf };
+    let images = Images { kernel, form, initrd, command_line: "console=hvc0" };
+    crate::arch::boot::load(&memory, &images, 0xe0000).map(drop)
 }
 
 /// What KVM would have been asked for so far.

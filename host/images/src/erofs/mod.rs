@@ -51,6 +51,16 @@ pub(crate) fn write(layers: &[Layer], is_lowest: bool, path: &Path) -> Result<(S
     Ok((size, stands))
 }
 
+/// The same of one archive that was not verified.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn of_archive(archive: &mut dyn Read, path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let contents = std::fs::File::create(path).and_then(|file| Contents::new(file, folder));
+    let mut tree = Tree::new(contents.map_err(Error::file(path))?, true);
+    tree.apply(archive)?;
+    write::finish(tree).map(drop).map_err(Error::file(path))
+}
+
 /// Copies `count` bytes or all there are.
 fn copy(from: &mut impl Read, to: &mut (impl Write + Seek), count: u64) -> std::io::Result<u64> {
     std::io::copy(&mut from.take(count), to)

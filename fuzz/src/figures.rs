@@ -1,0 +1,31 @@
+//! What a guest says of itself in figures, and what a shim says to who collects them.
+
+use coracle_protocol::metrics::{Bounds, GUEST, read};
+
+/// To what the command line holds a shim.
+const SHIM: Bounds<'_> = Bounds {
+    prefixes: &["kata_", "coracle_"],
+    families: &[],
+    labels: &[],
+    reserved: &["sandbox_id"],
+    bytes: 2 << 20,
+    samples: 100,
+};
+
+/// Runs one input: its text.
+///
+/// # Panics
+/// Where what was taken is not of the format, is not in its bounds, or is another thing when it is read again.
+pub fn one(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for bounds in [GUEST, SHIM] {
+        let found = read(&text, &bounds);
+        let said = found.families.to_string();
+        assert!(!said.contains("sandbox_id") || !bounds.reserved.contains(&"sandbox_id"), "{said}");
+        let figures = said.lines().filter(|line| !line.starts_with('#')).count();
+        assert!(figures <= bounds.samples, "{figures} figures");
+        let again = read(&said, &bounds);
+        assert_eq!(again.refused, 0, "{said}");
+        assert_eq!(again.families.to_string(), said);
+    }
+}

@@ -1,0 +1,57 @@
+//! docs/threat-model.md, held against the tests that there are: what is said to be shown by a test is shown by one.
+
+use std::collections::BTreeSet;
+
+use crate::parity::functions;
+use crate::steps::top;
+
+/// The cells of a table's row; none of another line, or of a table's head.
+fn cells(line: &str) -> Option<Vec<&str>> {
+    let inner = line.strip_prefix('|')?.strip_suffix('|')?;
+    Some(inner.split('|').map(str::trim).collect())
+}
+
+/// The words between backquotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn each_claim_of_the_threat_model_has_its_test_or_says_none() {
+    let read = |name: &str| std::fs::read_to_string(top().join(name)).unwrap();
+    let page = read("docs/threat-model.md");
+    let functions = functions();
+    let folder = std::fs::read_dir(top().join("tests/e2e/tests/pod_checks")).unwrap();
+    let checks: String = folder.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    let targets = read("fuzz/src/lib.rs");
+    let (mut rows, mut claims) = (0, BTreeSet::new());
+    for line in page.lines().filter(|line| line.starts_with("| ")) {
+        let cells = cells(line).unwrap_or_else(|| panic!("{line}"));
+        let [_, _, shown, _] = cells[..] else { continue };
+        if shown == "test" {
+            continue;
+        }
+        rows += 1;
+        assert!(shown.contains('`') || shown.contains("**none**"), "{line}: no test is named, and it does not say so");
+        let (mut is_check, mut is_fuzz) = (false, false);
+        for part in shown.split(", ").flat_map(|part| part.split("; ")) {
+            (is_check, is_fuzz) = match part {
+                _ if part.starts_with("checks: ") => (true, false),
+                _ if part.starts_with("fuzz: ") => (false, true),
+                _ => (is_check, is_fuzz),
+            };
+            for name in quoted(part) {
+                claims.insert(name.to_owned());
+                let is_there = match name {
+                    _ if name.starts_with("cargo xtask ") => true,
+                    _ if functions.contains(name) => true,
+                    _ if is_check => checks.contains(&format!("\"{name}\"")),
+                    _ if is_fuzz => targets.contains(&format!("(\"{name}\", ")),
+                    _ => false,
+                };
+                assert!(is_there, "{name}: there is no such test ({line})");
+            }
+        }
+    }
+    assert!(rows > 50 && claims.len() > 80, "{rows} rows, {} tests: is the page still read rightly?", claims.len());
+}
