@@ -30,8 +30,9 @@ impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
 /// The connections that come in, each with the port on the host that it comes from.
 pub type Incoming = Pin<Box<dyn futures::Stream<Item = (u32, Connection)> + Send>>;
 
-/// The most connections that wait for a request to name them; the one that has waited longest makes room.
-const WAITING_MAX: usize = 256;
+/// The most connections that wait for a request to name them, three for each process; the one that has waited longest makes room. Our own
+/// vsock carries no more at all.
+const WAITING_MAX: usize = 1024;
 
 /// How long one may wait: the request that it was made for has failed, or was never sent.
 const WAITING_TIME_MAX: Duration = Duration::from_secs(60);

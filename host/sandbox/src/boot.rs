@@ -153,7 +153,7 @@ pub(crate) async fn boot(sandbox: &Sandbox, setup: &Setup) -> Result<Arc<Pod>> {
         shared.keep();
     }
     watch(sandbox, &pod);
-    clock::follow(&pod, config.clock_period);
+    clock::follow(sandbox, &pod, config.clock_period);
     if let Some(trace) = config.trace.clone() {
         fetch_spans(&pod, trace);
     }

@@ -52,6 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     log.set_levels(log.levels());
     own_mounts().context("make a mount namespace").inspect_err(|error| ::log::error!("{error:#}"))?;
     give_up_privileges().inspect_err(|error| ::log::error!("{error:#}"))?;
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Threads for calls that block come and go; an idle pod has one.
@@ -72,6 +73,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn give_up_privileges() -> Result<()> {
     leave_no_core().context("forbid core files")?;
     keep_only(Role::Shim.bounds().capabilities).context("give up capabilities")
+}
+
+/// Lets this process have as many descriptors as its limit can be raised to: a process of a container takes up to six, and who has started the
+/// daemon may run with the usual 1,024.
+fn raise_descriptors() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        ::log::warn!("the limit of descriptors stays {:?}: {error}", limit.current);
+    }
 }
 
 /// A mount namespace of this process's own, into which mounts of the host still propagate. What is mounted here ends with

@@ -70,7 +70,9 @@ impl Hands {
     async fn run(self, guest: FakeGuest) -> String {
         let (mut life, inner) = (self.life.subscribe(), guest.sockets.join("agent"));
         let outer = UnixListener::bind(guest.port_socket(ports::AGENT)).expect("a socket");
-        let proxy = tokio::spawn(self.clone().carry(outer, inner.clone()));
+        // What it carries breaks when the machine is gone, as a real one's connections do.
+        let mut proxy = tokio::task::JoinSet::new();
+        proxy.spawn(self.clone().carry(outer, inner.clone()));
         // A process that can't have what it needs ends; in a guest of its own that would be its agent.
         let agent = std::panic::AssertUnwindSafe(crate::run_agent(guest, inner)).catch_unwind();
         let reason = tokio::select! {
@@ -78,7 +80,7 @@ impl Hands {
             _ = life.wait_for(|life| *life != Life::Runs) => None,
             ended = agent => Some(ended.unwrap_or_else(|_| "the guest's agent has failed".into())),
         };
-        proxy.abort();
+        drop(proxy);
         let Some(reason) = reason else {
             let _ = life.wait_for(|life| *life == Life::MonitorKilled).await;
             return "the monitor was killed by signal 9".into();

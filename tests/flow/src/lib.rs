@@ -21,7 +21,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 pub use hands::{Hands, Wire};
-pub use scripted::{DENIED_CLOCK, STREAMS, Scripted};
+pub use scripted::{DENIED_CLOCK, SILENT_CLOCK, STREAMS, Scripted};
 
 /// Runs a test on an event loop of its own, in a mount namespace of its own, whose `/run` is empty: what it mounts there is
 /// gone with its thread.
@@ -36,7 +36,10 @@ pub fn in_own_mounts<T>(test: impl Future<Output = T>) -> T {
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("an empty /run");
     std::fs::create_dir_all("/run/cgroup").expect("a folder");
     mount(Some("cgroup2"), "/run/cgroup", Some("cgroup2"), MsFlags::empty(), none).expect("cgroup version 2");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an event loop");
+    // As the shim and the agent have theirs.
+    let keep = Duration::from_millis(100);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(keep).build();
+    let runtime = runtime.expect("an event loop");
     runtime.block_on(test)
 }
 

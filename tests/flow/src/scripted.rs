@@ -28,6 +28,9 @@ pub struct Scripted {
 /// In place of a method: the agent never ends a stream.
 pub const STREAMS: &str = "(streams)";
 
+/// In place of a method: the agent takes the clock once, and then answers no more.
+pub const SILENT_CLOCK: &str = "(silent clock)";
+
 /// In place of a method: the agent's policy keeps the host from its clock.
 pub const DENIED_CLOCK: &str = "(clock)";
 
@@ -96,6 +99,9 @@ impl AgentService for Scripted {
 
     async fn set_guest_date_time(&self, _: &TtrpcContext, _: msg::SetGuestDateTimeRequest) -> Answer<Empty> {
         self.clocks.send_modify(|count| *count += 1);
+        if self.hangs_in == SILENT_CLOCK && *self.clocks.borrow() > 1 {
+            return std::future::pending().await;
+        }
         if self.hangs_in == DENIED_CLOCK {
             let status = ttrpc::get_status(ttrpc::Code::PERMISSION_DENIED, "SetGuestDateTime is blocked by policy");
             return Err(ttrpc::Error::RpcStatus(status));

@@ -434,3 +434,28 @@ fn the_guests_clock_follows_the_hosts() {
 fn a_guest_that_keeps_its_clock_is_a_pod_all_the_same() {
     in_own_mounts(clock_is_set(coracle_flow::DENIED_CLOCK));
 }
+
+#[test]
+fn an_agent_that_answers_nobody_any_more_is_noticed_and_loses_its_machine() {
+    in_own_mounts(async {
+        let agent = Scripted::hanging_in(coracle_flow::SILENT_CLOCK);
+        let mut bench = Bench::with(agent.program(), |config| {
+            config.clock_period = Duration::from_millis(20);
+            config.agent_timeout = Duration::from_millis(200);
+        });
+        bench.create("c1", "true", Stdio::default()).await.unwrap();
+        let ended = async {
+            while let Some(event) = bench.events.recv().await {
+                if let Event::MachineEnded { reason } = event {
+                    return reason;
+                }
+            }
+            String::new()
+        };
+        let reason = tokio::time::timeout(Duration::from_secs(60), ended).await.expect("an end");
+        assert!(reason.contains("has not answered 2 times"), "{reason}");
+        bench.sandbox.delete(&first("c1")).await.unwrap();
+        bench.sandbox.stop().await.unwrap();
+        assert!(!bench.folder.path().join("m").exists());
+    });
+}

@@ -1,11 +1,14 @@
 //! In quantity: what the shim's side and the agent have in memory, descriptors and threads stays as it is. Both are in this process.
 //! `cargo xtask test --lane soak`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use coracle_flow::{Bench, beside, captured, first, in_own_mounts, spec};
+use coracle_flow::{Bench, Hands, beside, captured, first, in_own_mounts, spec};
+use coracle_machine::fake::FakeDriver;
 use coracle_sandbox::{Sandbox, Stdio};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// How often the process is looked at.
 const SAMPLES: usize = 50;
@@ -53,17 +56,22 @@ fn growth(values: &[f64]) -> f64 {
 const MEMORY_KIB: f64 = 1024.0;
 const FEW: f64 = 3.0;
 
-/// Does `one` so many times, and looks at this process. The first fifth is for warming up.
+/// Longer than a thread without work stays.
+const REST: Duration = Duration::from_millis(200);
+
+/// Does `one` so many times, and looks at this process. The first third is for warming up.
 async fn series<F: Future<Output = ()>>(what: &str, count: usize, mut one: impl FnMut(usize) -> F) {
     let (begun, every) = (Instant::now(), count.div_ceil(SAMPLES));
     let mut samples = Vec::new();
     for number in 0..count {
         one(number).await;
         if (number + 1) % every == 0 {
+            // Threads that have nothing to do are gone then.
+            tokio::time::sleep(REST).await;
             samples.push(Sample::now());
         }
     }
-    let warm = &samples[samples.len() / 5..];
+    let warm = &samples[samples.len() / 3..];
     let of = |field: fn(&Sample) -> f64| growth(&warm.iter().map(field).collect::<Vec<_>>());
     let (memory, descriptors, threads) = (of(|one| one.memory), of(|one| one.descriptors), of(|one| one.threads));
     let last = samples.last().expect("samples");
@@ -84,13 +92,24 @@ fn count(whole: usize) -> usize {
     whole / part
 }
 
+/// A pod whose connections break with its machine.
+fn pod() -> Bench {
+    let folder = tempfile::tempdir().expect("a folder");
+    Bench::of(FakeDriver::new(Hands::default().program()), folder, |_| {})
+}
+
 #[test]
 fn five_thousand_pods_leave_nothing() {
     in_own_mounts(async {
         let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").expect("the mounts").lines().count();
-        let before = mounts();
+        // The hierarchy is the host's: other tests' groups are in it, too.
+        let groups = || {
+            let all = std::fs::read_dir("/run/cgroup").expect("cgroups").flatten().map(|entry| entry.file_name());
+            all.filter(|name| name.to_string_lossy().starts_with("flow")).collect::<BTreeSet<_>>()
+        };
+        let (before, known) = (mounts(), groups());
         series("pods made and removed", count(5000), |number| async move {
-            let bench = Bench::real();
+            let bench = pod();
             let (exit, output) = bench.run("c1", "echo hello; exit 7").await;
             assert_eq!((exit.status, output.as_str()), (7, "hello\n"), "pod {number}");
             bench.sandbox.stop().await.expect("a stop");
@@ -98,11 +117,28 @@ fn five_thousand_pods_leave_nothing() {
         })
         .await;
         assert!(mounts() <= before + 1, "{} mounts, {before} before", mounts());
-        let groups = std::fs::read_dir("/run/cgroup").expect("cgroups").flatten();
-        let left: Vec<_> =
-            groups.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with("flow")).collect();
+        let left: Vec<_> = groups().difference(&known).cloned().collect();
         assert!(left.is_empty(), "control groups are left: {left:?}");
     });
+}
+
+/// A pod with a container that does nothing.
+async fn running() -> Bench {
+    let mut bench = Bench::real();
+    let mut events = std::mem::replace(&mut bench.events, tokio::sync::mpsc::unbounded_channel().1);
+    // As the shim does; they would be kept otherwise.
+    tokio::spawn(async move { while events.recv().await.is_some() {} });
+    bench.create("c1", "sleep 100000", Stdio::default()).await.expect("a container");
+    bench.sandbox.start(&first("c1")).await.expect("a start");
+    bench
+}
+
+/// The end of it.
+async fn end(bench: Bench) {
+    bench.sandbox.kill(&first("c1"), 9).await.expect("a kill");
+    bench.sandbox.wait(&first("c1")).await.expect("an end");
+    bench.sandbox.delete(&first("c1")).await.expect("a delete");
+    bench.sandbox.stop().await.expect("a stop");
 }
 
 async fn exec(sandbox: &Sandbox, name: &str) {
@@ -118,38 +154,31 @@ async fn exec(sandbox: &Sandbox, name: &str) {
 #[test]
 fn a_pod_lives_while_ten_thousand_execs_pass() {
     in_own_mounts(async {
-        let bench = Bench::real();
-        bench.create("c1", "sleep 100000", Stdio::default()).await.expect("a container");
-        bench.sandbox.start(&first("c1")).await.expect("a start");
+        let bench = running().await;
         let sandbox = Arc::new(bench.sandbox.clone());
         series("execs in one pod", count(10_000), |number| {
             let sandbox = Arc::clone(&sandbox);
             async move { exec(&sandbox, &format!("e{number}")).await }
         })
         .await;
-        bench.sandbox.kill(&first("c1"), 9).await.expect("a kill");
-        bench.sandbox.wait(&first("c1")).await.expect("an end");
-        bench.sandbox.delete(&first("c1")).await.expect("a delete");
-        bench.sandbox.stop().await.expect("a stop");
+        end(bench).await;
     });
 }
 
 #[test]
 fn two_hundred_execs_at_once_all_answer() {
+    // Shim and agent raise theirs; here both are this process.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of descriptors");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("more descriptors");
     in_own_mounts(async {
-        let bench = Bench::real();
-        bench.create("c1", "sleep 100000", Stdio::default()).await.expect("a container");
-        bench.sandbox.start(&first("c1")).await.expect("a start");
+        let bench = running().await;
         let names: Vec<String> = (0..200).map(|number| format!("e{number}")).collect();
-        series("rounds of 200 execs at once", count(20).max(10), |_| async {
+        series("rounds of 200 execs at once", count(60).max(10), |_| async {
             futures::future::join_all(names.iter().map(|name| exec(&bench.sandbox, name))).await;
         })
         .await;
         assert_eq!(bench.sandbox.processes("c1").await.expect("the processes"), [""], "only its first process is left");
-        bench.sandbox.kill(&first("c1"), 9).await.expect("a kill");
-        bench.sandbox.wait(&first("c1")).await.expect("an end");
-        bench.sandbox.delete(&first("c1")).await.expect("a delete");
-        bench.sandbox.stop().await.expect("a stop");
+        end(bench).await;
     });
 }
 
