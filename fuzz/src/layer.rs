@@ -46,13 +46,18 @@ fn whole(data: &[u8]) -> Vec<u8> {
     let mut archive = Vec::new();
     for entry in data.chunks(6) {
         let at = |place: usize| entry.get(place).copied().unwrap_or_default();
+        let kind = KINDS[usize::from(at(0)) % KINDS.len()];
         let mut header = [0_u8; 512];
         let name = NAMES[usize::from(at(1)) % NAMES.len()];
         let link = NAMES[usize::from(at(2)) % NAMES.len()];
         header[..name.len()].copy_from_slice(name.as_bytes());
         header[157..157 + link.len()].copy_from_slice(link.as_bytes());
-        header[156] = KINDS[usize::from(at(0)) % KINDS.len()];
-        let size = usize::from(at(3));
+        header[156] = kind;
+        // A record of another path or link (pax(1)), whose length is in front of it.
+        let record = format!("{}={link}\n", if at(3) % 2 == 0 { "path" } else { "linkpath" });
+        let record = format!("{} {record}", record.len() + 3);
+        let is_record = matches!(kind, b'x' | b'g');
+        let size = if is_record { record.len() } else { usize::from(at(3)) };
         header[100..108].copy_from_slice(format!("{:07o}\0", u32::from(at(4)) * 17).as_bytes());
         header[108..116].copy_from_slice(b"0000000\0");
         header[116..124].copy_from_slice(b"0000000\0");
@@ -68,10 +73,8 @@ fn whole(data: &[u8]) -> Vec<u8> {
         header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         archive.extend(header);
         let mut contents: Vec<u8> = entry.iter().cycle().take(size).copied().collect();
-        if matches!(header[156], b'x' | b'g') {
-            let record = format!("path={link}\n");
-            let whole = format!("{} {record}", record.len() + 3);
-            contents = whole.bytes().chain(contents).take(size).collect();
+        if is_record {
+            contents = record.into_bytes();
         }
         contents.resize(size.next_multiple_of(512), 0);
         archive.extend(contents);

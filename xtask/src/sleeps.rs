@@ -14,7 +14,7 @@ const KNOWN: [(&str, usize, &str); 11] = [
     ("host/cli/src/monitor.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),
     ("host/process/src/cgroup.rs", 1, "a control group that is busy without a member: nothing tells when it is free"),
     ("host/sandbox/src/boot.rs", 2, "deadlines, beside the events that end them"),
-    ("host/sandbox/src/create.rs", 1, "until the guest, too, has given up a create that took too long"),
+    ("host/sandbox/src/create.rs", 2, "until the guest, too, has given up a create that took too long"),
     ("host/sandbox/src/forward.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),
     ("host/shim/src/stdio.rs", 1, "an output at its end whose reader lags: nothing tells when its pipe is empty"),
     ("host/shim/src/daemon.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),

@@ -18,11 +18,23 @@ use crate::hooks::Point;
 use crate::mounts::Mounts;
 use crate::process::{Process, Streams};
 use crate::state::{Agent, Container, Made};
-use crate::thread::on_thread;
-use crate::{Error, Result, devices, diagnostics, oom, storage};
+use crate::thread::{on_thread, to_its_end};
+use crate::{Error, Result, devices, diagnostics, oom, remove, storage};
 
-/// Makes the container.
+/// Makes the container. One whose request has passed its deadline meanwhile is removed.
 pub(crate) async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Result<Empty> {
+    let (maker, remover, id) = (Arc::clone(agent), Arc::clone(agent), request.container_id.clone());
+    let undo = async move || {
+        let Ok(container) = remover.container(&id) else { return };
+        match remove::destroy(&remover, &container).await {
+            Ok(()) => remover.forget(&id),
+            Err(error) => println!("coracle-agent: container {id}, for which nobody waits: {error}"),
+        }
+    };
+    to_its_end(async move { make(&maker, request).await }, undo).await
+}
+
+async fn make(agent: &Arc<Agent>, request: CreateContainerRequest) -> Result<Empty> {
     let ports = Ports { stdin: request.stdin_port, stdout: request.stdout_port, stderr: request.stderr_port };
     let named = agent.connections.named(ports).await?;
     let id = request.container_id;

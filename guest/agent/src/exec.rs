@@ -10,11 +10,28 @@ use crate::connections::Ports;
 use crate::create::from_wire;
 use crate::process::{Process, Streams};
 use crate::state::Agent;
-use crate::thread::on_thread;
+use crate::thread::{on_thread, to_its_end};
 use crate::{Error, Result};
 
-/// Starts the process.
+/// Starts the process. One whose request has passed its deadline meanwhile is ended.
 pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<Empty> {
+    let (starter, ender) = (Arc::clone(agent), Arc::clone(agent));
+    let (container, name) = (request.container_id.clone(), request.exec_id.clone());
+    let undo = async move || {
+        let Ok(container) = ender.container(&container) else { return };
+        let Ok(process) = container.process(&name) else { return };
+        let _ = process.signal(SIGKILL);
+        process.wait().await;
+        process.set_waited();
+        process.close_streams().await;
+        container.forget_exec(&name);
+    };
+    to_its_end(async move { start(&starter, request).await }, undo).await
+}
+
+const SIGKILL: i32 = 9;
+
+async fn start(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<Empty> {
     let ports = Ports { stdin: request.stdin_port, stdout: request.stdout_port, stderr: request.stderr_port };
     let named = agent.connections.named(ports).await?;
     let container = agent.container(&request.container_id)?;

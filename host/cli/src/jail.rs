@@ -38,16 +38,31 @@ pub(crate) async fn run(name: &str, as_json: bool) -> Result<bool> {
     let shim = Running::of(about.pid).with_context(|| format!("the shim of {} has ended", about.id))?;
     let mut found = Vec::new();
     look(&shim, &mut found)?;
-    let is_fine = found.iter().all(|process| process.excess.is_empty());
+    let mut missing = Vec::new();
+    if !about.monitor.is_empty() && !found.iter().any(|process| process.role == Role::Monitor.name()) {
+        missing.push(format!(
+            "no process of {} was found that runs the machine: is it started by another name?",
+            about.id
+        ));
+    }
+    if !found.iter().any(|process| process.role == Role::Shim.name()) {
+        missing.push(format!("{} is no shim's process", about.pid));
+    }
+    let is_fine = missing.is_empty() && found.iter().all(|process| process.excess.is_empty());
     if as_json {
         println!(
             "{}",
-            serde_json::to_string_pretty(&serde_json::json!({ "ok": is_fine, "pod": about.id, "processes": found }))?
+            serde_json::to_string_pretty(
+                &serde_json::json!({ "ok": is_fine, "pod": about.id, "processes": found, "missing": missing })
+            )?
         );
         return Ok(is_fine);
     }
     let rows: Vec<_> = found.iter().map(row).collect();
     table::print(["PROCESS", "PID", "USER", "CAPABILITIES", "SECCOMP", "NAMESPACES", "FILES", "STATE"], &rows);
+    for missing in missing {
+        println!("failing: {missing}");
+    }
     for process in found {
         for excess in process.excess {
             println!("failing: {} ({}): {excess}", process.role, process.pid);
@@ -91,12 +106,14 @@ fn describe(running: &Running, role: Role) -> Result<Option<Process>> {
         |key: &str| texts.status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim().to_owned();
     // The real one, and three more.
     let Some(user) = line("Uid:").split_whitespace().next().and_then(|user| user.parse().ok()) else { return Ok(None) };
-    let bits = u64::from_str_radix(&line("CapEff:"), 16).context("the capabilities of a process")?;
+    // What it has, and what it can have by a call.
+    let set = |key: &str| u64::from_str_radix(&line(key), 16).context("the capabilities of a process");
+    let bits = set("CapEff:")? | set("CapPrm:")? | set("CapAmb:")?;
     let capabilities = CapabilitySet::from_bits_retain(bits);
-    let files = std::fs::read_dir(folder.join("fd"));
-    let files = files.with_context(|| format!("look at the process {pid}: it takes its own user, or root"))?;
+    // One that hides from its own user, as passt does, is another's to look into.
+    let files = std::fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
     let (mut open_files, mut open_folders) = (0, 0);
-    for file in files.flatten() {
+    for file in files {
         open_files += 1;
         open_folders += usize::from(std::fs::metadata(file.path()).is_ok_and(|data| data.is_dir()));
     }
@@ -105,10 +122,10 @@ fn describe(running: &Running, role: Role) -> Result<Option<Process>> {
         role: role.name(),
         pid,
         user,
-        capabilities: line("CapEff:"),
+        capabilities: format!("{bits:016x}"),
         capability_names: names,
         no_new_privileges: number("NoNewPrivs") == 1,
-        seccomp: number("Seccomp"),
+        seccomp: least_filter(folder),
         namespaces: NAMESPACES.into_iter().filter(|name| differs(folder, name)).collect(),
         open_files,
         open_folders,
@@ -119,6 +136,12 @@ fn describe(running: &Running, role: Role) -> Result<Option<Process>> {
     process.excess = excess(&process, capabilities, role.bounds(), role, waits);
     process.excess.extend(core(folder));
     Ok(Some(process))
+}
+
+/// The least of its threads' modes of system call filters.
+fn least_filter(folder: &Path) -> u64 {
+    let threads = std::fs::read_dir(folder.join("task")).into_iter().flatten().flatten();
+    threads.filter_map(|thread| Texts::of(&thread.path()).status("Seccomp")).min().unwrap_or_default()
 }
 
 /// Whether a namespace of the process is another than this command's.

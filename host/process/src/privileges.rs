@@ -45,7 +45,11 @@ pub fn keep_only(kept: CapabilitySet) -> std::io::Result<()> {
 /// The kernel's.
 pub fn leave_no_core() -> std::io::Result<()> {
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    std::fs::write("/proc/self/coredump_filter", "0")
+    match std::fs::write("/proc/self/coredump_filter", "0") {
+        // A kernel that writes no cores of ours (`CONFIG_ELF_CORE`).
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        written => written,
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What each process of a pod is for, and what it may have at most. Whoever starts one limits it to that, and `coracle check --jail` looks
-//! whether it is so.
+//! What each process of a pod is for, and what it may have at most. The shim limits itself and what it starts to that, but for those that give
+//! their own up (the built-in monitor in its jail, passt); `coracle check --jail` looks whether it is so.
 
 use rustix::thread::CapabilitySet;
 
@@ -72,7 +72,8 @@ impl Role {
             Self::Qemu => (qemu(), true, false, &["mnt"]),
             Self::Virtiofsd => (virtiofsd(), true, false, &["mnt", "pid", "net"]),
             Self::Passt => (none, true, false, &[]),
-            Self::Vsock => (none, false, false, &["mnt"]),
+            // It is root in folders of another user's: where the programs are, and the pod's own.
+            Self::Vsock => (CapabilitySet::DAC_READ_SEARCH, false, false, &["mnt"]),
         };
         Bounds { capabilities, has_syscall_filter, is_other_user, namespaces }
     }

@@ -201,41 +201,53 @@ async fn make(sandbox: &Sandbox, plan: &Plan, cancelled: &mut oneshot::Receiver<
     let mut call = tokio::spawn(call.in_current_span());
     let created = async { (&mut call).await.map_err(|error| Error::Failed(error.to_string()))? };
     let outcome = unless(cancelled, &plan.id, until_end(&pod, created)).await;
-    match &outcome {
-        Ok(()) => {}
-        // Given up here, and perhaps made there: then it is removed, for nobody will ask for it any more.
-        Err(_) if !call.is_finished() => {
-            tokio::spawn(async move {
-                if matches!(call.await, Ok(Ok(()))) {
-                    remove(&pod, id).await;
-                }
-            });
+    if outcome.is_err() {
+        let finished = call.is_finished();
+        let (leftover, outcome) = (Arc::clone(&pod), outcome.clone());
+        let clear = async move {
+            // Given up here, and perhaps made there.
+            let outcome = if finished { outcome } else { call.await.unwrap_or(Ok(())) };
+            clear(&leftover, id, &outcome).await;
+        };
+        // Whoever has given it up is answered at once; else the name is the container's until nothing of it is left.
+        let mut cleared = tokio::spawn(clear.in_current_span());
+        if finished {
+            let done = async { (&mut cleared).await.map_err(|error| Error::Failed(error.to_string())) };
+            let _ = unless(cancelled, &plan.id, until_end(&pod, done)).await;
         }
-        // Slow, and perhaps making it still, until the guest gives it up as well. Whoever asked for the container does not wait for that.
-        Err(Error::Timeout(_)) => {
-            tokio::spawn(async move {
-                tokio::time::sleep(2 * GUEST_GRACE).await;
-                remove(&pod, id).await;
-            });
-        }
-        // Nobody is there to ask.
-        Err(Error::Ended(_) | Error::Unreachable(_)) => {}
-        // The agent may have made it all the same, and would refuse the next one of this name.
-        Err(_) => remove(&pod, id).await,
     }
     outcome?;
     faults::reached("host.create.made").await;
     Ok(Made { storage: mounted.keep(), connected })
 }
 
-/// Has the agent remove what it may have made of a container that is none.
-async fn remove(pod: &Pod, id: String) {
-    let request = RemoveContainerRequest { container_id: id, ..Default::default() };
-    let remove = async |agent: &AgentServiceClient, ctx| agent.remove_container(ctx, &request).await;
-    match pod.agent.call("RemoveContainer", Patience::Bounded, remove).await {
-        Ok(_) | Err(Error::NotFound(_)) => {}
-        Err(error) => log::warn!("what the guest has of container {} stays: {error}", request.container_id),
+/// How often the agent is asked to remove what it may be making still.
+const REMOVALS_MAX: usize = 5;
+
+/// Has the agent remove what it may have made of a container whose create had this outcome, for nobody will ask for it any more, and the next
+/// one of its name would be refused.
+async fn clear(pod: &Pod, id: String, outcome: &Result<()>) {
+    match outcome {
+        // Nobody is there to ask.
+        Err(Error::Ended(_) | Error::Unreachable(_)) => return,
+        // Slow, and perhaps making it until the guest gives it up as well.
+        Err(Error::Timeout(_)) => tokio::time::sleep(2 * GUEST_GRACE).await,
+        _ => {}
     }
+    let request = RemoveContainerRequest { container_id: id, ..Default::default() };
+    for _ in 0..REMOVALS_MAX {
+        let remove = async |agent: &AgentServiceClient, ctx| agent.remove_container(ctx, &request).await;
+        match pod.agent.call("RemoveContainer", Patience::Bounded, remove).await {
+            Ok(_) | Err(Error::NotFound(_)) => return,
+            // It is being created.
+            Err(Error::State(_)) => tokio::time::sleep(GUEST_GRACE).await,
+            Err(error) => {
+                log::warn!("what the guest has of container {} stays: {error}", request.container_id);
+                return;
+            }
+        }
+    }
+    log::warn!("what the guest has of container {} stays: it is being created for ever", request.container_id);
 }
 
 /// What the agent is asked for.

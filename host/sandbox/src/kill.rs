@@ -133,10 +133,10 @@ async fn deliver(pod: Arc<Pod>, request: SignalProcessRequest, ends: Ends) -> Re
             return Ok(());
         }
         // One that can't be reached any more tells of nothing, whatever becomes of its guest.
-        Ok(Err(Error::Failed(text) | Error::Timeout(text) | Error::Unreachable(text))) => text,
+        Ok(Err(Error::Timeout(text) | Error::Unreachable(text))) => text,
         Ok(Err(error)) => {
-            // It has ended, the agent says, and has not told that.
-            if matches!(error, Error::NotFound(_)) {
+            // It has ended, the agent says, and has not told that; or could not be sent a signal, as one that is ending.
+            if matches!(error, Error::NotFound(_) | Error::Failed(_)) {
                 tokio::spawn(see_it_end(Arc::clone(&pod), ends));
             }
             return Err(error);
@@ -149,7 +149,7 @@ async fn deliver(pod: Arc<Pod>, request: SignalProcessRequest, ends: Ends) -> Re
 
 /// Ends the machine where the end of a process that was killed is not told.
 async fn see_it_end(pod: Arc<Pod>, mut ends: Ends) {
-    let patience = END_PATIENCE.min(pod.agent.timeout());
+    let patience = END_PATIENCE.min(pod.agent.timeout()).max(KILL_PATIENCE);
     if tokio::time::timeout(patience, ends.wait_for(Option::is_some)).await.is_err() {
         log::warn!("the agent tells of no end {} s after SIGKILL: the machine is ended", patience.as_secs());
         if let Err(error) = pod.machine.stop().await {

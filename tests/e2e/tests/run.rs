@@ -425,7 +425,8 @@ fn vsock_writes(host: Host) {
         );
         std::fs::remove_file(socket).unwrap();
     }
-    assert_eq!(host.coracle_outcome(&["rm", "--force", "v"]).code, 0);
+    let removed = host.coracle_outcome(&["rm", "--force", "v"]);
+    assert_eq!(removed.code, 0, "{removed:?}");
     host.audit();
 }
 

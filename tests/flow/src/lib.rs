@@ -29,6 +29,15 @@ pub use scripted::{DENIED_CLOCK, SILENT_CLOCK, STREAMS, Scripted};
 /// # Panics
 /// Where the namespace can't be made: these tests need root.
 pub fn in_own_mounts<T>(test: impl Future<Output = T>) -> T {
+    own_mounts();
+    event_loop().block_on(test)
+}
+
+/// Gives this thread a mount namespace of its own, whose `/run` is empty.
+///
+/// # Panics
+/// See [`in_own_mounts`].
+pub fn own_mounts() {
     let none = None::<&str>;
     unshare(CloneFlags::CLONE_NEWNS)
         .expect("a mount namespace: run these tests as root, by `cargo xtask test --lane flow`");
@@ -36,11 +45,17 @@ pub fn in_own_mounts<T>(test: impl Future<Output = T>) -> T {
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("an empty /run");
     std::fs::create_dir_all("/run/cgroup").expect("a folder");
     mount(Some("cgroup2"), "/run/cgroup", Some("cgroup2"), MsFlags::empty(), none).expect("cgroup version 2");
-    // As the shim and the agent have theirs.
+}
+
+/// An event loop such as the shim and the agent have.
+///
+/// # Panics
+/// Where the kernel has none to give.
+#[must_use]
+pub fn event_loop() -> tokio::runtime::Runtime {
     let keep = Duration::from_millis(100);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(keep).build();
-    let runtime = runtime.expect("an event loop");
-    runtime.block_on(test)
+    runtime.expect("an event loop")
 }
 
 /// A pod over a fake machine.

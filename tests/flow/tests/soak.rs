@@ -2,11 +2,9 @@
 //! `cargo xtask test --lane soak`.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_flow::{Bench, Hands, beside, captured, first, in_own_mounts, spec};
-use coracle_machine::fake::FakeDriver;
+use coracle_flow::{Bench, beside, captured, event_loop, first, in_own_mounts, own_mounts, spec};
 use coracle_sandbox::{Sandbox, Stdio};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -59,31 +57,44 @@ const FEW: f64 = 3.0;
 /// Longer than a thread without work stays.
 const REST: Duration = Duration::from_millis(200);
 
-/// Does `one` so many times, and looks at this process. The first third is for warming up.
-async fn series<F: Future<Output = ()>>(what: &str, count: usize, mut one: impl FnMut(usize) -> F) {
-    let (begun, every) = (Instant::now(), count.div_ceil(SAMPLES));
-    let mut samples = Vec::new();
-    for number in 0..count {
-        one(number).await;
-        if (number + 1) % every == 0 {
+/// How often something is done, and what this process has meanwhile.
+struct Series {
+    what: &'static str,
+    count: usize,
+    done: usize,
+    begun: Instant,
+    samples: Vec<Sample>,
+}
+
+impl Series {
+    fn new(what: &'static str, count: usize) -> Self {
+        Self { what, count, done: 0, begun: Instant::now(), samples: Vec::new() }
+    }
+
+    /// It was done once more.
+    fn once(&mut self) {
+        self.done += 1;
+        if self.done.is_multiple_of(self.count.div_ceil(SAMPLES)) {
             // Threads that have nothing to do are gone then.
-            tokio::time::sleep(REST).await;
-            samples.push(Sample::now());
+            std::thread::sleep(REST);
+            self.samples.push(Sample::now());
         }
     }
-    let warm = &samples[samples.len() / 3..];
-    let of = |field: fn(&Sample) -> f64| growth(&warm.iter().map(field).collect::<Vec<_>>());
-    let (memory, descriptors, threads) = (of(|one| one.memory), of(|one| one.descriptors), of(|one| one.threads));
-    let last = samples.last().expect("samples");
-    println!(
-        "soak\t{what}\t{count}\t{}\t{memory:.0}\t{descriptors:.1}\t{threads:.1}\t{last:?}",
-        begun.elapsed().as_secs()
-    );
-    assert!(memory < MEMORY_KIB, "{what}: memory grows by {memory:.0} KiB: {samples:?}");
-    assert!(
-        descriptors < FEW && threads < FEW,
-        "{what}: {descriptors} descriptors, {threads} threads more: {samples:?}"
-    );
+
+    /// Says what there is more than at first. The first third is for warming up.
+    fn judge(self, memory_kib: f64) {
+        let (what, samples) = (self.what, &self.samples);
+        let warm = &samples[samples.len() / 3..];
+        let of = |field: fn(&Sample) -> f64| growth(&warm.iter().map(field).collect::<Vec<_>>());
+        let (memory, descriptors, threads) = (of(|one| one.memory), of(|one| one.descriptors), of(|one| one.threads));
+        let (last, seconds) = (samples.last().expect("samples"), self.begun.elapsed().as_secs());
+        println!("soak\t{what}\t{}\t{seconds}\t{memory:.0}\t{descriptors:.1}\t{threads:.1}\t{last:?}", self.count);
+        assert!(memory < memory_kib, "{what}: memory grows by {memory:.0} KiB: {samples:?}");
+        assert!(
+            descriptors < FEW && threads < FEW,
+            "{what}: {descriptors} descriptors, {threads} threads more: {samples:?}"
+        );
+    }
 }
 
 /// How many of something are tried: less where `CORACLE_SOAK_PART` says by what to divide.
@@ -92,34 +103,32 @@ fn count(whole: usize) -> usize {
     whole / part
 }
 
-/// A pod whose connections break with its machine.
-fn pod() -> Bench {
-    let folder = tempfile::tempdir().expect("a folder");
-    Bench::of(FakeDriver::new(Hands::default().program()), folder, |_| {})
-}
-
 #[test]
 fn five_thousand_pods_leave_nothing() {
-    in_own_mounts(async {
-        let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").expect("the mounts").lines().count();
-        // The hierarchy is the host's: other tests' groups are in it, too.
-        let groups = || {
-            let all = std::fs::read_dir("/run/cgroup").expect("cgroups").flatten().map(|entry| entry.file_name());
-            all.filter(|name| name.to_string_lossy().starts_with("flow")).collect::<BTreeSet<_>>()
-        };
-        let (before, known) = (mounts(), groups());
-        series("pods made and removed", count(5000), |number| async move {
-            let bench = pod();
+    own_mounts();
+    let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").expect("the mounts").lines().count();
+    // The hierarchy is the host's: other tests' groups are in it, too.
+    let groups = || {
+        let all = std::fs::read_dir("/run/cgroup").expect("cgroups").flatten().map(|entry| entry.file_name());
+        all.filter(|name| name.to_string_lossy().starts_with("flow")).collect::<BTreeSet<_>>()
+    };
+    let (before, known) = (mounts(), groups());
+    let mut series = Series::new("pods made and removed", count(5000));
+    for number in 0..series.count {
+        // A pod has a shim of its own, and a guest that ends with it: an event loop for both, which ends as these do.
+        event_loop().block_on(async {
+            let bench = Bench::real();
             let (exit, output) = bench.run("c1", "echo hello; exit 7").await;
             assert_eq!((exit.status, output.as_str()), (7, "hello\n"), "pod {number}");
             bench.sandbox.stop().await.expect("a stop");
             assert!(!bench.folder.path().join("m").exists(), "pod {number}: the machine's folder is gone");
-        })
-        .await;
-        assert!(mounts() <= before + 1, "{} mounts, {before} before", mounts());
-        let left: Vec<_> = groups().difference(&known).cloned().collect();
-        assert!(left.is_empty(), "control groups are left: {left:?}");
-    });
+        });
+        series.once();
+    }
+    series.judge(MEMORY_KIB);
+    assert!(mounts() <= before + 1, "{} mounts, {before} before", mounts());
+    let left: Vec<_> = groups().difference(&known).cloned().collect();
+    assert!(left.is_empty(), "control groups are left: {left:?}");
 }
 
 /// A pod with a container that does nothing.
@@ -155,12 +164,12 @@ async fn exec(sandbox: &Sandbox, name: &str) {
 fn a_pod_lives_while_ten_thousand_execs_pass() {
     in_own_mounts(async {
         let bench = running().await;
-        let sandbox = Arc::new(bench.sandbox.clone());
-        series("execs in one pod", count(10_000), |number| {
-            let sandbox = Arc::clone(&sandbox);
-            async move { exec(&sandbox, &format!("e{number}")).await }
-        })
-        .await;
+        let mut series = Series::new("execs in one pod", count(10_000));
+        for number in 0..series.count {
+            exec(&bench.sandbox, &format!("e{number}")).await;
+            series.once();
+        }
+        series.judge(MEMORY_KIB);
         end(bench).await;
     });
 }
@@ -173,10 +182,13 @@ fn two_hundred_execs_at_once_all_answer() {
     in_own_mounts(async {
         let bench = running().await;
         let names: Vec<String> = (0..200).map(|number| format!("e{number}")).collect();
-        series("rounds of 200 execs at once", count(60).max(10), |_| async {
+        let mut series = Series::new("rounds of 200 execs at once", count(60).max(10));
+        for _ in 0..series.count {
             futures::future::join_all(names.iter().map(|name| exec(&bench.sandbox, name))).await;
-        })
-        .await;
+            series.once();
+        }
+        // Some two hundred threads at a time, whose arenas the allocator fills by turns.
+        series.judge(16.0 * MEMORY_KIB);
         assert_eq!(bench.sandbox.processes("c1").await.expect("the processes"), [""], "only its first process is left");
         end(bench).await;
     });

@@ -204,7 +204,7 @@ impl std::fmt::Display for Families {
                 // Whole numbers as they are, which most are; what would take hundreds of digits shorter.
                 match whole(*value) {
                     Some(whole) => writeln!(formatter, "{whole}")?,
-                    None if value.abs() < 1e18 => writeln!(formatter, "{value}")?,
+                    None if (1e-6..1e18).contains(&value.abs()) => writeln!(formatter, "{value}")?,
                     None => writeln!(formatter, "{value:e}")?,
                 }
             }
