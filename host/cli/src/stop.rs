@@ -36,20 +36,42 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
 /// Ends a container: by `signal`, and after `patience` by SIGKILL. Then nothing of it runs.
 pub(crate) async fn end(folder: &Folder, record: Record, signal: u32, patience: Duration) -> Result<()> {
     let Ok(task) = Task::connect(&record).await else { return end_dead(folder, &record.id).await };
-    let waiting = task.wait("");
-    tokio::pin!(waiting);
-    let mut exit = None;
-    match task.kill("", signal).await {
-        Ok(()) => exit = tokio::time::timeout(patience, &mut waiting).await.ok().and_then(Result::ok),
-        Err(error) if task::is_not_found(&error) => {}
-        Err(error) => eprintln!("coracle: {error:#}"),
-    }
-    if exit.is_none() {
+    let patience = match task.kill("", signal).await {
+        Ok(()) => patience,
+        Err(error) => {
+            if !task::is_not_found(&error) {
+                eprintln!("coracle: {error:#}");
+            }
+            Duration::ZERO
+        }
+    };
+    let last = async {
         let _ = task.kill("", libc::SIGKILL.unsigned_abs()).await;
-        exit = tokio::time::timeout(Duration::from_secs(30), &mut waiting).await.ok().and_then(Result::ok);
-    }
+    };
+    let exit = exit_of(task.wait(""), patience, last).await;
     // Its own process does the same, unless it was killed.
     run::finish(folder, record, &task, exit).await
+}
+
+/// How long a process may take to have ended after SIGKILL.
+const LAST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a process ended that was sent a signal; where its end does not come in time, `last` is done and it is waited for once more. None where
+/// nobody says: an error is an answer, too, after which there is no other, for whoever sees to the container has ended its shim meanwhile.
+async fn exit_of(
+    waiting: impl Future<Output = Result<u32>>,
+    patience: Duration,
+    last: impl Future<Output = ()>,
+) -> Option<u32> {
+    tokio::pin!(waiting);
+    let answer = match tokio::time::timeout(patience, &mut waiting).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            last.await;
+            tokio::time::timeout(LAST_PATIENCE, waiting).await.ok()?
+        }
+    };
+    answer.ok()
 }
 
 /// Cleans up after a container whose shim has died: so has all that ran. Where its shim has ended in good order meanwhile, whoever has
@@ -63,4 +85,23 @@ async fn end_dead(folder: &Folder, id: &str) -> Result<()> {
         folder.write(&record)?;
     }
     network::detach(folder, &mut record).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_that_nobody_tells_is_waited_for_once() {
+        let never = async { panic!("it is killed once more") };
+        let lost = async { anyhow::bail!("the shim has gone") };
+        assert_eq!(exit_of(lost, LAST_PATIENCE, never).await, None);
+        let killed = tokio::sync::Notify::new();
+        let ends = async {
+            killed.notified().await;
+            Ok(137)
+        };
+        let last = async { killed.notify_one() };
+        assert_eq!(exit_of(ends, Duration::ZERO, last).await, Some(137));
+    }
 }
