@@ -136,9 +136,8 @@ fn is_test_program(path: &str) -> bool {
 
 /// Names and sizes of source files.
 fn files() -> Result<Vec<String>> {
-    let list = output(command("git", &["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]))?;
     let mut faults = Vec::new();
-    for path in list.lines() {
+    for path in &crate::steps::files(&["*.rs"])? {
         let stem = |part: &str| part.trim_end_matches(".rs").to_owned();
         if path.split('/').any(|part| NAMELESS.contains(&stem(part).as_str())) {
             faults.push(format!("{path}: a name that says nothing"));

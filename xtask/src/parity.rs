@@ -8,26 +8,23 @@ const STATES: [(&str, &str, bool); 4] = [
     ("planned", "planned", false),
 ];
 
-/// The names of all functions of the source.
-pub(crate) fn functions() -> std::collections::BTreeSet<String> {
-    use crate::steps::{command, output, top};
-    let files = ["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"];
-    let list = output(command("git", &files)).expect("the source's files");
-    let mut names = std::collections::BTreeSet::new();
-    for path in list.lines() {
-        let text = std::fs::read_to_string(top().join(path)).unwrap_or_default();
-        let after = text.lines().filter_map(|line| line.trim_start().split_once("fn ").map(|(_, after)| after));
-        names.extend(
-            after.map(|after| after.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()),
-        );
-    }
-    names
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
-    use crate::steps::top;
+    use crate::steps::{files, top};
+
+    /// The names of all functions of the source.
+    fn functions() -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for path in files(&["*.rs"]).unwrap() {
+            let text = std::fs::read_to_string(top().join(path)).unwrap_or_default();
+            let after = text.lines().filter_map(|line| line.trim_start().split_once("fn ").map(|(_, after)| after));
+            names.extend(after.map(|after| after.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()));
+        }
+        names
+    }
 
     fn page(rows: &[Vec<&str>]) -> String {
         let count = |state: &str| rows.iter().filter(|row| row[2] == state).count();

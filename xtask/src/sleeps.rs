@@ -4,7 +4,7 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::steps::{command, output, top};
+use crate::steps::{files, top};
 
 /// File, number of places, and what they are for.
 const KNOWN: [(&str, usize, &str); 11] = [
@@ -26,13 +26,10 @@ const CALLS: [&str; 4] = ["sleep(", "sleep_until(", "interval(", "interval_at("]
 
 /// File and number of places, of what runs on the host and in the guest; tests left out.
 fn find() -> Result<Vec<(String, usize)>> {
-    let wings = ["host/*.rs", "guest/*.rs", "boundary/*.rs"];
-    let mut files = command("git", &["ls-files", "--cached", "--others", "--exclude-standard"]);
-    files.args(wings);
-    let list = output(files)?;
-    let sources = list.lines().filter(|path| path.contains("/src/") && !path.ends_with("tests.rs"));
-    let counted = sources.filter_map(|path| Some((path, std::fs::read_to_string(top().join(path)).ok()?)));
-    Ok(counted.map(|(path, text)| (path.to_owned(), places(&text))).filter(|(_, count)| *count > 0).collect())
+    let sources = files(&["host/*.rs", "guest/*.rs", "boundary/*.rs"])?.into_iter();
+    let sources = sources.filter(|path| path.contains("/src/") && !path.ends_with("tests.rs"));
+    let counted = sources.filter_map(|path| std::fs::read_to_string(top().join(&path)).ok().map(|text| (path, text)));
+    Ok(counted.map(|(path, text)| (path, places(&text))).filter(|(_, count)| *count > 0).collect())
 }
 
 fn places(text: &str) -> usize {

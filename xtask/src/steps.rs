@@ -48,6 +48,13 @@ pub(crate) fn succeeded(command: &Command, status: ExitStatus) -> Result<()> {
     Ok(())
 }
 
+/// The files of the checkout that match these patterns of git's, those that are not committed yet, too.
+pub(crate) fn files(patterns: &[&str]) -> Result<Vec<String>> {
+    let mut list = command("git", &["ls-files", "--cached", "--others", "--exclude-standard"]);
+    list.args(patterns);
+    Ok(output(list)?.lines().map(str::to_owned).collect())
+}
+
 /// Runs a command and gives its output.
 pub(crate) fn output(mut command: Command) -> Result<String> {
     let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("start {command:?}"))?;

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::steps::{command, output, top};
+use crate::steps::{files, top};
 
 /// The names of all tests of the source.
 fn tests() -> BTreeSet<String> {
-    let list = output(command("git", &["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"])).unwrap();
     let mut names = BTreeSet::new();
-    for path in list.lines() {
+    for path in files(&["*.rs"]).unwrap() {
         let text = std::fs::read_to_string(top().join(path)).unwrap_or_default();
         let mut is_next = false;
         for line in text.lines().map(str::trim) {

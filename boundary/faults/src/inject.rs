@@ -72,6 +72,7 @@ pub(crate) async fn pass(point: &'static str, may_fail: bool) -> Result<(), Inje
         None => Ok(()),
         Some(Fault::Fail) => Err(Injected(point)),
         Some(Fault::Delay(time)) => {
+            // The fault itself.
             tokio::time::sleep(time).await;
             Ok(())
         }

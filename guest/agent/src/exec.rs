@@ -20,7 +20,7 @@ pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Res
     let undo = async move || {
         let Ok(container) = ender.container(&container) else { return };
         let Ok(process) = container.process(&name) else { return };
-        let _ = process.signal(SIGKILL);
+        let _ = process.signal(libc::SIGKILL);
         process.wait().await;
         process.set_waited();
         process.close_streams().await;
@@ -28,8 +28,6 @@ pub(crate) async fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Res
     };
     to_its_end(async move { start(&starter, request).await }, undo).await
 }
-
-const SIGKILL: i32 = 9;
 
 async fn start(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<Empty> {
     let ports = Ports { stdin: request.stdin_port, stdout: request.stdout_port, stderr: request.stderr_port };

@@ -15,7 +15,7 @@ struct Process {
     role: &'static str,
     pid: u32,
     user: u64,
-    /// The effective ones, in hexadecimal as in `/proc/PID/status`, and by their names.
+    /// Those that it has, or can have by a call: in hexadecimal as in `/proc/PID/status`, and by their names.
     capabilities: String,
     capability_names: Vec<String>,
     no_new_privileges: bool,
@@ -117,13 +117,12 @@ fn describe(running: &Running, role: Role) -> Result<Option<Process>> {
         open_files += 1;
         open_folders += usize::from(std::fs::metadata(file.path()).is_ok_and(|data| data.is_dir()));
     }
-    let names = capabilities.iter_names().map(|(name, _)| name.to_ascii_lowercase()).collect();
     let mut process = Process {
         role: role.name(),
         pid,
         user,
         capabilities: format!("{bits:016x}"),
-        capability_names: names,
+        capability_names: names(capabilities),
         no_new_privileges: number("NoNewPrivs") == 1,
         seccomp: least_filter(folder),
         namespaces: NAMESPACES.into_iter().filter(|name| differs(folder, name)).collect(),
@@ -138,10 +137,17 @@ fn describe(running: &Running, role: Role) -> Result<Option<Process>> {
     Ok(Some(process))
 }
 
+/// Capabilities by their names.
+fn names(capabilities: CapabilitySet) -> Vec<String> {
+    capabilities.iter_names().map(|(name, _)| name.to_ascii_lowercase()).collect()
+}
+
 /// The least of its threads' modes of system call filters.
 fn least_filter(folder: &Path) -> u64 {
     let threads = std::fs::read_dir(folder.join("task")).into_iter().flatten().flatten();
-    threads.filter_map(|thread| Texts::of(&thread.path()).status("Seccomp")).min().unwrap_or_default()
+    let status = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("status")).ok();
+    let texts = threads.filter_map(status).map(|status| Texts { status, ..Texts::default() });
+    texts.filter_map(|texts| texts.status("Seccomp")).min().unwrap_or_default()
 }
 
 /// Whether a namespace of the process is another than this command's.
@@ -156,10 +162,7 @@ fn excess(process: &Process, capabilities: CapabilitySet, bounds: Bounds, role: 
     let more = capabilities.difference(bounds.capabilities);
     // An ordinary user's shim has a user namespace, in which all of them are about nothing but its own.
     if !more.is_empty() && !process.namespaces.contains(&"user") {
-        excess.push(format!(
-            "capabilities that it does not need: {}",
-            more.iter_names().map(|(name, _)| name.to_ascii_lowercase()).collect::<Vec<_>>().join(", ")
-        ));
+        excess.push(format!("capabilities that it does not need: {}", names(more).join(", ")));
     }
     if !process.no_new_privileges {
         excess.push("programs that it starts may gain privileges".into());

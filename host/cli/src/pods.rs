@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use containerd_shim_protos::shim_async::Client;
 use containerd_shim_protos::ttrpc::{self, Request};
 use coracle_protocol::management::{DESCRIBE, Description, METRICS, POD, SOCKET};
-use coracle_protocol::metrics::{Bounds, Families, read};
+use coracle_protocol::metrics::{Families, SHIM, read};
 use futures::StreamExt;
 use serde_json::Value;
 use tokio::sync::OnceCell;
@@ -22,16 +22,6 @@ const WORK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How many pods are asked at once.
 pub(crate) const AT_ONCE: usize = 16;
-
-/// To what a shim's figures are held.
-const FIGURES: Bounds<'_> = Bounds {
-    prefixes: &["kata_", "coracle_"],
-    families: &[],
-    labels: &[],
-    reserved: &["sandbox_id"],
-    bytes: 2 << 20,
-    samples: 20_000,
-};
 
 /// A pod's shim.
 #[derive(Clone)]
@@ -150,7 +140,7 @@ impl Pod {
     pub(crate) async fn figures(&self, about: &Description) -> Result<Families> {
         let answer = self.call(POD, METRICS, Vec::new(), PATIENCE).await;
         let answer = answer.with_context(|| format!("the pod {} does not answer", about.id))?;
-        let mut families = read(&String::from_utf8_lossy(&answer), &FIGURES).families;
+        let mut families = read(&String::from_utf8_lossy(&answer), &SHIM).families;
         let kubernetes = &about.kubernetes;
         let mut labels = vec![("sandbox_id", about.id.as_str())];
         if !kubernetes.uid.is_empty() {

@@ -119,6 +119,7 @@ fn remove(host: &Host, shim: &Shim, name: &str) {
             break;
         }
         assert!(begun.elapsed() < DELETED, "{name}: it can't be deleted: {gone:?}");
+        // As containerd asks again; nothing tells when a refused delete would be taken.
         std::thread::sleep(Duration::from_millis(50));
     }
     let mut delete = std::process::Command::new(path("CORACLE_TEST_SHIM"));

@@ -14,6 +14,16 @@ pub use guest::GUEST;
 pub use process::{Process, number, process};
 pub use read::{Bounds, Read, read};
 
+/// To what a shim's text is held: its own families and its guest's, which whoever collects them tells apart by the pod.
+pub const SHIM: Bounds<'_> = Bounds {
+    prefixes: &["kata_", "coracle_"],
+    families: &[],
+    labels: &[],
+    reserved: &["sandbox_id"],
+    bytes: 2 << 20,
+    samples: 20_000,
+};
+
 /// What kind of figures a family has (exposition format, `TYPE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
