@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// The archive: coracle-support-TIME.tar.gz where none is named.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// How much of a log's end is taken, in bytes, and of a guest's console, in lines.
@@ -61,8 +64,10 @@ pub(crate) async fn run(root: &Root, args: Args) -> Result<()> {
         let _ = std::fs::remove_file(&output);
         return Err(error).with_context(|| format!("write {}", output.display()));
     }
-    for name in bundle.names {
-        println!("{name}");
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&json!({ "archive": output, "files": bundle.names }))?);
+    } else {
+        bundle.names.iter().for_each(|name| println!("{name}"));
     }
     eprintln!("coracle: {} holds these: look at them before you give it away", output.display());
     Ok(())

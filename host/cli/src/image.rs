@@ -28,6 +28,9 @@ pub(crate) enum Command {
     Verify {
         /// The image's folder; the one in use where none is named.
         folder: Option<PathBuf>,
+        /// Print the image's manifest as JSON where all is as that says.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -55,7 +58,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
     match command {
         Command::Build(args) => build(args),
         Command::Inspect { folder, json } => inspect(folder, json),
-        Command::Verify { folder } => verify(folder),
+        Command::Verify { folder, json } => verify(folder, json),
     }
 }
 
@@ -109,7 +112,7 @@ fn inspect(folder: Option<PathBuf>, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn verify(folder: Option<PathBuf>) -> Result<()> {
+fn verify(folder: Option<PathBuf>, json: bool) -> Result<()> {
     let folder = folder.map_or_else(place::guest_in_use, Ok)?;
     let manifest = coracle_guest_image::verify(&folder)?;
     if manifest.version != coracle_protocol::VERSION {
@@ -120,7 +123,11 @@ fn verify(folder: Option<PathBuf>) -> Result<()> {
             coracle_protocol::VERSION
         );
     }
-    println!("{}: kernel and initrd are what the manifest says", folder.display());
+    if json {
+        println!("{}", serde_json::to_string_pretty(&manifest)?);
+    } else {
+        println!("{}: kernel and initrd are what the manifest says", folder.display());
+    }
     Ok(())
 }
 

@@ -165,6 +165,19 @@ fn warn_of_deprecated(matches: &clap::ArgMatches) {
     }
 }
 
+/// An error with its causes. Some tell theirs themselves: it is said once.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text.push_str(&format!(": {cause}"));
+        }
+    }
+    text
+}
+
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
     warn_of_deprecated(&matches);
@@ -218,7 +231,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("coracle: {error:#}");
+            eprintln!("coracle: {}", told(&error));
             ExitCode::from(task::exit_code(&error).unwrap_or(OWN_FAILURE))
         }
     }
@@ -240,6 +253,14 @@ mod tests {
                 help(below, &format!("{name} {own}"), page);
             }
         }
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = || std::io::Error::other("nobody listens");
+        let own = coracle_machine::Error::system("connect")(cause());
+        assert_eq!(told(&anyhow::Error::new(own).context("no console")), "no console: connect: nobody listens");
+        assert_eq!(told(&anyhow::Error::new(cause()).context("no console")), "no console: nobody listens");
     }
 
     #[test]

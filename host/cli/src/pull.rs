@@ -19,6 +19,9 @@ pub(crate) struct PullArgs {
     /// Speak to the registry without TLS.
     #[arg(long)]
     plain_http: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// List images that were fetched.
@@ -35,7 +38,12 @@ pub(crate) async fn pull(root: &Root, args: PullArgs) -> Result<()> {
     let progress = |text: &str| eprintln!("coracle: {text}");
     let form = rootfs::form(&Settings::load()?);
     let image = Store::open(&root.images())?.get(&source, &args.platform, form, &options, &progress).await?;
-    println!("{}", image.digest);
+    if args.json {
+        let found = json!({ "name": args.image, "platform": args.platform, "digest": image.digest });
+        println!("{}", serde_json::to_string_pretty(&found)?);
+    } else {
+        println!("{}", image.digest);
+    }
     Ok(())
 }
 

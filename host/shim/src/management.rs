@@ -73,12 +73,13 @@ impl Method {
 #[async_trait]
 impl MethodHandler for Method {
     async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
-        let payload = if self.name == METRICS {
-            exposition::collect(&self.shim).await.to_string()
-        } else {
-            answer(&self.name, self.run(&parsed(&request)?).await)?.to_string()
-        };
-        Ok(replied(payload))
+        if self.name == METRICS {
+            return replied(Ok(exposition::collect(&self.shim).await.to_string()));
+        }
+        replied(match parsed(&request) {
+            Ok(wanted) => answer(&self.name, self.run(&wanted).await).map(|found| found.to_string()),
+            Err(refused) => Err(refused),
+        })
     }
 }
 
@@ -89,10 +90,29 @@ pub(crate) fn parsed<T: DeserializeOwned>(request: &Request) -> ttrpc::Result<T>
     parsed.map_err(|error| status(Code::INVALID_ARGUMENT, format!("{}: {error}", request.service)))
 }
 
-/// The answer to one.
-pub(crate) fn replied(text: String) -> Response {
+/// The answer to one. A refusal is one as well: as an error, the server would tell it as "unknown" with all of its structure in the text.
+pub(crate) fn replied(outcome: ttrpc::Result<String>) -> ttrpc::Result<Response> {
+    let (refused, text) = match outcome {
+        Ok(text) => (ttrpc::get_status(Code::OK, String::new()), text),
+        Err(ttrpc::Error::RpcStatus(refused)) => (refused, String::new()),
+        Err(other) => return Err(other),
+    };
     let mut response = Response::new();
-    response.set_status(ttrpc::get_status(Code::OK, String::new()));
+    response.set_status(refused);
     response.payload = text.into_bytes();
-    response
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_an_answer_with_its_own_code_and_words() {
+        let refused = replied(Err(status(Code::NOT_FOUND, "no such volume".into()))).unwrap();
+        assert_eq!((refused.status().code(), refused.status().message()), (Code::NOT_FOUND, "no such volume"));
+        let found = replied(Ok("{}".into())).unwrap();
+        assert_eq!((found.status().code(), found.payload.as_slice()), (Code::OK, b"{}".as_slice()));
+        assert!(replied(Err(ttrpc::Error::Others("broken".into()))).is_err());
+    }
 }

@@ -70,7 +70,9 @@ impl Method {
 #[async_trait]
 impl MethodHandler for Method {
     async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
-        let found = answer(&request.method, self.run(parsed(&request)?).await)?;
-        Ok(replied(found.to_string()))
+        replied(match parsed(&request) {
+            Ok(wanted) => answer(&request.method, self.run(wanted).await).map(|found| found.to_string()),
+            Err(refused) => Err(refused),
+        })
     }
 }

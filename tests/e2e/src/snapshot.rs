@@ -17,10 +17,28 @@ impl Snapshot {
     /// # Panics
     /// Where it fails.
     pub fn text(&mut self, host: &Host, arguments: &[&str]) {
-        let outcome = self.begin(host, arguments);
-        for line in outcome.stdout.lines() {
-            let _ = writeln!(self.0, "{}", marked(&line.replace(&host.image(), "IMAGE")));
-        }
+        self.parts(host, arguments, |line| Some(line.to_owned()));
+    }
+
+    /// Adds that part of each line which is the same everywhere; lines that have none are left out.
+    ///
+    /// # Panics
+    /// Where the command fails.
+    pub fn parts(&mut self, host: &Host, arguments: &[&str], part: impl Fn(&str) -> Option<String>) {
+        let outcome = self.outcome(host, arguments);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        self.lines(host, &outcome.stdout, part);
+    }
+
+    /// Adds what a command says that can't do what it was asked for.
+    ///
+    /// # Panics
+    /// Where it does not fail.
+    pub fn refused(&mut self, host: &Host, arguments: &[&str]) {
+        let outcome = self.outcome(host, arguments);
+        assert_ne!(outcome.code, 0, "{outcome:?}");
+        self.lines(host, &outcome.stderr, |line| Some(line.to_owned()));
+        let _ = writeln!(self.0, "(exit status {})", outcome.code);
     }
 
     /// Adds what a command prints for programs: names, and the kinds of their values.
@@ -28,19 +46,36 @@ impl Snapshot {
     /// # Panics
     /// Where it fails, or that is no JSON.
     pub fn json(&mut self, host: &Host, arguments: &[&str]) {
-        let outcome = self.begin(host, arguments);
-        let value = serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:?}"));
+        self.json_without(host, arguments, "");
+    }
+
+    /// The same without one of its fields, whose own differ from host to host.
+    ///
+    /// # Panics
+    /// As [`Self::json`], and where there is no such field.
+    pub fn json_without(&mut self, host: &Host, arguments: &[&str], field: &str) {
+        let outcome = self.outcome(host, arguments);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        let mut value: Value =
+            serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:?}"));
+        if !field.is_empty() {
+            let gone = value.as_object_mut().and_then(|all| all.remove(field));
+            assert!(gone.is_some(), "{field}: {outcome:?}");
+        }
         let shape = serde_json::to_string_pretty(&shape(&value)).expect("JSON");
         let _ = writeln!(self.0, "{shape}");
     }
 
-    fn begin(&mut self, host: &Host, arguments: &[&str]) -> Outcome {
-        let folder = host.folder.display().to_string();
-        let words: Vec<String> = arguments.iter().map(|word| marked(&word.replace(&folder, "FOLDER"))).collect();
+    fn lines(&mut self, host: &Host, text: &str, part: impl Fn(&str) -> Option<String>) {
+        for line in text.lines().filter_map(part) {
+            let _ = writeln!(self.0, "{}", marked(&placed(host, &line)));
+        }
+    }
+
+    fn outcome(&mut self, host: &Host, arguments: &[&str]) -> Outcome {
+        let words: Vec<String> = arguments.iter().map(|word| marked(&placed(host, word))).collect();
         let _ = writeln!(self.0, "$ coracle {}", words.join(" "));
-        let outcome = host.coracle_outcome(arguments);
-        assert_eq!(outcome.code, 0, "{outcome:?}");
-        outcome
+        host.coracle_outcome(arguments)
     }
 
     /// Compares all of it with the file of that name. `CORACLE_SNAPSHOTS=write` writes the file.
@@ -57,6 +92,15 @@ impl Snapshot {
         let differs = self.0.lines().zip(known.lines()).find(|(now, then)| now != then);
         assert!(self.0 == known, "{name}: {differs:?}; CORACLE_SNAPSHOTS=write makes it anew. Now:\n{}", self.0);
     }
+}
+
+/// A line with names in the place of paths that are this test's.
+fn placed(host: &Host, line: &str) -> String {
+    let folder = |path: &Path| path.display().to_string();
+    line.replace(&host.image(), "IMAGE")
+        .replace(&folder(&host.folder), "FOLDER")
+        .replace(&folder(&host.run), "RUN")
+        .replace(&folder(&crate::path("CORACLE_TEST_GUEST")), "GUEST")
 }
 
 /// A line with `0` for each number, `ID` for what is hexadecimal and long, and two spaces for more.
