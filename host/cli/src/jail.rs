@@ -171,7 +171,7 @@ fn excess(process: &Process, capabilities: CapabilitySet, bounds: Bounds, role: 
         excess.push("no list of system calls".into());
     }
     if place::is_root() && bounds.is_other_user && process.user == 0 {
-        excess.push("it runs as root (`builtin.jail`)".into());
+        excess.push("it runs as root (`qemu.jail`, `builtin.jail`)".into());
     }
     if place::is_root() && !waits {
         let missing: Vec<_> =

@@ -15,21 +15,33 @@ const NUMBERS: u32 = 64;
 /// The kernel's.
 pub fn keep_only(kept: CapabilitySet) -> std::io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
-    let own = rustix::thread::capabilities(None)?;
     // First the set that bounds what a program of root's gains: this takes a capability itself.
-    if own.effective.contains(CapabilitySet::SETPCAP) {
-        for number in 0..NUMBERS {
-            let one = CapabilitySet::from_bits_retain(1 << number);
-            if kept.contains(one) {
-                continue;
-            }
-            match rustix::thread::remove_capability_from_bounding_set(one) {
-                // Those that this kernel does not know.
-                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-                Err(error) => return Err(error.into()),
-            }
+    bound(kept)?;
+    limit(kept)
+}
+
+/// Bounds what programs that are started can gain, as [`keep_only`] does.
+pub(crate) fn bound(kept: CapabilitySet) -> std::io::Result<()> {
+    if !rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
+        return Ok(());
+    }
+    for number in 0..NUMBERS {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        if kept.contains(one) {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(one) {
+            // Those that this kernel does not know.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
         }
     }
+    Ok(())
+}
+
+/// Gives up all capabilities but these, as [`keep_only`] does.
+pub(crate) fn limit(kept: CapabilitySet) -> std::io::Result<()> {
+    let own = rustix::thread::capabilities(None)?;
     let sets = CapabilitySets {
         effective: own.effective & kept,
         permitted: own.permitted & kept,

@@ -68,8 +68,7 @@ impl Role {
         let none = CapabilitySet::empty();
         let (capabilities, has_syscall_filter, is_other_user, namespaces): (_, _, _, &[_]) = match self {
             Self::Shim => (shim(), false, false, &["mnt"]),
-            Self::Monitor => (none, true, true, &["mnt", "pid", "net", "ipc", "uts", "cgroup"]),
-            Self::Qemu => (qemu(), true, false, &["mnt"]),
+            Self::Monitor | Self::Qemu => (none, true, true, &["mnt", "pid", "net", "ipc", "uts", "cgroup"]),
             Self::Virtiofsd => (virtiofsd(), true, false, &["mnt", "pid", "net"]),
             Self::Passt => (none, true, false, &[]),
             // It is root in folders of another user's: where the programs are, and the pod's own.
@@ -80,20 +79,15 @@ impl Role {
 }
 
 /// Mounts, namespaces and links of pods; the jail of a monitor that runs as another user, is placed on processors, looked at and ended; memory
-/// that is locked, low ports; and what virtiofsd has.
+/// that is locked, low ports; and what virtiofsd has, which is enough to give a monitor away to a user of its own.
 fn shim() -> CapabilitySet {
     CapabilitySet::NET_ADMIN
         | CapabilitySet::NET_RAW
         | CapabilitySet::SYS_NICE
         | CapabilitySet::SYS_PTRACE
-        | qemu()
+        | CapabilitySet::IPC_LOCK
+        | CapabilitySet::NET_BIND_SERVICE
         | virtiofsd()
-}
-
-/// It locks memory that a device of the host's reaches, opens disks that are another user's, and listens at low ports where it serves a
-/// user's network.
-fn qemu() -> CapabilitySet {
-    CapabilitySet::IPC_LOCK | CapabilitySet::DAC_OVERRIDE | CapabilitySet::NET_BIND_SERVICE
 }
 
 /// It makes its own sandbox, in which it does to files what root of the guest does; it gives up most of it by itself then.

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::{CapabilitySet, Child, Error, Ring, privileges};
+use crate::{CapabilitySet, Child, Confinement, Error, Ring, privileges};
 
 /// Where a child's output goes.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct Spawn {
     pub own_pid_namespace: bool,
     /// The capabilities that it has at most; none here is all that this process has.
     pub capabilities: Option<CapabilitySet>,
+    /// As whom it runs and what it sees; none here is as this process.
+    pub confinement: Option<Confinement>,
     /// Standard output.
     pub stdout: Output,
     /// Standard error.
@@ -44,6 +46,7 @@ impl Spawn {
             descriptors: Vec::new(),
             own_pid_namespace: false,
             capabilities: None,
+            confinement: None,
             stdout: Output::Null,
             stderr: Output::Null,
         }
@@ -110,10 +113,10 @@ impl Spawn {
         }
         // A process of another namespace has no number for its parent.
         let parent = (!self.own_pid_namespace).then(rustix::process::getpid);
-        let capabilities = self.capabilities;
-        let setup = move || prepare(parent, &descriptors, capabilities);
-        // SAFETY: between fork and exec the closure makes prctl, capset, getppid, fcntl and dup2 calls only, all of them
-        // async-signal-safe, and allocates nothing.
+        let (capabilities, confinement) = (self.capabilities, self.confinement);
+        let setup = move || prepare(parent, &descriptors, capabilities, confinement.as_ref());
+        // SAFETY: between fork and exec the closure makes system calls only (prctl, capset, getppid, fcntl, dup3; for a confined child unshare,
+        // mount, mount_setattr, and those that change its user), and allocates nothing: its paths are C strings already.
         #[expect(unsafe_code, reason = "pre_exec is unsafe by declaration")]
         unsafe {
             command.pre_exec(setup);
@@ -162,6 +165,7 @@ fn prepare(
     parent: Option<rustix::process::Pid>,
     descriptors: &[(RawFd, RawFd)],
     capabilities: Option<CapabilitySet>,
+    confinement: Option<&Confinement>,
 ) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     if parent.is_some() && rustix::process::getppid() != parent {
@@ -183,7 +187,13 @@ fn prepare(
     for (copy, (target, _)) in copies.iter().zip(descriptors) {
         duplicate(*copy, *target, 0)?;
     }
-    capabilities.map_or(Ok(()), privileges::keep_only)
+    let Some(confinement) = confinement else { return capabilities.map_or(Ok(()), privileges::keep_only) };
+    confinement.leave()?;
+    privileges::bound(capabilities.unwrap_or(CapabilitySet::empty()))?;
+    confinement.become_user()?;
+    privileges::limit(capabilities.unwrap_or(CapabilitySet::empty()))?;
+    // A change of user has taken it back.
+    Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?)
 }
 
 /// The most descriptors that a child inherits, and the number after their numbers, which begin at 3.

@@ -61,6 +61,7 @@ pub(crate) fn driver(settings: &Settings) -> Result<Arc<dyn Driver>, Error> {
         accelerator: accelerator(settings)?,
         vsock_server: vec![own.into(), "vsock".into()],
         kernel_vsock: settings.qemu_kernel_vsock,
+        jail: settings.qemu_jail,
         extra_arguments: settings.qemu_arguments.clone(),
     })))
 }

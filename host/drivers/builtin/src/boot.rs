@@ -16,15 +16,11 @@ use crate::control::{Client, Failure};
 use crate::describe::{GUEST_CID, PROGRAMS_SOCKET, describe};
 use crate::hotplug::most_bytes;
 use crate::machine::{BuiltinMachine, Parts};
-use crate::vfio::{self, Passed};
+use crate::vfio::Passed;
 
 /// How much of the console and of the monitor's messages is kept, in bytes.
 const CONSOLE_BYTES: usize = 64 * 1024;
 const MESSAGES_BYTES: usize = 8 * 1024;
-
-/// The first of the users under which monitors run, one a process that starts them; above those of a host's own users and
-/// of the ranges that are given to containers.
-const FIRST_USER: u32 = 0x7000_0000;
 
 /// Boots, or starts the machine where another stood when it was saved into the folder `saved`. When this future is dropped, its parts are,
 /// and with them the process and its files.
@@ -61,7 +57,8 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec, saved: Option<&Path
     let mut parts = Parts { monitor, root };
     let pid = i32::try_from(parts.monitor.pid()).unwrap_or_default();
     if spec.devices.iter().any(|device| device.kind() == DeviceKind::Vfio) {
-        vfio::allow_to_keep(pid, most_bytes(&spec))?;
+        let keep = Error::system("let the monitor keep the guest's memory in place (RLIMIT_MEMLOCK)");
+        coracle_process::lock_memory(pid, most_bytes(&spec)).map_err(keep)?;
     }
     let stream = UnixStream::from_std(ours).map_err(Error::system("watch the monitor's control channel"))?;
     let (control, ended) = Client::new(stream);
@@ -111,7 +108,7 @@ pub(crate) struct Root {
 
 impl Root {
     fn make(path: PathBuf) -> Result<Self> {
-        let user = FIRST_USER + std::process::id();
+        let user = coracle_process::monitor_user();
         std::fs::create_dir(&path).map_err(Error::system(format!("make {}", path.display())))?;
         let root = Self { path, user };
         let mode = std::fs::Permissions::from_mode(0o700);

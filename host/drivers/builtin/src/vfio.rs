@@ -185,18 +185,3 @@ impl Passed {
         Ok((device.into(), Some(api::Iommu::Iommufd { fd: fds.add(fd), ioas: *ioas })))
     }
 }
-
-/// Lets the monitor keep so much of its memory where it is: what devices reach does not move.
-///
-/// # Errors
-/// Where this process may not allow it.
-pub(crate) fn allow_to_keep(monitor: i32, bytes: u64) -> Result<()> {
-    /// What the monitor may keep beside the guest's memory.
-    const BESIDE: u64 = 64 << 20;
-    let pid = rustix::process::Pid::from_raw(monitor);
-    let most = Some(bytes.saturating_add(BESIDE));
-    let limit = rustix::process::Rlimit { current: most, maximum: most };
-    rustix::process::prlimit(pid, rustix::process::Resource::Memlock, limit).map(drop).map_err(|error| {
-        Error::Missing(format!("let the monitor keep the guest's memory in place (RLIMIT_MEMLOCK): {error}"))
-    })
-}

@@ -1,9 +1,11 @@
 //! QEMU's command line.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 
 use coracle_machine::{Accelerator, Error, KernelForm, MachineSpec, MemoryKind, Result};
 
+use crate::handed::Handed;
 use crate::{Config, MachineType, devices};
 
 /// The descriptor on which QEMU finds its control channel, and that of the kernel's vsock.
@@ -25,6 +27,8 @@ pub(crate) struct Found {
     pub(crate) tsc_mhz: Option<u32>,
     /// Whether its kernel serves network links.
     pub(crate) has_net_servers: bool,
+    /// The first number of a descriptor that is free.
+    pub(crate) first_free: RawFd,
 }
 
 /// All arguments.
@@ -86,10 +90,13 @@ pub(crate) fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind, f
     if spec.firmware.is_some() {
         return Err(Error::Unsupported("firmware".into()));
     }
-    devices::add(&mut arguments, config, spec, vsock, found)?;
+    let handed = Handed::of(spec, vsock, found.first_free);
+    devices::add(&mut arguments, config, spec, (vsock, &handed), found)?;
     arguments.extend(config.extra_arguments.iter().map(Into::into));
-    arguments.extend(["-kernel".into(), spec.kernel.path.clone().into_os_string()]);
-    arguments.extend(["-initrd".into(), spec.initrd.clone().into_os_string()]);
+    // Opened again by their numbers: QEMU reads them more than once.
+    let file = |number: RawFd| OsString::from(format!("/proc/self/fd/{number}"));
+    arguments.extend(["-kernel".into(), file(handed.kernel)]);
+    arguments.extend(["-initrd".into(), file(handed.initrd)]);
     arguments.extend(["-append".into(), command_line(spec, found.tsc_mhz).into()]);
     Ok(arguments)
 }
@@ -139,6 +146,7 @@ mod tests {
             accelerator: Accelerator::Emulation,
             vsock_server: vec!["server".into()],
             kernel_vsock: false,
+            jail: true,
             extra_arguments: Vec::new(),
         }
     }
@@ -277,7 +285,7 @@ mod tests {
             second,
             "vfio-pci,host=0000:02:00.1,id=vfio-0000-02-00-1,bus=port-vfio-0000-02-00-1,iommufd=iommufd"
         );
-        assert!(after(&all, "-object").contains(&"iommufd,id=iommufd".into()));
+        assert!(after(&all, "-object").contains(&"iommufd,id=iommufd,fd=3".into()));
         // And while it runs.
         assert_eq!(
             crate::vfio::front("0000:02:00.1".parse().unwrap(), true),
@@ -303,23 +311,35 @@ mod tests {
     }
 
     #[test]
-    fn disks_have_their_paths_whole() {
+    fn nothing_of_a_pod_is_a_path_to_qemu() {
         let disk = |path: &str, read_only, serial: &str| Device::Block {
             path: path.into(),
             read_only,
             direct: !read_only,
             serial: serial.into(),
         };
-        let mut spec = spec("x");
+        let mut spec = spec("a,b");
         spec.devices.extend([disk("/images/a,readonly=off", true, "layer-0"), disk("/c/rw", false, "rw")]);
-        let all = arguments(&config(MachineType::Microvm), &spec, VsockKind::Server, &Found::default()).unwrap();
+        let found = Found { first_free: 20, ..Found::default() };
+        let all = arguments(&config(MachineType::Microvm), &spec, VsockKind::Server, &found).unwrap();
+        assert_eq!(
+            (&after(&all, "-kernel")[0], &after(&all, "-initrd")[0]),
+            (&"/proc/self/fd/20".into(), &"/proc/self/fd/21".into())
+        );
+        let chardevs = after(&all, "-chardev");
+        assert!(chardevs.contains(&"socket,id=vsock,fd=22".into()), "{chardevs:?}");
+        assert!(chardevs.contains(&"socket,id=fs2,fd=23".into()), "{chardevs:?}");
+        assert_eq!(after(&all, "-add-fd"), ["fd=24,set=24", "fd=25,set=25"]);
         let blocks = after(&all, "-blockdev");
         let expected = "driver=raw,node-name=disk-layer-0,read-only=on,discard=ignore,cache.direct=off,file.driver=file,\
-            file.filename=/images/a,,readonly=off";
+            file.filename=/dev/fdset/24";
         assert_eq!(blocks[0], expected);
         assert!(blocks[1].to_str().unwrap().contains("read-only=off,discard=unmap,cache.direct=on"));
         let devices = after(&all, "-device");
         assert_eq!(devices[3], "virtio-blk-device,id=disk-layer-0,drive=disk-layer-0,serial=layer-0");
+        for text in all.iter().map(|word| word.to_str().unwrap()) {
+            assert!(!text.contains("/images") && !text.contains("/run/coracle") && !text.contains("/k/"), "{text}");
+        }
     }
 
     #[test]
@@ -341,12 +361,5 @@ mod tests {
             assert!(matches!(devices::disk_name(serial), Err(Error::Invalid(_))), "{serial}");
         }
         assert_eq!(devices::disk_name("12345678901234567890").unwrap(), "disk-12345678901234567890");
-    }
-
-    #[test]
-    fn a_path_that_would_be_options_is_refused() {
-        let error =
-            arguments(&config(MachineType::Q35), &spec("a,b"), VsockKind::Server, &Found::default()).unwrap_err();
-        assert!(matches!(error, Error::Invalid(_)));
     }
 }

@@ -1,11 +1,11 @@
 //! QEMU's words for a machine's devices.
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use coracle_machine::{Device, Error, MachineSpec, Result, mac_text};
 
 use crate::command::{Found, VHOST_FD, VsockKind};
+use crate::handed::{self, Handed};
 use crate::{Config, MachineType, net, vfio};
 
 /// The bus for what is added while the machine runs, by QEMU's name: on the first one nothing can be. It is there from the start,
@@ -25,12 +25,12 @@ pub(crate) fn add(
     arguments: &mut Vec<OsString>,
     config: &Config,
     spec: &MachineSpec,
-    vsock: VsockKind,
+    (vsock, handed): (VsockKind, &Handed),
     found: &Found,
 ) -> Result<()> {
     let pci = config.machine_type == MachineType::Q35;
     // Those with places of their own first: QEMU puts the others around them.
-    vfio::add(arguments, spec)?;
+    vfio::add(arguments, spec, handed.iommufd)?;
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| OsString::from(*word)));
     let bus = |device: &str| format!("{device}-{}", if pci { "pci" } else { "device" });
     let access = if spec.access_platform { ",iommu_platform=on" } else { "" };
@@ -52,15 +52,13 @@ pub(crate) fn add(
                     add(&["-device", &format!("{},guest-cid={cid},vhostfd={VHOST_FD}{modern}", bus("vhost-vsock"))]);
                 }
                 VsockKind::Server => {
-                    let socket = spec.folder.join(crate::vsock::MONITOR_SOCKET);
-                    let socket = plain(&socket)?;
-                    add(&["-chardev", &format!("socket,id=vsock,path={socket}")]);
+                    let number = handed.vsock.unwrap_or(-1);
+                    add(&["-chardev", &format!("socket,id=vsock,fd={number}")]);
                     add(&["-device", &format!("{},chardev=vsock{access}", bus("vhost-user-vsock"))]);
                 }
             },
-            Device::SharedFs { tag, socket, queue_size } => {
-                let socket = plain(socket)?;
-                add(&["-chardev", &format!("socket,id=fs{number},path={socket}")]);
+            Device::SharedFs { tag, queue_size, .. } => {
+                add(&["-chardev", &format!("socket,id=fs{number},fd={}", handed.device(number))]);
                 let fs = bus("vhost-user-fs");
                 add(&["-device", &format!("{fs},chardev=fs{number},tag={tag},queue-size={queue_size}{access}")]);
             }
@@ -83,13 +81,14 @@ pub(crate) fn add(
             }
             Device::Block { path, read_only, direct, serial } => {
                 let on = |flag: bool| if flag { "on" } else { "off" };
-                let (node, kind, discard) = (disk_name(serial)?, file_driver(path), discard(*read_only));
-                let path = escaped(path)?;
+                let (node, kind, discard) = (disk_name(serial)?, handed::driver(path), discard(*read_only));
+                let set = handed.device(number);
+                add(&["-add-fd", &format!("fd={set},set={set}")]);
                 add(&[
                     "-blockdev",
                     &format!(
                         "driver=raw,node-name={node},read-only={},discard={discard},cache.direct={},\
-                         file.driver={kind},file.filename={path}",
+                         file.driver={kind},file.filename=/dev/fdset/{set}",
                         on(*read_only),
                         on(*direct)
                     ),
@@ -110,19 +109,6 @@ pub(crate) fn no_slot() -> Error {
     Error::Unsupported(format!("more than {count} links and disks that come and go"))
 }
 
-/// A path as it may stand in an option: QEMU's options have commas between them.
-fn plain(path: &Path) -> Result<&str> {
-    path.to_str()
-        .filter(|text| !text.contains(','))
-        .ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))
-}
-
-/// A path in an option that may have any: a comma is written twice.
-fn escaped(path: &Path) -> Result<String> {
-    let text = path.to_str().ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))?;
-    Ok(text.replace(',', ",,"))
-}
-
 /// QEMU's name for a disk, by its serial number.
 pub(crate) fn disk_name(serial: &str) -> Result<String> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
@@ -134,13 +120,6 @@ pub(crate) fn disk_name(serial: &str) -> Result<String> {
 
 /// The most bytes that a virtio disk has for its serial number (virtio 1.3, 5.2.6, `VIRTIO_BLK_T_GET_ID`).
 const SERIAL_BYTES_MAX: usize = 20;
-
-/// QEMU's driver for what is at `path`.
-pub(crate) fn file_driver(path: &Path) -> &'static str {
-    use std::os::unix::fs::FileTypeExt;
-    let is_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
-    if is_device { "host_device" } else { "file" }
-}
 
 /// What QEMU does with what the guest frees: it is freed on the host.
 pub(crate) fn discard(read_only: bool) -> &'static str {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::time::Duration;
 
 use coracle_machine::{Descriptor, Device, DeviceKind, Error, Limits, MachineSpec, Result};
@@ -10,43 +9,62 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
-use crate::devices::{HOTPLUG_BUS, HOTPLUG_SLOT, HOTPLUG_SLOTS, discard, disk_name, file_driver, no_slot};
+use crate::devices::{HOTPLUG_BUS, HOTPLUG_SLOT, HOTPLUG_SLOTS, discard, disk_name, no_slot};
 use crate::events::{DEVICES, reported};
-use crate::{Config, net, qmp, vfio};
+use crate::{Config, handed, net, qmp, vfio};
 
 /// How long the guest may take to let go of a device.
 const EJECT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The devices that can go, by QEMU's names, each with its slot on the bridge's bus.
+/// A device that can go.
+#[derive(Debug)]
+struct Added {
+    /// Its slot on the bridge's bus.
+    slot: u8,
+    /// QEMU's number for the descriptor of a disk.
+    set: Option<i64>,
+}
+
+/// The user as which QEMU runs, where it is one of its own; and what of its memory it must be able to keep in place for devices of the host's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Jailed {
+    pub(crate) user: u32,
+    pub(crate) pid: i32,
+    pub(crate) memory_bytes: u64,
+}
+
+/// The devices that can go, by QEMU's names.
 #[derive(Debug)]
 pub(crate) struct Hotplug {
-    added: HashMap<String, u8>,
+    added: HashMap<String, Added>,
     config: Config,
+    jailed: Option<Jailed>,
     /// Whether QEMU has what its kernel's IOMMUFD is asked by.
     has_iommufd: bool,
 }
 
 impl Hotplug {
     /// Of a machine with these devices: links of the host's are where they can be taken out.
-    pub(crate) fn of(config: &Config, spec: &MachineSpec) -> Self {
+    pub(crate) fn of(config: &Config, spec: &MachineSpec, jailed: Option<Jailed>) -> Self {
         let nets = spec.devices.iter().filter(|device| matches!(device, Device::Net { .. }));
         // In the order of QEMU's arguments.
-        let added = nets.filter_map(|device| name(device).ok()).zip(HOTPLUG_SLOTS).collect();
-        Self { added, config: config.clone(), has_iommufd: vfio::wants_iommufd(spec) }
+        let names = nets.filter_map(|device| name(device).ok());
+        let added = names.zip(HOTPLUG_SLOTS).map(|(name, slot)| (name, Added { slot, set: None })).collect();
+        Self { added, config: config.clone(), jailed, has_iommufd: vfio::wants_iommufd(spec) }
     }
 
     /// Adds a device, and gives its place. The guest sees it a moment later.
     pub(crate) async fn attach(&mut self, control: &qmp::Client, device: &Device) -> Result<Option<String>> {
         let name = name(device)?;
-        let taken: Vec<u8> = self.added.values().copied().collect();
+        let taken: Vec<u8> = self.added.values().map(|added| added.slot).collect();
         let slot = HOTPLUG_SLOTS.into_iter().find(|slot| !taken.contains(slot)).ok_or_else(no_slot)?;
         if self.added.contains_key(&name) {
             return Err(Error::Invalid(format!("the machine has the device {name} already")));
         }
+        let mut set = None;
         let mut front = match device {
-            Device::Block { path, read_only, direct, serial } => {
-                let node = block_node(&name, path, *read_only, *direct)?;
-                control.execute("blockdev-add", node).await?;
+            Device::Block { serial, .. } => {
+                set = Some(add_disk(control, &name, device).await?);
                 json!({ "driver": "virtio-blk-pci", "drive": name, "serial": serial })
             }
             Device::Net { mac, taps } => {
@@ -60,7 +78,14 @@ impl Hotplug {
                 front
             }
             Device::Vfio { address, by_iommufd } => {
+                if let Some(Jailed { user, pid, memory_bytes }) = self.jailed {
+                    vfio::give(*address, *by_iommufd, user)?;
+                    let keep = Error::system("let QEMU keep the guest's memory in place (RLIMIT_MEMLOCK)");
+                    coracle_process::lock_memory(pid, memory_bytes).map_err(keep)?;
+                }
                 if *by_iommufd && !self.has_iommufd {
+                    let asked = vfio::open_iommufd()?;
+                    control.execute_with("getfd", json!({ "fdname": "iommufd" }), asked.as_fd()).await?;
                     control.execute("object-add", vfio::iommufd()).await?;
                     self.has_iommufd = true;
                 }
@@ -78,10 +103,10 @@ impl Hotplug {
         }
         if let Err(error) = control.execute("device_add", front).await {
             // The first error is the one to tell.
-            let _ = remove_back(control, device, &name).await;
+            let _ = self.remove_back(control, device, &name, set).await;
             return Err(error.into());
         }
-        self.added.insert(name, slot);
+        self.added.insert(name, Added { slot, set });
         Ok(Some(format!("{HOTPLUG_SLOT:02x}/{slot:02x}")))
     }
 
@@ -93,9 +118,9 @@ impl Hotplug {
         device: &Device,
     ) -> Result<()> {
         let name = name(device)?;
-        if !self.added.contains_key(&name) {
+        let Some(set) = self.added.get(&name).map(|added| added.set) else {
             return Err(Error::Invalid(format!("the machine has no device {name} that could be taken out")));
-        }
+        };
         // Listened to before it is asked for.
         let mut events = events.subscribe();
         let end = Instant::now() + EJECT_PATIENCE;
@@ -111,8 +136,25 @@ impl Hotplug {
                 reported(&mut events, "DEVICE_DELETED", Some(&name), rest).await;
             }
         }
-        remove_back(control, device, &name).await?;
+        self.remove_back(control, device, &name, set).await?;
         self.added.remove(&name);
+        Ok(())
+    }
+
+    /// Takes out what was behind a device.
+    async fn remove_back(&self, control: &qmp::Client, device: &Device, name: &str, set: Option<i64>) -> Result<()> {
+        match device {
+            Device::Net { .. } => drop(control.execute("netdev_del", json!({ "id": name })).await?),
+            // Its file goes with its driver, mostly before this.
+            Device::Vfio { address, by_iommufd } if self.jailed.is_some() => {
+                let _ = vfio::give(*address, *by_iommufd, 0);
+            }
+            Device::Vfio { .. } => {}
+            _ => drop(control.execute("blockdev-del", json!({ "node-name": name })).await?),
+        }
+        if let Some(set) = set {
+            control.execute("remove-fd", json!({ "fdset-id": set })).await?;
+        }
         Ok(())
     }
 
@@ -165,24 +207,26 @@ fn name(device: &Device) -> Result<String> {
     }
 }
 
-/// A node of QEMU's block layer.
-fn block_node(name: &str, path: &Path, read_only: bool, direct: bool) -> Result<Value> {
-    let file = path.to_str().ok_or_else(|| Error::Invalid(format!("QEMU can't take the path {}", path.display())))?;
-    Ok(json!({
-        "driver": "raw", "node-name": name, "read-only": read_only, "discard": discard(read_only),
-        "cache": { "direct": direct }, "file": { "driver": file_driver(path), "filename": file },
-    }))
-}
-
-/// Takes out what was behind a device.
-async fn remove_back(control: &qmp::Client, device: &Device, name: &str) -> Result<()> {
-    let (command, arguments) = match device {
-        Device::Net { .. } => ("netdev_del", json!({ "id": name })),
-        Device::Vfio { .. } => return Ok(()),
-        _ => ("blockdev-del", json!({ "node-name": name })),
+/// Hands a disk's file to QEMU and makes a node of its block layer of it; the number of the descriptor there.
+async fn add_disk(control: &qmp::Client, name: &str, device: &Device) -> Result<i64> {
+    let Device::Block { path, read_only, direct, .. } = device else {
+        return Err(Error::Invalid(format!("{name} is no disk")));
     };
-    control.execute(command, arguments).await?;
-    Ok(())
+    let file = handed::disk(path, *read_only, *direct)?;
+    let told = control.execute_with("add-fd", json!({ "opaque": name }), file.as_fd()).await?;
+    let set = told.get("fdset-id").and_then(Value::as_i64);
+    let set = set.ok_or_else(|| Error::Monitor("QEMU gave no number to a descriptor".into()))?;
+    let node = json!({
+        "driver": "raw", "node-name": name, "read-only": read_only, "discard": discard(*read_only),
+        "cache": { "direct": direct },
+        "file": { "driver": handed::driver(path), "filename": format!("/dev/fdset/{set}") },
+    });
+    if let Err(error) = control.execute("blockdev-add", node).await {
+        // The first error is the one to tell.
+        let _ = control.execute("remove-fd", json!({ "fdset-id": set })).await;
+        return Err(error.into());
+    }
+    Ok(set)
 }
 
 async fn is_there(control: &qmp::Client, name: &str) -> Result<bool> {

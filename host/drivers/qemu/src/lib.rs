@@ -11,6 +11,7 @@ mod clock;
 mod command;
 mod devices;
 mod events;
+mod handed;
 mod hotplug;
 mod machine;
 mod net;
@@ -63,6 +64,8 @@ pub struct Config {
     pub vsock_server: Vec<OsString>,
     /// Whether the host kernel's vsock is used where it is there.
     pub kernel_vsock: bool,
+    /// Whether QEMU runs as a user of its own and in namespaces of its own, where this process is root.
+    pub jail: bool,
     /// More arguments for QEMU, from the administrator.
     pub extra_arguments: Vec<String>,
 }

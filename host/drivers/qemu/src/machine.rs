@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, broadcast, mpsc, watch};
 
 use crate::command::can_grow;
-use crate::hotplug::{self, Hotplug};
+use crate::hotplug::{self, Hotplug, Jailed};
 use crate::resize::Size;
 use crate::vsock::Vsock;
 use crate::{Config, devices, place, qmp, resize};
@@ -78,10 +78,9 @@ impl QemuMachine {
         config: &Config,
         spec: &MachineSpec,
         mut parts: Parts,
-        control: qmp::Client,
-        events: mpsc::Receiver<qmp::Event>,
-        console: Ring,
-        messages: Ring,
+        (control, events): (qmp::Client, mpsc::Receiver<qmp::Event>),
+        (console, messages): (Ring, Ring),
+        jailed: Option<Jailed>,
     ) -> Self {
         let (accelerator, can_grow) = (config.accelerator, can_grow(config, spec));
         let pid = parts.qemu.as_ref().and_then(|qemu| i32::try_from(qemu.pid()).ok()).unwrap_or_default();
@@ -111,7 +110,7 @@ impl QemuMachine {
             least_bytes,
             can_grow,
             balloon: Balloon::of(spec),
-            hotplug: devices::has_hotplug(config, spec).then(|| Mutex::new(Hotplug::of(config, spec))),
+            hotplug: devices::has_hotplug(config, spec).then(|| Mutex::new(Hotplug::of(config, spec, jailed))),
             pid,
             host_cpus: spec.host_cpus.clone(),
             events: reports,

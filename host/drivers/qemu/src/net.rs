@@ -8,7 +8,7 @@ use coracle_machine::{Accelerator, Descriptor, Device, Error, Forward, MachineSp
 use crate::Config;
 
 /// The descriptor of the first network link; the others follow.
-const FIRST_FD: i32 = 5;
+pub(crate) const FIRST_FD: i32 = 5;
 
 /// The kernel's server of network devices (linux/vhost.h).
 const SERVER: &str = "/dev/vhost-net";

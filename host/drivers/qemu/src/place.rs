@@ -16,6 +16,9 @@ pub(crate) async fn pin(qemu: i32, control: &qmp::Client, cpus: &[u32]) -> Resul
     on(qemu, cpus)?;
     let refused = refused(cpus);
     for (index, thread) in processors(control).await? {
+        // QEMU tells the numbers of its own namespace.
+        let gone = || refused(std::io::Error::other(format!("it has no thread {thread} any more")));
+        let thread = coracle_process::thread_of(qemu, thread).ok_or_else(gone)?;
         let own = cpus.get(index % cpus.len()).copied();
         coracle_process::run_thread_on(thread, own.as_slice()).map_err(&refused)?;
     }

@@ -1,6 +1,9 @@
 //! QEMU's words for PCI devices of the host's (QEMU: docs/system/devices/vfio.rst, docs/devel/vfio-iommufd.rst).
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 use coracle_machine::{Device, Error, MachineSpec, PciAddress, Result};
 use serde_json::{Value, json};
@@ -36,10 +39,10 @@ pub(crate) fn name(address: PciAddress) -> String {
 }
 
 /// Adds the arguments for the devices that are there from the start.
-pub(crate) fn add(arguments: &mut Vec<OsString>, spec: &MachineSpec) -> Result<()> {
+pub(crate) fn add(arguments: &mut Vec<OsString>, spec: &MachineSpec, iommufd: Option<RawFd>) -> Result<()> {
     let mut add = |option: &str, word: String| arguments.extend([option.into(), word.into()]);
-    if wants_iommufd(spec) {
-        add("-object", format!("{IOMMUFD},id={IOMMUFD}"));
+    if let Some(number) = iommufd {
+        add("-object", format!("{IOMMUFD},id={IOMMUFD},fd={number}"));
     }
     let mut slots = SLOTS;
     for (chassis, (address, by_iommufd)) in passed(spec).enumerate() {
@@ -57,9 +60,50 @@ pub(crate) fn add(arguments: &mut Vec<OsString>, spec: &MachineSpec) -> Result<(
     Ok(())
 }
 
-/// The object to add before the first device that is asked for by IOMMUFD.
+/// The object to add before the first device that is asked for by IOMMUFD, which was handed over under its own name.
 pub(crate) fn iommufd() -> Value {
-    json!({ "qom-type": IOMMUFD, "id": IOMMUFD })
+    json!({ "qom-type": IOMMUFD, "id": IOMMUFD, "fd": IOMMUFD })
+}
+
+/// What the kernel's IOMMUFD is asked by.
+///
+/// # Errors
+/// [`Error::Missing`] where the host has none.
+pub(crate) fn open_iommufd() -> Result<OwnedFd> {
+    const FILE: &str = "/dev/iommu";
+    let missing = |error| Error::Missing(format!("open {FILE} (`modprobe iommufd`): {error}"));
+    File::options().read(true).write(true).open(FILE).map(OwnedFd::from).map_err(missing)
+}
+
+/// Gives the file by which a device is taken to the user as which QEMU runs; to root, once QEMU has let go of it.
+///
+/// # Errors
+/// [`Error::Missing`] where the host has no such file, or does not let this process.
+pub(crate) fn give(address: PciAddress, by_iommufd: bool, user: u32) -> Result<()> {
+    let given = file(address, by_iommufd).and_then(|file| std::os::unix::fs::chown(file, Some(user), None));
+    given.map_err(|error| Error::Missing(format!("give QEMU the PCI device {address}: {error}")))
+}
+
+fn file(address: PciAddress, by_iommufd: bool) -> std::io::Result<PathBuf> {
+    let own = Path::new("/sys/bus/pci/devices").join(address.to_string());
+    let nothing = || std::io::Error::other("it has no driver for that: is it vfio-pci's?");
+    if by_iommufd {
+        let names = std::fs::read_dir(own.join("vfio-dev"))?.flatten();
+        let name = names.map(|entry| entry.file_name()).next().ok_or_else(nothing)?;
+        return Ok(Path::new("/dev/vfio/devices").join(name));
+    }
+    let group = std::fs::read_link(own.join("iommu_group"))?;
+    Ok(Path::new("/dev/vfio").join(group.file_name().ok_or_else(nothing)?))
+}
+
+/// The devices of a machine's from its start, for [`give`].
+pub(crate) fn give_all(spec: &MachineSpec, user: u32) -> Result<()> {
+    passed(spec).try_for_each(|(address, by_iommufd)| give(address, by_iommufd, user))
+}
+
+/// Whether the machine has such a device from its start.
+pub(crate) fn has_any(spec: &MachineSpec) -> bool {
+    passed(spec).next().is_some()
 }
 
 /// A device for a machine that runs, without its name and place.

@@ -27,6 +27,7 @@ async fn keeps_the_contract(machine_type: MachineType) {
         accelerator,
         vsock_server: vec![shim.into(), "vsock".into()],
         kernel_vsock: true,
+        jail: true,
         extra_arguments: Vec::new(),
     });
     let folder = tempfile::tempdir().unwrap();

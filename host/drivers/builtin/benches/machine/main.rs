@@ -63,6 +63,7 @@ fn qemu(machine_type: MachineType) -> Qemu {
         accelerator: Accelerator::Kvm,
         vsock_server: Vec::new(),
         kernel_vsock: true,
+        jail: true,
         extra_arguments: Vec::new(),
     })
 }
