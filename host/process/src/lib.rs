@@ -13,6 +13,7 @@ mod privileges;
 mod ring;
 mod roles;
 mod spawn;
+mod syscalls;
 
 pub use affinity::{run_on, run_thread_on};
 pub use cgroup::Cgroup;
@@ -26,6 +27,7 @@ pub use roles::{Bounds, Role};
 /// Capabilities, as Linux has them (capabilities(7)).
 pub use rustix::thread::CapabilitySet;
 pub use spawn::{Output, Spawn};
+pub use syscalls::{leave_vsock_calls, refuse_dangerous_calls};
 
 /// Why a child could not be started.
 #[derive(Debug, thiserror::Error)]

@@ -67,12 +67,12 @@ impl Role {
     pub fn bounds(self) -> Bounds {
         let none = CapabilitySet::empty();
         let (capabilities, has_syscall_filter, is_other_user, namespaces): (_, _, _, &[_]) = match self {
-            Self::Shim => (shim(), false, false, &["mnt"]),
+            Self::Shim => (shim(), true, false, &["mnt"]),
             Self::Monitor | Self::Qemu => (none, true, true, &["mnt", "pid", "net", "ipc", "uts", "cgroup"]),
             Self::Virtiofsd => (virtiofsd(), true, false, &["mnt", "pid", "net"]),
             Self::Passt => (none, true, false, &[]),
             // It is root in folders of another user's: where the programs are, and the pod's own.
-            Self::Vsock => (CapabilitySet::DAC_READ_SEARCH, false, false, &["mnt"]),
+            Self::Vsock => (CapabilitySet::DAC_READ_SEARCH, true, false, &["mnt"]),
         };
         Bounds { capabilities, has_syscall_filter, is_other_user, namespaces }
     }

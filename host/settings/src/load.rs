@@ -365,6 +365,15 @@ mod tests {
     }
 
     #[test]
+    fn what_gives_protection_away_is_off_unless_it_is_set() {
+        let settings = parse("").unwrap();
+        assert_eq!(settings.accelerator, Accelerator::Kvm, "emulation is no boundary");
+        assert!(settings.qemu_jail && settings.builtin_jail, "the jails");
+        assert!(!settings.qemu_kernel_vsock && !settings.debug_console, "ways into a guest");
+        assert!(settings.annotations_allow.is_empty() && settings.qemu_arguments.is_empty(), "what pods may set");
+    }
+
+    #[test]
     fn a_file_changes_what_it_names() {
         let text =
             "[machine]\naccelerator = \"any\"\ntype = \"microvm\"\nmemory_mib = 0x80\n[qemu]\narguments = [\"-a\"]\n";

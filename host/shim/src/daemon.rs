@@ -11,7 +11,7 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim_protos::ttrpc::asynchronous::{Server, Service};
-use coracle_process::{Role, keep_only, leave_no_core};
+use coracle_process::{Role, keep_only, leave_no_core, refuse_dangerous_calls};
 use coracle_settings::Settings;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -72,7 +72,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// guests' memory does: nothing of them goes into a core file.
 fn give_up_privileges() -> Result<()> {
     leave_no_core().context("forbid core files")?;
-    keep_only(Role::Shim.bounds().capabilities).context("give up capabilities")
+    keep_only(Role::Shim.bounds().capabilities).context("give up capabilities")?;
+    refuse_dangerous_calls().context("give up system calls")
 }
 
 /// Lets this process have as many descriptors as its limit can be raised to: a process of a container takes up to six, and who has started the

@@ -5,12 +5,14 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use coracle_process::leave_vsock_calls;
 
 pub(crate) fn run(words: &[String]) -> Result<()> {
     let [cid, path] = words else { bail!("usage: vsock CID PATH") };
     let cid = cid.parse().context("the context identifier")?;
     let monitor = inherited(3);
     let programs = inherited(4);
+    leave_vsock_calls().context("give up system calls")?;
     coracle_virtio::vhost_user::serve_vsock(cid, Path::new(path), programs.into(), monitor.into())
         .context("serve vsock")
 }

@@ -93,9 +93,14 @@ fn jail(host: &Host, id: &str) {
         outcome.code == 0 && outcome.stdout.contains("the shim") && outcome.stdout.contains("the monitor"),
         "{outcome:?}"
     );
+    // Who is not root gets no further than this, whatever mode a socket in it has.
+    for folder in [host.pod(), host.root()] {
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&folder).unwrap());
+        assert_eq!(mode & 0o077, 0, "{}: {mode:o}", folder.display());
+    }
     let found = json(&host.coracle_outcome(&["check", "--jail", id, "--json"]));
     for process in found["processes"].as_array().unwrap() {
-        assert!(process["no_new_privileges"] == true, "{process}");
+        assert!(process["no_new_privileges"] == true && process["seccomp"] == 2, "{process}");
         let names = process["capability_names"].as_array().unwrap();
         assert!(!names.iter().any(|name| name == "sys_module" || name == "sys_rawio" || name == "bpf"), "{process}");
         let folder = Path::new("/proc").join(process["pid"].to_string());
