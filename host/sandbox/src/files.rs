@@ -27,15 +27,22 @@ impl Files {
             return Ok(Self::default());
         }
         let shared = Shared::make(config.folder.join("shared"))?;
-        let Some(candidates) = config.virtiofsd.clone() else {
+        let Some((candidates, open_files)) = config.virtiofsd.clone() else {
             return Ok(Self { shared: Some(shared), ..Self::default() });
         };
         let server = tokio::task::spawn_blocking(move || coracle_storage::find_virtiofsd(&candidates));
         let server = server.await.map_err(|error| Error::Failed(error.to_string()))??;
-        let plan = coracle_storage::shared_fs(&server, &shared.folder, &config.folder.join("fs.sock"));
+        let socket = config.folder.join("fs.sock");
+        let plan = coracle_storage::shared_fs(&server, &shared.folder, &socket, possible(open_files));
         let virtiofsd = Some(start_virtiofsd(&plan)?);
         Ok(Self { shared: Some(shared), virtiofsd, storage: Some(plan.storage), device: Some(plan.device) })
     }
+}
+
+/// As many open files as were asked for, or as this process may have where it can't raise that.
+fn possible(open_files: u64) -> u64 {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    if rustix::process::geteuid().is_root() { open_files } else { most.map_or(open_files, |most| most.min(open_files)) }
 }
 
 /// Undoes the shared folder where the boot fails.

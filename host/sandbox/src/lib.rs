@@ -95,8 +95,8 @@ pub struct Config {
     pub disk_limits: Limits,
     /// Processors where containers ask for none.
     pub vcpus: u32,
-    /// Where virtiofsd is looked for. None: the machine's file system is in place already (a fake).
-    pub virtiofsd: Option<Vec<String>>,
+    /// Where virtiofsd is looked for, and how many files it may have open. None: the machine's file system is in place already (a fake).
+    pub virtiofsd: Option<(Vec<String>, u64)>,
     /// Whether the guest may see folders of the host's; where not it has copies of files.
     pub shares_files: bool,
     /// Whether layers that are disks are memory of the machine, where it can have that.

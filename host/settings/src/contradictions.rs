@@ -3,6 +3,9 @@
 use crate::error::Error;
 use crate::{Accelerator, Monitor, Rootfs, Settings, reference};
 
+/// What virtiofsd has open before a guest asks for anything, and some more.
+const OPEN_FILES_MIN: u64 = 64;
+
 /// Refuses what would have a pod start with something else than was asked for.
 ///
 /// # Errors
@@ -21,6 +24,10 @@ pub(crate) fn check(settings: &Settings) -> Result<(), Error> {
         (
             settings.run_verity && settings.run_rootfs != Rootfs::Erofs,
             "run.verity verifies disks, and run.rootfs makes none",
+        ),
+        (
+            settings.virtiofsd_open_files < OPEN_FILES_MIN,
+            "virtiofsd.open_files is less than 64, which virtiofsd needs for itself",
         ),
     ];
     if let Some((_, text)) = found.into_iter().find(|(is_so, _)| *is_so) {
@@ -59,6 +66,7 @@ mod tests {
         assert!(emulated.contains("KVM"));
         let verified = refused(|settings| (settings.run_verity, settings.run_rootfs) = (true, Rootfs::Virtiofs));
         assert!(verified.contains("run.verity"));
+        assert!(refused(|settings| settings.virtiofsd_open_files = 63).contains("virtiofsd.open_files"));
         let named = refused(|settings| settings.annotations_allow = vec!["qemu.path".into()]);
         assert!(named.contains("qemu.path") && named.contains("machine.memory_mib"));
     }

@@ -221,6 +221,8 @@ settings! {
         "Whether the host kernel's vhost-vsock is used where it is there, in the place of our own server. It saves a process a pod; but every program of the host, whoever runs it, in a container of another runtime too, can then speak to the guests' agents, for the kernel asks nobody who opens a connection.";
     virtiofsd_path: Vec<String> = "virtiofsd.paths", ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"].map(str::to_owned).into(),
         "Where virtiofsd is looked for; the first that is there is used, whether the Rust or the older C program.";
+    virtiofsd_open_files: u64 = "virtiofsd.open_files", 1_000_000,
+        "The most files that a pod's virtiofsd has open at once: those that its guest uses, and those that it remembers. A guest that wants more is told that there are too many. At least 64; an ordinary user's has no more than that user may have.";
     storage_shared_fs: SharedFs = "storage.shared_fs", SharedFs::VirtioFs,
         "How a guest has files of the host's that are not on disks. \"virtio-fs\": it sees them, by virtiofsd. \"none\": it gets copies of single files (64 MiB at most) and of what kubelet writes as a whole, `emptyDir` volumes are the guest's memory, the termination message comes back, and a mount of any other folder is refused.";
     storage_direct_volumes: PathBuf = "storage.direct_volumes", "/run/kata-containers/shared/direct-volumes".into(),

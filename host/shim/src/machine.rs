@@ -142,7 +142,7 @@ pub(crate) fn config(settings: &Settings, name: &str, folder: &Path) -> Result<C
         huge_pages: settings.machine_huge_pages,
         disk_limits: disk_limits(settings),
         vcpus: settings.machine_vcpus,
-        virtiofsd: Some(settings.virtiofsd_path.clone()),
+        virtiofsd: Some((settings.virtiofsd_path.clone(), settings.virtiofsd_open_files)),
         shares_files: settings.storage_shared_fs == SharedFs::VirtioFs && !settings.machine_sealed,
         layers_as_memory: settings.storage_layers == Layers::Memory,
         sealed: settings.machine_sealed,

@@ -72,9 +72,9 @@ pub fn find_virtiofsd(candidates: &[String]) -> Result<Virtiofsd, Error> {
     }
 }
 
-/// Plans the shared file system of a pod in `folder`, whose server listens at `socket`.
+/// Plans the shared file system of a pod in `folder`, whose server listens at `socket` and has `open_files` at most.
 #[must_use]
-pub fn shared_fs(server: &Virtiofsd, folder: &Path, socket: &Path) -> SharedFsPlan {
+pub fn shared_fs(server: &Virtiofsd, folder: &Path, socket: &Path, open_files: u64) -> SharedFsPlan {
     let mut arguments: Vec<OsString> = Vec::new();
     if server.is_c {
         let mut source = OsString::from("source=");
@@ -93,6 +93,7 @@ pub fn shared_fs(server: &Virtiofsd, folder: &Path, socket: &Path) -> SharedFsPl
                 .map(Into::into),
         );
     }
+    arguments.push(format!("--rlimit-nofile={open_files}").into());
     SharedFsPlan {
         folder: folder.to_owned(),
         socket: socket.to_owned(),
@@ -143,9 +144,10 @@ mod tests {
     fn both_programs_get_their_own_options() {
         let plan = |is_c| {
             let server = Virtiofsd { path: "/v".into(), is_c };
-            shared_fs(&server, Path::new("/run/s"), Path::new("/run/fs.sock")).arguments
+            shared_fs(&server, Path::new("/run/s"), Path::new("/run/fs.sock"), 4000).arguments
         };
         assert!(plan(true).contains(&"source=/run/s".into()));
+        assert!([true, false].into_iter().all(|is_c| plan(is_c).contains(&"--rlimit-nofile=4000".into())));
         assert!(plan(false).contains(&"--shared-dir=/run/s".into()));
     }
 }

@@ -68,6 +68,31 @@ fn a_direct_volume_is_mounted_by_the_guest_and_is_its_groups() {
     host.audit();
 }
 
+#[test]
+fn a_guest_has_no_more_of_the_hosts_files_open_than_it_may() {
+    let host = Host::new().set("virtiofsd.open_files", "400");
+    let many = host.folder.join("many");
+    std::fs::create_dir(&many).unwrap();
+    (0..1000).for_each(|number| std::fs::write(many.join(format!("file-{number}")), "x").unwrap());
+    let volume = format!("{}:/many", many.display());
+    let (image, script) = (host.image(), "exec sleep 100000");
+    let words = ["run", "--detach", "--name", "many", "--volume", &volume, &image, "sh", "-c", script];
+    assert_eq!(host.coracle_outcome(&words).code, 0);
+    // Each file that a guest knows is one that virtiofsd has open.
+    let list = "ls -l /many 2>&1 >/dev/null | grep -c 'open files'; true";
+    let told = host.coracle_outcome(&["exec", "many", "sh", "-c", list]);
+    let refused: u32 = told.line().parse().unwrap_or_default();
+    assert!(refused > 400, "a thousand files with four hundred open ones: {told:?}");
+    for pid in host.processes("virtiofsd") {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        assert!(open <= 400, "{pid} has {open} files open");
+    }
+    // What needs no more of them goes on, and all of it goes away.
+    assert_eq!(host.coracle_outcome(&["exec", "many", "test", "-d", "/proc/1"]).code, 0);
+    assert_eq!(host.coracle_outcome(&["rm", "--force", "many"]).code, 0);
+    host.audit();
+}
+
 /// What `coracle volume` says of a volume, in a pod of its own, and gives it.
 fn is_told_and_grows(
     host: &Host,

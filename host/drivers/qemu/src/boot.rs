@@ -12,7 +12,7 @@ use crate::command::{self, QMP_FD, VHOST_FD};
 use crate::handed::Handed;
 use crate::hotplug::Jailed;
 use crate::machine::{Parts, QemuMachine};
-use crate::{Config, clock, net, place, qmp, vfio, vsock};
+use crate::{Config, clock, handed, net, place, qmp, vfio, vsock};
 
 /// How much of the console and of QEMU's messages is kept, in bytes.
 const CONSOLE_BYTES: usize = 64 * 1024;
@@ -57,8 +57,9 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     if let Some(device) = device {
         spawn = spawn.descriptor(VHOST_FD, device);
     }
-    for (number, handed) in nets.all.into_iter().chain(Handed::of(&spec, kind, first_free).open(&spec)?) {
-        spawn = spawn.descriptor(number, handed);
+    let handed = Handed::of(&spec, kind, first_free);
+    for (number, fd) in nets.all.into_iter().chain(handed.open(&spec)?) {
+        spawn = spawn.descriptor(number, fd);
     }
     spawn.stdout = Output::Ring(console.clone());
     spawn.stderr = Output::Ring(messages.clone());
@@ -83,6 +84,9 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
         return Err(Error::Monitor(format!("QEMU did not start: {}", messages.last_lines(5).join("; "))));
     };
     let pid = parts.qemu.as_ref().and_then(|qemu| i32::try_from(qemu.pid()).ok()).unwrap_or_default();
+    for set in handed.sets(&spec) {
+        handed::let_go(&control, set).await?;
+    }
     place::pin(pid, &control, &spec.host_cpus).await?;
     let jailed = user.map(|user| Jailed { user, pid, memory_bytes: most_bytes(&spec) });
     Ok(QemuMachine::start(config, &spec, parts, (control, events), (console, messages), jailed))

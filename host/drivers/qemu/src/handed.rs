@@ -9,9 +9,10 @@ use std::path::Path;
 
 use coracle_machine::{Device, Error, MachineSpec, Result};
 use coracle_process::for_everybody;
+use serde_json::json;
 
 use crate::command::VsockKind;
-use crate::vfio;
+use crate::{qmp, vfio};
 
 /// The number of each descriptor in QEMU.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +49,12 @@ impl Handed {
         self.devices.get(index).copied().flatten().unwrap_or(-1)
     }
 
+    /// The sets of disks' descriptors.
+    pub(crate) fn sets<'a>(&'a self, spec: &'a MachineSpec) -> impl Iterator<Item = i64> + 'a {
+        let disks = self.devices.iter().zip(&spec.devices).filter(|(_, device)| matches!(device, Device::Block { .. }));
+        disks.filter_map(|(number, _)| number.map(i64::from))
+    }
+
     /// Opens all of them. The device servers listen already.
     ///
     /// # Errors
@@ -78,6 +85,15 @@ impl Handed {
         }
         Ok(all)
     }
+}
+
+/// Has QEMU let go of a set's own descriptor: the disk that was made of it has another, which is then the only one.
+///
+/// # Errors
+/// Where QEMU refuses.
+pub(crate) async fn let_go(control: &qmp::Client, set: i64) -> Result<()> {
+    control.execute("remove-fd", json!({ "fdset-id": set })).await?;
+    Ok(())
 }
 
 /// Opens a disk's file, as QEMU would.

@@ -16,15 +16,6 @@ use crate::{Config, handed, net, qmp, vfio};
 /// How long the guest may take to let go of a device.
 const EJECT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A device that can go.
-#[derive(Debug)]
-struct Added {
-    /// Its slot on the bridge's bus.
-    slot: u8,
-    /// QEMU's number for the descriptor of a disk.
-    set: Option<i64>,
-}
-
 /// The user as which QEMU runs, where it is one of its own; and what of its memory it must be able to keep in place for devices of the host's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Jailed {
@@ -33,10 +24,10 @@ pub(crate) struct Jailed {
     pub(crate) memory_bytes: u64,
 }
 
-/// The devices that can go, by QEMU's names.
+/// The devices that can go, by QEMU's names, each with its slot on the bridge's bus.
 #[derive(Debug)]
 pub(crate) struct Hotplug {
-    added: HashMap<String, Added>,
+    added: HashMap<String, u8>,
     config: Config,
     jailed: Option<Jailed>,
     /// Whether QEMU has what its kernel's IOMMUFD is asked by.
@@ -48,23 +39,21 @@ impl Hotplug {
     pub(crate) fn of(config: &Config, spec: &MachineSpec, jailed: Option<Jailed>) -> Self {
         let nets = spec.devices.iter().filter(|device| matches!(device, Device::Net { .. }));
         // In the order of QEMU's arguments.
-        let names = nets.filter_map(|device| name(device).ok());
-        let added = names.zip(HOTPLUG_SLOTS).map(|(name, slot)| (name, Added { slot, set: None })).collect();
+        let added = nets.filter_map(|device| name(device).ok()).zip(HOTPLUG_SLOTS).collect();
         Self { added, config: config.clone(), jailed, has_iommufd: vfio::wants_iommufd(spec) }
     }
 
     /// Adds a device, and gives its place. The guest sees it a moment later.
     pub(crate) async fn attach(&mut self, control: &qmp::Client, device: &Device) -> Result<Option<String>> {
         let name = name(device)?;
-        let taken: Vec<u8> = self.added.values().map(|added| added.slot).collect();
+        let taken: Vec<u8> = self.added.values().copied().collect();
         let slot = HOTPLUG_SLOTS.into_iter().find(|slot| !taken.contains(slot)).ok_or_else(no_slot)?;
         if self.added.contains_key(&name) {
             return Err(Error::Invalid(format!("the machine has the device {name} already")));
         }
-        let mut set = None;
         let mut front = match device {
             Device::Block { serial, .. } => {
-                set = Some(add_disk(control, &name, device).await?);
+                add_disk(control, &name, device).await?;
                 json!({ "driver": "virtio-blk-pci", "drive": name, "serial": serial })
             }
             Device::Net { mac, taps } => {
@@ -103,10 +92,10 @@ impl Hotplug {
         }
         if let Err(error) = control.execute("device_add", front).await {
             // The first error is the one to tell.
-            let _ = self.remove_back(control, device, &name, set).await;
+            let _ = self.remove_back(control, device, &name).await;
             return Err(error.into());
         }
-        self.added.insert(name, Added { slot, set });
+        self.added.insert(name, slot);
         Ok(Some(format!("{HOTPLUG_SLOT:02x}/{slot:02x}")))
     }
 
@@ -118,9 +107,9 @@ impl Hotplug {
         device: &Device,
     ) -> Result<()> {
         let name = name(device)?;
-        let Some(set) = self.added.get(&name).map(|added| added.set) else {
+        if !self.added.contains_key(&name) {
             return Err(Error::Invalid(format!("the machine has no device {name} that could be taken out")));
-        };
+        }
         // Listened to before it is asked for.
         let mut events = events.subscribe();
         let end = Instant::now() + EJECT_PATIENCE;
@@ -136,13 +125,13 @@ impl Hotplug {
                 reported(&mut events, "DEVICE_DELETED", Some(&name), rest).await;
             }
         }
-        self.remove_back(control, device, &name, set).await?;
+        self.remove_back(control, device, &name).await?;
         self.added.remove(&name);
         Ok(())
     }
 
     /// Takes out what was behind a device.
-    async fn remove_back(&self, control: &qmp::Client, device: &Device, name: &str, set: Option<i64>) -> Result<()> {
+    async fn remove_back(&self, control: &qmp::Client, device: &Device, name: &str) -> Result<()> {
         match device {
             Device::Net { .. } => drop(control.execute("netdev_del", json!({ "id": name })).await?),
             // Its file goes with its driver, mostly before this.
@@ -151,9 +140,6 @@ impl Hotplug {
             }
             Device::Vfio { .. } => {}
             _ => drop(control.execute("blockdev-del", json!({ "node-name": name })).await?),
-        }
-        if let Some(set) = set {
-            control.execute("remove-fd", json!({ "fdset-id": set })).await?;
         }
         Ok(())
     }
@@ -207,8 +193,8 @@ fn name(device: &Device) -> Result<String> {
     }
 }
 
-/// Hands a disk's file to QEMU and makes a node of its block layer of it; the number of the descriptor there.
-async fn add_disk(control: &qmp::Client, name: &str, device: &Device) -> Result<i64> {
+/// Hands a disk's file to QEMU and makes a node of its block layer of it.
+async fn add_disk(control: &qmp::Client, name: &str, device: &Device) -> Result<()> {
     let Device::Block { path, read_only, direct, .. } = device else {
         return Err(Error::Invalid(format!("{name} is no disk")));
     };
@@ -221,12 +207,10 @@ async fn add_disk(control: &qmp::Client, name: &str, device: &Device) -> Result<
         "cache": { "direct": direct },
         "file": { "driver": handed::driver(path), "filename": format!("/dev/fdset/{set}") },
     });
-    if let Err(error) = control.execute("blockdev-add", node).await {
-        // The first error is the one to tell.
-        let _ = control.execute("remove-fd", json!({ "fdset-id": set })).await;
-        return Err(error.into());
-    }
-    Ok(set)
+    let added = control.execute("blockdev-add", node).await;
+    handed::let_go(control, set).await?;
+    added?;
+    Ok(())
 }
 
 async fn is_there(control: &qmp::Client, name: &str) -> Result<bool> {
