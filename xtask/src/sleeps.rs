@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::steps::{files, top};
 
 /// File, number of places, and what they are for.
-const KNOWN: [(&str, usize, &str); 11] = [
+const KNOWN: [(&str, usize, &str); 12] = [
     ("boundary/faults/src/inject.rs", 1, "the delay that a test asked for; only with the feature `inject`"),
     ("guest/agent/src/guest.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),
     ("host/cli/src/logs.rs", 1, "logs --follow: how soon new text shows"),
@@ -16,6 +16,7 @@ const KNOWN: [(&str, usize, &str); 11] = [
     ("host/sandbox/src/boot.rs", 2, "deadlines, beside the events that end them"),
     ("host/sandbox/src/create.rs", 2, "until the guest, too, has given up a create that took too long"),
     ("host/sandbox/src/forward.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),
+    ("host/sandbox/src/oom.rs", 1, "the least time between two reports that a guest may invent"),
     ("host/shim/src/stdio.rs", 1, "an output at its end whose reader lags: nothing tells when its pipe is empty"),
     ("host/shim/src/daemon.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),
     ("host/shim/src/events.rs", 1, "between attempts to reach a containerd that is not there"),

@@ -12,7 +12,7 @@ use coracle_machine::{
 };
 use coracle_network::{Model, Options};
 use coracle_process::{Child, ExitStatus, Ring};
-use coracle_protocol::agent::{CreateSandboxRequest, GetOOMEventRequest, Storage};
+use coracle_protocol::agent::{CreateSandboxRequest, Storage};
 use coracle_protocol::{hello, ports};
 use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
@@ -28,7 +28,7 @@ use crate::pod::Pod;
 use crate::size::{Place, Range, Size};
 use crate::state::Phase;
 use crate::to_its_end::to_its_end;
-use crate::{Config, Error, Event, Result, Sandbox, Trace, clock, mount, network, user_network};
+use crate::{Config, Error, Result, Sandbox, Trace, clock, mount, network, oom, user_network};
 
 /// How many lines of the guest's console an error carries.
 const CONSOLE_LINES: usize = 10;
@@ -459,25 +459,7 @@ fn watch(sandbox: &Sandbox, pod: &Arc<Pod>) {
         };
         handle.tell(move |state| state.machine_ended(&reason));
     });
-    let handle = sandbox.clone();
-    let weak = Arc::downgrade(pod);
-    tokio::spawn(async move {
-        let request = GetOOMEventRequest::new();
-        while let Some(pod) = weak.upgrade() {
-            let event = pod
-                .agent
-                .call("GetOOMEvent", Patience::Event, async |agent, ctx| agent.get_oom_event(ctx, &request).await);
-            match event.await {
-                Ok(event) => handle.tell(move |state| {
-                    // The guest names only what is its own.
-                    if state.containers.contains_key(&event.container_id) {
-                        state.emit(Event::OutOfMemory { container: event.container_id });
-                    }
-                }),
-                Err(_) => return,
-            }
-        }
-    });
+    oom::follow(sandbox.clone(), pod);
 }
 
 /// The pod, booted where it is not: by this caller, or refused while another one does.

@@ -29,6 +29,7 @@ mod metrics;
 mod mirror;
 mod mount;
 mod network;
+mod oom;
 mod owners;
 mod passthrough;
 mod pause;
