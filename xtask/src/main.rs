@@ -59,6 +59,8 @@ enum Task {
     Suite(suite::Args),
     /// Make pods in quantity through containerd, and look for what is left.
     Churn(pods::Args),
+    /// Have as many pods at once as there is memory for, several times, and stress-ng in one.
+    Endure(pods::Endure),
     /// Measure sizes, memory, calls, instructions and times.
     Bench(bench::Args),
     Lab(lab::Args),
@@ -90,6 +92,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Image => build::all().and_then(|built| built.guest(tests::KERNEL).map(drop)),
         Task::Suite(args) => suite::run(&args),
         Task::Churn(args) => pods::run(&args),
+        Task::Endure(args) => pods::endure(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Lab(args) => return Ok(lab::run(&args)),
         Task::LabMachine => lab::hold_machine().map(|never| match never {}),

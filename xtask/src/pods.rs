@@ -23,6 +23,31 @@ pub(crate) struct Args {
     at_once: Option<usize>,
 }
 
+/// What a pod and a host have to endure (rows 8 and 10 of Kata's acceptance table); it takes three quarters of an hour.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Endure {
+    /// The most pods that are there at once; fewer where memory runs short.
+    #[arg(long, default_value_t = 110)]
+    pods: usize,
+    /// How often they come and go.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+pub(crate) fn endure(args: &Endure) -> Result<()> {
+    setup::ensure(Level::Test)?;
+    let built = build::all()?;
+    if !setup::is_root() {
+        bail!("pods through containerd need root: run this by sudo");
+    }
+    if !std::path::Path::new("/usr/bin/stress-ng").exists() {
+        steps::run(command("apt-get", &["install", "-q", "-y", "--no-install-recommends", "stress-ng"]))?;
+    }
+    step("stress-ng in a container", || steps::run(program(&built, "pods", &["stress".to_owned()])?))?;
+    let words = ["crowd".to_owned(), args.pods.to_string(), args.rounds.to_string()];
+    step(&format!("{} pods at once, {} times", args.pods, args.rounds), || steps::run(program(&built, "pods", &words)?))
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::ensure(Level::Test)?;
     let built = build::all()?;

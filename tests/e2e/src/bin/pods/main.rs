@@ -1,7 +1,11 @@
 //! Pods through containerd, in numbers and in quantity; `cargo xtask bench` and `cargo xtask churn` run it.
 //!
 //! `pods measure PAIRS` prints JSON: execs beside runc's, a further container, figures, memory, a stream. `pods churn COUNT AT-ONCE`
-//! makes so many pods of two containers, removes them, and looks for what is left.
+//! makes so many pods of two containers, removes them, and looks for what is left. `pods crowd MOST ROUNDS` has as many at once as there is
+//! memory for, and `pods stress` runs stress-ng in one.
+
+mod crowd;
+mod stress;
 
 use std::io::Read;
 use std::time::Instant;
@@ -16,8 +20,10 @@ fn main() {
     match (words.first().map(String::as_str), number(1), number(2)) {
         (Some("measure"), Some(pairs), None) => println!("{}", measure(pairs)),
         (Some("churn"), Some(count), Some(at_once)) if at_once > 0 => churn(count, at_once),
+        (Some("crowd"), Some(most), Some(rounds)) if most > 0 => crowd::crowd(most, rounds),
+        (Some("stress"), None, None) => stress::stress(),
         _ => {
-            eprintln!("usage: pods measure PAIRS | pods churn COUNT AT-ONCE");
+            eprintln!("usage: pods measure PAIRS | pods churn COUNT AT-ONCE | pods crowd MOST ROUNDS | pods stress");
             std::process::exit(2);
         }
     }
