@@ -1,4 +1,4 @@
-//! A guest with the real agent, whose life and wire are in a test's hands.
+//! A guest with the real agent, whose life and wire are in a test's hands, and so is who asks for things.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use coracle_protocol::ports;
 use futures::FutureExt;
 use tokio::io::copy_bidirectional;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// What is done to a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,11 +36,13 @@ pub enum Wire {
 pub struct Hands {
     life: Arc<watch::Sender<Life>>,
     wire: Arc<watch::Sender<Wire>>,
+    caller: Arc<Notify>,
 }
 
 impl Default for Hands {
     fn default() -> Self {
-        Self { life: Arc::new(watch::channel(Life::Runs).0), wire: Arc::new(watch::channel(Wire::Open).0) }
+        let (life, wire) = (watch::channel(Life::Runs).0, watch::channel(Wire::Open).0);
+        Self { life: Arc::new(life), wire: Arc::new(wire), caller: Arc::new(Notify::new()) }
     }
 }
 
@@ -53,6 +55,16 @@ impl Hands {
     /// The agent is gone, and its guest stays.
     pub fn kill_agent(&self) {
         self.life.send_replace(Life::AgentKilled);
+    }
+
+    /// Who has asked for something, if anybody, is gone and waits for no answer: a containerd that is restarted.
+    pub fn hang_up(&self) {
+        self.caller.notify_one();
+    }
+
+    /// Until that is so, once.
+    pub async fn hung_up(&self) {
+        self.caller.notified().await;
     }
 
     /// Does this to the connections.

@@ -24,10 +24,11 @@ const PASSINGS: usize = 2;
 const DELAY: Duration = Duration::from_millis(50);
 
 /// What can happen at a point. Its name is in the report.
-const FAULTS: [&str; 10] = [
+const FAULTS: [&str; 11] = [
     "fails",
     "takes time",
     "hangs",
+    "caller gone",
     "monitor killed",
     "agent killed",
     "connection cut",
@@ -65,6 +66,7 @@ fn fault(name: &str, hands: &Hands, host: &Arc<Host>, disk: &Arc<Disk>) -> Fault
         "fails" => Fault::Fail,
         "takes time" => Fault::Delay(DELAY),
         "hangs" => Fault::Hang,
+        "caller gone" => act(Box::new(move || hands.hang_up())),
         "monitor killed" => act(Box::new(move || hands.kill_monitor())),
         "agent killed" => act(Box::new(move || hands.kill_agent())),
         "connection cut" => act(Box::new(move || hands.set_wire(Wire::Cut))),

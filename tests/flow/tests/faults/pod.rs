@@ -38,6 +38,7 @@ pub(crate) enum Kind {
 /// What came of a life.
 pub(crate) struct Life {
     host: Arc<Host>,
+    hands: Hands,
     pub(crate) slowest: Duration,
     pub(crate) problems: Vec<String>,
     pub(crate) passed: BTreeMap<&'static str, Passed>,
@@ -45,14 +46,14 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    fn new(host: &Arc<Host>) -> Self {
+    fn new(host: &Arc<Host>, hands: Hands) -> Self {
         let host = Arc::clone(host);
-        Self { host, slowest: Duration::ZERO, problems: Vec::new(), passed: BTreeMap::new(), fired: false }
+        Self { host, hands, slowest: Duration::ZERO, problems: Vec::new(), passed: BTreeMap::new(), fired: false }
     }
 
     /// One of which nothing else is known.
     pub(crate) fn failed(host: &Arc<Host>, problem: &str) -> Self {
-        Self { problems: vec![problem.into()], ..Self::new(host) }
+        Self { problems: vec![problem.into()], ..Self::new(host, Hands::default()) }
     }
 
     /// A step's answer, which must come in time.
@@ -62,7 +63,12 @@ impl Life {
         answer: impl Future<Output = coracle_sandbox::Result<T>>,
     ) -> coracle_sandbox::Result<T> {
         let begun = Instant::now();
-        let answer = tokio::time::timeout(ANSWER, answer).await;
+        let answer = tokio::select! {
+            biased;
+            // The request is dropped where it is, as a server's is whose connection ends.
+            () = self.hands.hung_up() => Ok(Err(Error::Gone)),
+            answer = tokio::time::timeout(ANSWER, answer) => answer,
+        };
         self.slowest = self.slowest.max(begun.elapsed());
         // What the host ran out of comes back after the step that met it: whoever cleans up can open files.
         if inject::has_fired() {
@@ -100,7 +106,7 @@ pub(crate) fn live(
         let mounts = mounts();
         let make: &Make = make;
         inject::arm(armed.map(|(passing, name)| (passing, make(name, &hands, host, &disk))));
-        let mut life = Life::new(host);
+        let mut life = Life::new(host, hands.clone());
         let _ = begin(&bench, kind, &mut life).await;
         host.relieve();
         let is_full = armed.is_some_and(|(_, name)| name == "disk full");
@@ -108,8 +114,9 @@ pub(crate) fn live(
         (life.passed, life.fired) = (inject::passed(), inject::has_fired());
         disk.relieve();
         inject::arm(None);
-        let lives_on =
-            armed.is_none_or(|(_, name)| ["fails", "takes time", "no descriptors", "no processes"].contains(&name));
+        let lives_on = armed.is_none_or(|(_, name)| {
+            ["fails", "takes time", "caller gone", "no descriptors", "no processes"].contains(&name)
+        });
         if (lives_on || is_full) && kind == Kind::Containers {
             again(&bench, &mut life).await;
         }
