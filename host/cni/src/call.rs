@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::plan::{self, Attachment, Command};
 use crate::{Network, namespace};
@@ -106,6 +106,19 @@ pub async fn del(attachment: &Attachment) -> Vec<Error> {
     problems
 }
 
+/// The most bytes of a plugin's answer, and of what it says beside that.
+const ANSWER_BYTES: u64 = 1 << 20;
+const WORDS_BYTES: u64 = 64 << 10;
+
+/// What comes from a plugin, and one byte more than the most where there is more.
+async fn beginning(stream: Option<impl AsyncRead + Unpin>, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        stream.take(most + 1).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
 async fn run(attachment: &Attachment, call: &plan::Call, command: Command) -> Result<Value, Error> {
     let program = program(&attachment.plugin_folders, &call.plugin)?;
     let failed = |source| Error::Start { program: program.clone(), source };
@@ -119,7 +132,7 @@ async fn run(attachment: &Attachment, call: &plan::Call, command: Command) -> Re
     plugin.process_group(0);
     plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = plugin.spawn().map_err(failed)?;
-    let stdin = child.stdin.take();
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let input = call.input.to_string();
     let talk = async {
         let write = async {
@@ -128,19 +141,25 @@ async fn run(attachment: &Attachment, call: &plan::Call, command: Command) -> Re
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
         };
-        let (output, ()) = tokio::join!(child.wait_with_output(), write);
-        output
+        let (stdout, stderr, ()) = tokio::join!(beginning(stdout, ANSWER_BYTES), beginning(stderr, WORDS_BYTES), write);
+        // One that says more finds nobody who listens, and ends.
+        Ok((child.wait().await?, stdout?, stderr?))
     };
     let output = tokio::time::timeout(PATIENCE, talk).await;
-    let output = output.map_err(|_| Error::Late { plugin: call.plugin.clone() })?.map_err(failed)?;
-    let answer = serde_json::from_slice::<Value>(&output.stdout).unwrap_or(Value::Null);
-    if output.status.success() && (command == Command::Del || answer.is_object()) {
+    let output: Result<_, std::io::Error> = output.map_err(|_| Error::Late { plugin: call.plugin.clone() })?;
+    let (status, stdout, stderr) = output.map_err(failed)?;
+    if stdout.len() as u64 > ANSWER_BYTES {
+        let text = format!("its answer has more than {ANSWER_BYTES} bytes");
+        return Err(Error::Failed { plugin: call.plugin.clone(), adding: command == Command::Add, text });
+    }
+    let answer = serde_json::from_slice::<Value>(&stdout).unwrap_or(Value::Null);
+    if status.success() && (command == Command::Del || answer.is_object()) {
         return Ok(answer);
     }
     let said = [answer["msg"].as_str(), answer["details"].as_str()];
     let said: Vec<&str> = said.into_iter().flatten().filter(|text| !text.is_empty()).collect();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let text = if said.is_empty() { format!("{}: {}", output.status, stderr.trim()) } else { said.join(": ") };
+    let stderr = String::from_utf8_lossy(&stderr);
+    let text = if said.is_empty() { format!("{status}: {}", stderr.trim()) } else { said.join(": ") };
     Err(Error::Failed { plugin: call.plugin.clone(), adding: command == Command::Add, text })
 }
 
@@ -173,6 +192,20 @@ mod tests {
             ports: Vec::new(),
             plugin_folders: vec![folder.into()],
             result: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_answers_without_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut attachment = three(folder.path(), "none");
+        for (to, is_refused) in [("1", true), ("2", false)] {
+            let script =
+                format!("#!/bin/sh\ncat >/dev/null; head -c 3000000 /dev/zero | tr '\\0' x >&{to}; echo '{{}}'\n");
+            std::fs::write(folder.path().join("bridge"), script).unwrap();
+            let outcome = add(&mut attachment, 0).await;
+            assert_eq!(outcome.is_err(), is_refused, "{to}: {outcome:?}");
+            assert!(outcome.err().is_none_or(|error| error.to_string().contains("more than 1048576 bytes")), "{to}");
         }
     }
 

@@ -132,10 +132,16 @@ pub fn outcome(result: &Value) -> Outcome {
     };
     let addresses = result["ips"].as_array().into_iter().flatten().filter_map(|ip| ip["address"].as_str());
     let addresses = addresses.filter_map(|text| text.split('/').next()?.parse().ok());
+    // Each becomes a part of a line of a file.
+    let is_server = |text: &String| text.split('%').next().is_some_and(|address| address.parse::<IpAddr>().is_ok());
+    let is_word = |text: &String| !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control());
     Outcome {
         addresses: addresses.collect(),
-        name_servers: texts(&result["dns"]["nameservers"]),
-        search: texts(&result["dns"]["search"]),
+        name_servers: texts(&result["dns"]["nameservers"])
+            .into_iter()
+            .filter(|text| is_server(text) && is_word(text))
+            .collect(),
+        search: texts(&result["dns"]["search"]).into_iter().filter(is_word).collect(),
     }
 }
 
@@ -186,6 +192,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_a_plugin_says_of_names_adds_no_line() {
+        let dns = json!({ "nameservers": ["10.0.0.53", "10.0.0.1\nsearch evil", "fe80::1%eth0", "fe80::1%e\nx", "name"],
+            "search": ["one.example", "two\nnameserver 6.6.6.6", "a b", ""] });
+        let found = outcome(&json!({ "ips": [], "dns": dns }));
+        let expected = "nameserver 10.0.0.53\nnameserver fe80::1%eth0\nsearch one.example\n";
+        assert_eq!(resolv_conf("", &found), expected);
+    }
 
     #[test]
     fn addresses_that_a_link_has_are_in_the_way() {
