@@ -28,13 +28,14 @@ pub mod rng;
 pub mod settings;
 pub mod snapshot;
 pub mod spans;
+pub mod vhost;
 pub mod vsock;
 
 /// What runs one input.
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 22] = [
+pub const TARGETS: [(&str, Target); 23] = [
     ("balloon", balloon::one),
     ("block", block::one),
     ("bundle", bundle::one),
@@ -56,6 +57,7 @@ pub const TARGETS: [(&str, Target); 22] = [
     ("settings", settings::one),
     ("snapshot", snapshot::one),
     ("spans", spans::one),
+    ("vhost", vhost::one),
     ("vsock", vsock::one),
 ];
 

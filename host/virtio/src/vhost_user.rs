@@ -12,6 +12,7 @@ use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, Vrin
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use crate::device::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use crate::vsock::device::Device;
@@ -33,6 +34,8 @@ struct Backend {
     device: Device,
     memory: Option<GuestMemoryAtomic<GuestMemoryMmap>>,
     event_idx: bool,
+    /// By which the library ends the thread that serves the rings, once the monitor has hung up: without one it would serve them for ever.
+    exit: (EventConsumer, EventNotifier),
 }
 
 impl Backend {
@@ -120,6 +123,11 @@ impl VhostUserBackendMut for Backend {
         Ok(())
     }
 
+    fn exit_event(&self, _: usize) -> Option<(EventConsumer, EventNotifier)> {
+        let (consumer, notifier) = &self.exit;
+        Some((consumer.try_clone().ok()?, notifier.try_clone().ok()?))
+    }
+
     fn handle_event(&mut self, event: u16, _: EventSet, vrings: &[VringRwLock], _: usize) -> io::Result<()> {
         match event {
             RX | TX | MUXER => self.pump(vrings),
@@ -136,7 +144,8 @@ impl VhostUserBackendMut for Backend {
 pub fn serve_vsock(guest_cid: u64, path: &Path, programs: UnixListener, monitor: UnixListener) -> io::Result<()> {
     let muxer = Muxer::with_listener(guest_cid, path, programs)?;
     let epoll = muxer.epoll().as_raw_fd();
-    let backend = Backend { device: Device::new(muxer), memory: None, event_idx: false };
+    let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
+    let backend = Backend { device: Device::new(muxer), memory: None, event_idx: false, exit };
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let backend = Arc::new(Mutex::new(backend));
     let mut daemon = VhostUserDaemon::new("vsock".to_owned(), Arc::clone(&backend), memory).map_err(failed)?;
@@ -144,11 +153,37 @@ pub fn serve_vsock(guest_cid: u64, path: &Path, programs: UnixListener, monitor:
         handler.register_listener(epoll, EventSet::IN, u64::from(MUXER))?;
     }
     daemon.start(&mut Listener::from(monitor)).map_err(failed)?;
-    daemon.wait().map_err(failed)
+    match daemon.wait() {
+        Err(vhost_user_backend::Error::HandleRequest(vhost::vhost_user::Error::Disconnected)) => Ok(()),
+        ended => ended.map_err(failed),
+    }
 }
 
 /// The library's error has a text, and is no `Error`.
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
 fn failed(error: vhost_user_backend::Error) -> io::Error {
     io::Error::other(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_server_ends_when_its_monitor_hangs_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let listen = |name: &str| UnixListener::bind(folder.path().join(name)).unwrap();
+        let (programs, monitor) = (listen("programs"), listen("monitor"));
+        let (told, ended) = mpsc::channel();
+        let path = folder.path().join("programs");
+        std::thread::spawn(move || {
+            let _ = told.send(serve_vsock(3, &path, programs, monitor));
+        });
+        drop(UnixStream::connect(folder.path().join("monitor")).unwrap());
+        ended.recv_timeout(Duration::from_secs(60)).expect("its end").unwrap();
+    }
 }
