@@ -113,8 +113,10 @@ const WORDS_BYTES: u64 = 64 << 10;
 /// What comes from a plugin, and one byte more than the most where there is more.
 async fn beginning(stream: Option<impl AsyncRead + Unpin>, most: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    if let Some(stream) = stream {
-        stream.take(most + 1).read_to_end(&mut bytes).await?;
+    if let Some(mut stream) = stream {
+        (&mut stream).take(most + 1).read_to_end(&mut bytes).await?;
+        // Who has more to say than anybody wants is not ended half-way by that.
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
     }
     Ok(bytes)
 }
@@ -142,7 +144,6 @@ async fn run(attachment: &Attachment, call: &plan::Call, command: Command) -> Re
             }
         };
         let (stdout, stderr, ()) = tokio::join!(beginning(stdout, ANSWER_BYTES), beginning(stderr, WORDS_BYTES), write);
-        // One that says more finds nobody who listens, and ends.
         Ok((child.wait().await?, stdout?, stderr?))
     };
     let output = tokio::time::timeout(PATIENCE, talk).await;

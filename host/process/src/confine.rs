@@ -3,12 +3,15 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::{Gid, Pid, Resource, Rlimit, Uid};
 use rustix::thread::UnshareFlags;
+use seccompiler::BpfProgram;
+
+use crate::syscalls::local_sockets;
 
 /// The first of the users under which monitors run, one a process that starts them; above those of a host's own users and
 /// of the ranges that are given to containers.
@@ -20,32 +23,38 @@ pub fn monitor_user() -> u32 {
     FIRST_USER + std::process::id()
 }
 
-/// The most groups of a confined child.
-const GROUPS_MAX: usize = 4;
+/// Folders in which a confined monitor finds nothing: sockets, and what is somebody's own.
+const HIDDEN: [&str; 9] = ["/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var"];
 
-/// Folders in which a confined child finds nothing: sockets, and what is somebody's own.
-const HIDDEN: [&str; 6] = ["/home", "/root", "/run", "/srv", "/tmp", "/var"];
+/// What a monitor is shown of the host's devices as its own.
+const KVM: &CStr = c"/dev/kvm";
 
 /// How a child is confined; see the module.
 #[derive(Debug, Clone)]
 pub struct Confinement {
-    user: u32,
-    groups: Vec<u32>,
+    /// The user as which it runs, and the group of the same number; none is as this process.
+    user: Option<u32>,
     namespaces: UnshareFlags,
     hidden: Vec<CString>,
+    /// The number of `/dev/kvm`, where there is one.
+    kvm: Option<u64>,
     /// The most bytes that it may keep in memory (RLIMIT_MEMLOCK); none here is what this process may.
     kept: Option<u64>,
+    /// Its system calls.
+    filter: Option<BpfProgram>,
 }
 
+/// Namespaces for which nothing needs to be made.
+const PLAIN: UnshareFlags =
+    UnshareFlags::NEWNET.union(UnshareFlags::NEWIPC).union(UnshareFlags::NEWUTS).union(UnshareFlags::NEWCGROUP);
+
 impl Confinement {
-    /// One for a monitor, whose program is at `program`: the folder that it is in stays as it is.
-    #[must_use]
-    pub fn of_monitor(program: &Path) -> Self {
-        let namespaces = UnshareFlags::NEWNS
-            | UnshareFlags::NEWNET
-            | UnshareFlags::NEWIPC
-            | UnshareFlags::NEWUTS
-            | UnshareFlags::NEWCGROUP;
+    /// One for a monitor, whose program is at `program`: the folder that it is in stays as it is. It has no sockets but those of the host's
+    /// programs that it is handed, and local ones.
+    ///
+    /// # Errors
+    /// Where there can't be a list of system calls.
+    pub fn of_monitor(program: &Path) -> std::io::Result<Self> {
         let program = program.canonicalize().unwrap_or_else(|_| program.to_owned());
         let is_hidden = |folder: &&str| {
             // One that is a link leads to what is hidden elsewhere, or is no mount's place.
@@ -53,26 +62,22 @@ impl Confinement {
             is_folder && !program.starts_with(folder)
         };
         let hidden = HIDDEN.into_iter().filter(is_hidden).filter_map(|folder| CString::new(folder).ok()).collect();
-        Self { user: monitor_user(), groups: Vec::new(), namespaces, hidden, kept: None }
+        let kvm = std::fs::metadata("/dev/kvm").ok().filter(|data| data.file_type().is_char_device());
+        Ok(Self {
+            user: Some(monitor_user()),
+            namespaces: PLAIN | UnshareFlags::NEWNS,
+            hidden,
+            kvm: kvm.map(|data| data.rdev()),
+            kept: None,
+            filter: Some(local_sockets()?),
+        })
     }
 
-    /// Lets it keep the host's network.
+    /// One for a server of this process's own program, which does the rest itself: it has no network, and neither names nor messages of the
+    /// host's.
     #[must_use]
-    pub fn with_network(mut self) -> Self {
-        self.namespaces.remove(UnshareFlags::NEWNET);
-        self
-    }
-
-    /// Lets it open a file that its group may open (`/dev/kvm`); at most four of them. One that is not there is no group's.
-    #[must_use]
-    pub fn in_group_of(mut self, file: &Path) -> Self {
-        if let Ok(data) = std::fs::metadata(file)
-            && data.gid() != 0
-            && self.groups.len() < GROUPS_MAX
-        {
-            self.groups.push(data.gid());
-        }
-        self
+    pub fn of_server() -> Self {
+        Self { user: None, namespaces: PLAIN, hidden: Vec::new(), kvm: None, kept: None, filter: None }
     }
 
     /// Lets it keep so much of its memory where it is; see [`lock_memory`].
@@ -82,10 +87,11 @@ impl Confinement {
         self
     }
 
-    /// The user as which it runs.
+    /// Whether this process can give a child away like that: where root is an ordinary user's, there is no other user.
     #[must_use]
-    pub fn user(&self) -> u32 {
-        self.user
+    pub fn is_possible() -> bool {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        rustix::process::geteuid().is_root() && has_user(&map, monitor_user())
     }
 
     /// Leaves the host's namespaces. It makes system calls only, and can be called between fork and exec.
@@ -93,35 +99,85 @@ impl Confinement {
         // SAFETY: none of the flags is CLONE_FILES: the process keeps its descriptors.
         #[expect(unsafe_code, reason = "unshare of descriptors would be another matter")]
         unsafe { rustix::thread::unshare_unsafe(self.namespaces) }?;
-        rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::process::chdir(c"/")?;
+        if let Some(bytes) = self.kept {
+            rustix::process::setrlimit(Resource::Memlock, locked(bytes))?;
+        }
+        if self.namespaces.contains(UnshareFlags::NEWNS) { self.hide_files() } else { Ok(()) }
+    }
+
+    fn hide_files(&self) -> std::io::Result<()> {
+        // What the host unmounts goes here, too: a file system that is in use in no other place would be held for the life of the child.
+        rustix::mount::mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         // It sees its own processes. Where a host hides some of its own files of the kernel's, it lets nobody see them anew: then those stay.
-        let _ = rustix::mount::mount(c"proc", c"/proc", c"proc", flags, None::<&CStr>);
+        let _ = rustix::mount::mount(c"proc", c"/proc", c"proc", flags | MountFlags::NODEV, None::<&CStr>);
         let mut empty: Option<&CStr> = None;
         for folder in &self.hidden {
             match empty {
-                None => rustix::mount::mount(c"tmpfs", folder.as_c_str(), c"tmpfs", flags, Some(c"size=4k,mode=755"))?,
+                None => rustix::mount::mount(c"tmpfs", folder.as_c_str(), c"tmpfs", flags, Some(c"size=8k,mode=755"))?,
                 Some(first) => rustix::mount::mount_bind(first, folder.as_c_str())?,
             }
             empty.get_or_insert(folder);
         }
-        if let Some(bytes) = self.kept {
-            rustix::process::setrlimit(Resource::Memlock, locked(bytes))?;
+        if let (Some(folder), Some(number), Some(user)) = (empty, self.kvm, self.user) {
+            // Where it may not be made, the host's is left, with its owner and mode.
+            let _ = own_device(folder, number, user);
         }
         all_read_only()
     }
 
     /// Becomes that user, for good. For this thread, and before there is another.
     pub(crate) fn become_user(&self) -> std::io::Result<()> {
-        let mut groups = [Gid::ROOT; GROUPS_MAX];
-        for (place, group) in groups.iter_mut().zip(&self.groups) {
-            *place = Gid::from_raw(*group);
-        }
-        rustix::thread::set_thread_groups(groups.get(..self.groups.len()).unwrap_or_default())?;
-        let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.user));
+        let Some(user) = self.user else { return Ok(()) };
+        let (user, group) = (Uid::from_raw(user), Gid::from_raw(user));
+        rustix::thread::set_thread_groups(&[])?;
         rustix::thread::set_thread_res_gid(group, group, group)?;
         Ok(rustix::thread::set_thread_res_uid(user, user, user)?)
     }
+
+    /// Gives system calls up. No privileges can be gained any more by then.
+    pub(crate) fn give_up_calls(&self) -> std::io::Result<()> {
+        let Some(filter) = &self.filter else { return Ok(()) };
+        seccompiler::apply_filter(filter).map_err(|_| std::io::Error::from_raw_os_error(libc::EPERM))
+    }
+}
+
+/// Puts a device of this number and user in the place of [`KVM`]: whom the host lets use its own is another matter. `folder` is an empty one of
+/// this namespace's own, and is empty again.
+fn own_device(folder: &CStr, number: u64, user: u32) -> rustix::io::Result<()> {
+    use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+    let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mode = Mode::RUSR | Mode::WUSR;
+    rustix::fs::mknodat(&folder, c"kvm", FileType::CharacterDevice, mode, number)?;
+    let (owner, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(user)));
+    let mounted = rustix::fs::chownat(&folder, c"kvm", owner, group, AtFlags::SYMLINK_NOFOLLOW)
+        .and_then(|()| {
+            rustix::mount::open_tree(
+                &folder,
+                c"kvm",
+                rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC,
+            )
+        })
+        .and_then(|device| {
+            let flags = rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            rustix::mount::move_mount(device, c"", rustix::fs::CWD, KVM, flags)
+        });
+    rustix::fs::unlinkat(&folder, c"kvm", AtFlags::empty())?;
+    mounted
+}
+
+/// Whether a map of a user namespace (user_namespaces(7)) has this user.
+fn has_user(map: &str, user: u32) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+        match (numbers.next(), numbers.next(), numbers.next()) {
+            (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) => {
+                (first..first.saturating_add(count)).contains(&user.into())
+            }
+            _ => false,
+        }
+    })
 }
 
 /// `struct mount_attr` (linux/mount.h).
@@ -210,7 +266,7 @@ mod tests {
         let mut said = File::from(said);
         let mut spawn = Spawn::new("/bin/sh").arguments(["-c", script]);
         spawn.capabilities = Some(CapabilitySet::empty());
-        spawn.confinement = Some(Confinement::of_monitor(Path::new("/bin/sh")));
+        spawn.confinement = Some(Confinement::of_monitor(Path::new("/bin/sh")).unwrap());
         let child = spawn.in_own_pid_namespace().descriptor(5, said.try_clone().unwrap().into()).start().unwrap();
         child.wait().await;
         said.rewind().unwrap();
@@ -265,6 +321,51 @@ mod tests {
         std::fs::remove_dir_all(&open).unwrap();
         // Its own loopback, which is down.
         assert_eq!(said, "1\ndone\n");
+    }
+
+    #[tokio::test]
+    async fn what_the_host_unmounts_goes_from_a_confined_child_too() {
+        if !can_confine() {
+            return;
+        }
+        let place = std::env::temp_dir().join(format!("place-{}", std::process::id()));
+        std::fs::create_dir(&place).unwrap();
+        // A thread's own namespace stands for the host's.
+        let path = place.clone();
+        let inner = tokio::task::spawn_blocking(move || {
+            // SAFETY: the flag is not CLONE_FILES; the thread is this closure's alone.
+            #[expect(unsafe_code, reason = "unshare of descriptors would be another matter")]
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
+            let kind = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            rustix::mount::mount_change("/", kind).unwrap();
+            rustix::mount::mount("tmpfs", &path, "tmpfs", MountFlags::empty(), None).unwrap();
+            let mut spawn = Spawn::new("/bin/sleep").argument("1000");
+            spawn.confinement = Some(Confinement::of_monitor(Path::new("/bin/sleep")).unwrap());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let child = spawn.in_own_pid_namespace().start().unwrap();
+                let has_it = || {
+                    let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", child.pid())).unwrap();
+                    mounts.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+                };
+                let before = has_it();
+                rustix::mount::unmount(&path, rustix::mount::UnmountFlags::empty()).unwrap();
+                let after = has_it();
+                child.kill();
+                child.wait().await;
+                (before, after)
+            })
+        });
+        let found = inner.await.unwrap();
+        std::fs::remove_dir(&place).unwrap();
+        assert_eq!(found, (true, false));
+    }
+
+    #[test]
+    fn who_is_root_of_a_few_users_alone_gives_nobody_away() {
+        assert!(has_user("         0          0 4294967295\n", monitor_user()));
+        assert!(!has_user("0 1000 1\n1 100000 65536\n", monitor_user()));
     }
 
     #[test]

@@ -62,6 +62,16 @@ impl Role {
         }
     }
 
+    /// What it starts with, of which it keeps what [`Role::bounds`] says: the vsock server finds its program, which may be in another user's
+    /// folder, and makes the pod's folder its root.
+    #[must_use]
+    pub fn capabilities_at_start(self) -> CapabilitySet {
+        match self {
+            Self::Vsock => CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_CHROOT,
+            other => other.bounds().capabilities,
+        }
+    }
+
     /// What it is held to.
     #[must_use]
     pub fn bounds(self) -> Bounds {
@@ -71,8 +81,7 @@ impl Role {
             Self::Monitor | Self::Qemu => (none, true, true, &["mnt", "pid", "net", "ipc", "uts", "cgroup"]),
             Self::Virtiofsd => (virtiofsd(), true, false, &["mnt", "pid", "net"]),
             Self::Passt => (none, true, false, &[]),
-            // It is root in folders of another user's: where the programs are, and the pod's own.
-            Self::Vsock => (CapabilitySet::DAC_READ_SEARCH, true, false, &["mnt"]),
+            Self::Vsock => (none, true, false, &["mnt", "pid", "net", "ipc", "uts", "cgroup"]),
         };
         Bounds { capabilities, has_syscall_filter, is_other_user, namespaces }
     }

@@ -114,9 +114,11 @@ impl Spawn {
         // A process of another namespace has no number for its parent.
         let parent = (!self.own_pid_namespace).then(rustix::process::getpid);
         let (capabilities, confinement) = (self.capabilities, self.confinement);
-        let setup = move || prepare(parent, &descriptors, capabilities, confinement.as_ref());
+        let own = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
+        let watched = own.map_err(|error| failed(error.into()))?;
+        let setup = move || prepare(parent, &descriptors, capabilities, confinement.as_ref(), Some(&watched));
         // SAFETY: between fork and exec the closure makes system calls only (prctl, capset, getppid, fcntl, dup3; for a confined child unshare,
-        // mount, mount_setattr, and those that change its user), and allocates nothing: its paths are C strings already.
+        // mounts, one device, and those that change its user), and allocates nothing: its paths are C strings already.
         #[expect(unsafe_code, reason = "pre_exec is unsafe by declaration")]
         unsafe {
             command.pre_exec(setup);
@@ -166,6 +168,7 @@ fn prepare(
     descriptors: &[(RawFd, RawFd)],
     capabilities: Option<CapabilitySet>,
     confinement: Option<&Confinement>,
+    watched: Option<&OwnedFd>,
 ) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     if parent.is_some() && rustix::process::getppid() != parent {
@@ -189,11 +192,19 @@ fn prepare(
     }
     let Some(confinement) = confinement else { return capabilities.map_or(Ok(()), privileges::keep_only) };
     confinement.leave()?;
-    privileges::bound(capabilities.unwrap_or(CapabilitySet::empty()))?;
+    let kept = capabilities.unwrap_or(CapabilitySet::empty());
+    privileges::bound(kept)?;
     confinement.become_user()?;
-    privileges::limit(capabilities.unwrap_or(CapabilitySet::empty()))?;
-    // A change of user has taken it back.
-    Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?)
+    privileges::limit(kept)?;
+    confinement.give_up_calls()?;
+    // A change of user has taken it back; and the parent may have died meanwhile, which a process of another namespace sees by this alone.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let Some(watched) = watched else { return Ok(()) };
+    let mut events = [rustix::event::PollFd::new(watched, rustix::event::PollFlags::IN)];
+    match rustix::event::poll(&mut events, Some(&rustix::event::Timespec::default()))? {
+        0 => Ok(()),
+        _ => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
+    }
 }
 
 /// The most descriptors that a child inherits, and the number after their numbers, which begin at 3.

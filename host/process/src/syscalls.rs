@@ -81,6 +81,7 @@ const VSOCK: &[libc::c_long] = &[
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_newfstatat,
+    libc::SYS_openat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     libc::SYS_ppoll,
@@ -128,6 +129,9 @@ pub fn refuse_dangerous_calls() -> std::io::Result<()> {
 /// # Errors
 /// As [`refuse_dangerous_calls`].
 pub fn leave_vsock_calls() -> std::io::Result<()> {
+    // The C library looks for the host's rules of memory when it gives some back, and can do without.
+    let denied = SeccompAction::Errno(libc::EACCES.unsigned_abs());
+    apply([(libc::SYS_openat, Vec::new())].into(), SeccompAction::Allow, denied)?;
     let mut rules: Rules = VSOCK.iter().map(|number| (*number, Vec::new())).collect();
     let unix = u64::from(libc::AF_UNIX.unsigned_abs());
     rules.insert(libc::SYS_socket, vec![only(0, unix)?]);
@@ -151,10 +155,24 @@ fn rule(argument: u8, length: SeccompCmpArgLen, is: SeccompCmpOp, value: u64) ->
     condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(std::io::Error::other)
 }
 
-fn apply(rules: Rules, other: SeccompAction, listed: SeccompAction) -> std::io::Result<()> {
+/// Sockets of this host's programs alone: those of a machine's (vsock) reach other guests from any network namespace.
+///
+/// # Errors
+/// Where there can't be such a list.
+pub(crate) fn local_sockets() -> std::io::Result<BpfProgram> {
+    let unix = u64::from(libc::AF_UNIX.unsigned_abs());
+    let rules = [(libc::SYS_socket, vec![rule(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, unix)?])].into();
+    program(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.unsigned_abs()))
+}
+
+fn program(rules: Rules, other: SeccompAction, listed: SeccompAction) -> std::io::Result<BpfProgram> {
     let target = TargetArch::try_from(std::env::consts::ARCH).map_err(std::io::Error::other)?;
     let filter = SeccompFilter::new(rules, other, listed, target).and_then(BpfProgram::try_from);
-    seccompiler::apply_filter(&filter.map_err(std::io::Error::other)?).map_err(std::io::Error::other)
+    filter.map_err(std::io::Error::other)
+}
+
+fn apply(rules: Rules, other: SeccompAction, listed: SeccompAction) -> std::io::Result<()> {
+    seccompiler::apply_filter(&program(rules, other, listed)?).map_err(std::io::Error::other)
 }
 
 #[cfg(test)]
@@ -203,10 +221,20 @@ mod tests {
     }
 
     #[test]
+    fn a_monitor_has_no_sockets_but_local_ones() {
+        let confine = || seccompiler::apply_filter(&local_sockets()?).map_err(std::io::Error::other);
+        for family in [libc::AF_VSOCK, libc::AF_INET, libc::AF_NETLINK] {
+            assert_eq!(ends(confine, libc::SYS_socket, [family.into(), 1, 0]), Ok(libc::EPERM), "{family}");
+        }
+        assert_eq!(ends(confine, libc::SYS_socket, [libc::AF_UNIX.into(), 1, 0]), Ok(0));
+    }
+
+    #[test]
     fn a_vsock_server_starts_nothing_and_opens_nothing() {
-        for number in [libc::SYS_execve, libc::SYS_openat, libc::SYS_clone, libc::SYS_mount, libc::SYS_setuid] {
+        for number in [libc::SYS_execve, libc::SYS_openat2, libc::SYS_clone, libc::SYS_mount, libc::SYS_setuid] {
             assert_eq!(ends(leave_vsock_calls, number, [0, 0, 0]), Err(libc::SIGSYS), "{number}");
         }
+        assert_eq!(ends(leave_vsock_calls, libc::SYS_openat, [-1, 0, 0]), Ok(libc::EACCES));
         assert_eq!(ends(leave_vsock_calls, libc::SYS_socket, [libc::AF_INET.into(), 1, 0]), Err(libc::SIGSYS));
         assert_eq!(ends(leave_vsock_calls, libc::SYS_socket, [libc::AF_UNIX.into(), 1, 0]), Ok(0));
         assert_eq!(ends(leave_vsock_calls, libc::SYS_ioctl, [-1, 0x5413, 0]), Err(libc::SIGSYS));

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use coracle_machine::Device;
-use coracle_process::{Child, Output, Ring, Role, Spawn};
+use coracle_process::{Child, Confinement, Output, Ring, Role, Spawn};
 use coracle_protocol::agent::Storage;
 use coracle_storage::{SOCKET_FD, SharedFsPlan};
 
@@ -39,10 +39,12 @@ impl Files {
     }
 }
 
-/// As many open files as were asked for, or as this process may have where it can't raise that.
+/// As many open files as were asked for, or as this process can have where it can't raise that, or nobody can have as many.
 fn possible(open_files: u64) -> u64 {
-    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    if rustix::process::geteuid().is_root() { open_files } else { most.map_or(open_files, |most| most.min(open_files)) }
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let host = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
+    let most = if Confinement::is_possible() { host } else { own };
+    most.map_or(open_files, |most: u64| most.min(open_files))
 }
 
 /// Undoes the shared folder where the boot fails.

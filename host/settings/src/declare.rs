@@ -216,7 +216,7 @@ settings! {
     qemu_arguments: Vec<String> = "qemu.arguments", Vec::new(),
         "More arguments for QEMU. What they name it opens as its own user (see `qemu.jail`).";
     qemu_jail: bool = "qemu.jail", true,
-        "Whether QEMU, where root starts it, runs as a user of its own, one a pod, without a capability, in namespaces of its own, in which it sees neither processes nor the folders /home, /root, /run, /srv, /tmp and /var, and can write to nothing. Without it, a guest that takes QEMU over has taken over a root user of the host's, with few capabilities.";
+        "Whether QEMU, where root starts it, runs as a user of its own, one a pod, without a capability, in namespaces of its own, in which it sees neither processes nor what is in /home, /media, /mnt, /opt, /root, /run, /srv, /tmp and /var, has no sockets but local ones, and can write to nothing. Everybody must be able to run its program. One that serves a container's network itself (`coracle run --network user` as root, without passt) stays as without it. Without it, a guest that takes QEMU over has taken over a root user of the host's, with few capabilities.";
     qemu_kernel_vsock: bool = "qemu.kernel_vsock", false,
         "Whether the host kernel's vhost-vsock is used where it is there, in the place of our own server. It saves a process a pod; but every program of the host, whoever runs it, in a container of another runtime too, can then speak to the guests' agents, for the kernel asks nobody who opens a connection.";
     virtiofsd_path: Vec<String> = "virtiofsd.paths", ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"].map(str::to_owned).into(),

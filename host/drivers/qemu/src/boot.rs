@@ -1,7 +1,7 @@
 //! From a specification to a running machine.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use coracle_machine::{Device, Error, MachineSpec, Result};
 use coracle_process::{CapabilitySet, Confinement, Output, Ring, Role, Spawn};
@@ -36,36 +36,34 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     let clock_rate = if command::needs_clock_rate(config) { clock::tsc_mhz() } else { None };
     let nets = net::descriptors(config, &spec)?;
     let first_free = nets.all.iter().map(|(number, _)| number + 1).max().unwrap_or(net::FIRST_FD);
-    let found = command::Found { tsc_mhz: clock_rate, has_net_servers: nets.has_servers, first_free };
-    let arguments = command::arguments(config, &spec, kind, &found)?;
+    let found = command::Found { tsc_mhz: clock_rate, has_net_servers: nets.has_servers };
+    let confinement = confinement(config, &spec)?;
+    let mut handed = Handed::of(&spec, kind, first_free);
+    let opened = handed.open(&spec, confinement.is_some()).await?;
+    let arguments = command::arguments(config, &spec, (kind, &handed), &found)?;
     let (ours, theirs) =
         std::os::unix::net::UnixStream::pair().map_err(Error::system("make QEMU's control channel"))?;
     ours.set_nonblocking(true).map_err(Error::system("make QEMU's control channel"))?;
     let (console, messages) =
         (Ring::new(CONSOLE_BYTES).logged("guest::console"), Ring::new(MESSAGES_BYTES).logged("monitor"));
-    // Not through a link in a folder that it does not see.
-    let program = config.program.canonicalize().unwrap_or_else(|_| config.program.clone());
-    let mut spawn = Spawn::new(&program).arguments(arguments).descriptor(QMP_FD, OwnedFd::from(theirs));
-    let confinement = confinement(config, &spec, &program);
-    if let Some(confinement) = &confinement {
-        vfio::give_all(&spec, confinement.user())?;
+    let mut spawn = Spawn::new(program(config)).arguments(arguments).descriptor(QMP_FD, OwnedFd::from(theirs));
+    if confinement.is_some() {
+        parts.given.give_all(&spec)?;
         spawn = spawn.in_own_pid_namespace();
     }
     spawn.capabilities = Some(if confinement.is_some() { Role::Qemu.bounds().capabilities } else { unconfined() });
-    let user = confinement.as_ref().map(Confinement::user);
+    let is_confined = confinement.is_some();
     spawn.confinement = confinement;
     if let Some(device) = device {
         spawn = spawn.descriptor(VHOST_FD, device);
     }
-    let handed = Handed::of(&spec, kind, first_free);
-    for (number, fd) in nets.all.into_iter().chain(handed.open(&spec)?) {
+    for (number, fd) in nets.all.into_iter().chain(opened) {
         spawn = spawn.descriptor(number, fd);
     }
     spawn.stdout = Output::Ring(console.clone());
     spawn.stderr = Output::Ring(messages.clone());
-    let qemu = tracing::debug_span!("spawn")
-        .in_scope(|| spawn.start())
-        .map_err(|error| Error::Missing(format!("QEMU: {error}")))?;
+    let qemu =
+        tracing::debug_span!("spawn").in_scope(|| spawn.start()).map_err(|error| not_started(&error, is_confined))?;
     let ended = qemu.wait();
     parts.qemu = Some(qemu);
     let stream = UnixStream::from_std(ours).map_err(Error::system("watch QEMU's control channel"))?;
@@ -88,8 +86,28 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
         handed::let_go(&control, set).await?;
     }
     place::pin(pid, &control, &spec.host_cpus).await?;
-    let jailed = user.map(|user| Jailed { user, pid, memory_bytes: most_bytes(&spec) });
+    let given = parts.given.clone();
+    let jailed = is_confined.then(|| Jailed { given, pid, memory_bytes: most_bytes(&spec) });
     Ok(QemuMachine::start(config, &spec, parts, (control, events), (console, messages), jailed))
+}
+
+/// QEMU's program: not through a link in a folder that it does not see, where it is one.
+fn program(config: &Config) -> PathBuf {
+    let is_seen = config.program.starts_with("/usr") || config.program.starts_with("/bin");
+    if is_seen { config.program.clone() } else { config.program.canonicalize().unwrap_or(config.program.clone()) }
+}
+
+fn not_started(error: &coracle_process::Error, is_confined: bool) -> Error {
+    let mend = match error {
+        coracle_process::Error::Start { source, .. } if is_confined => match source.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                ": it runs as a user of its own, and everybody must be able to start it; or set `jail = false` in the table [qemu]"
+            }
+            _ => ": it is confined, which takes Linux 5.12; or set `jail = false` in the table [qemu]",
+        },
+        _ => "",
+    };
+    Error::Missing(format!("QEMU: {error}{mend}"))
 }
 
 /// What QEMU may where it is not confined: it locks memory that a device of the host's reaches, opens what an administrator's arguments name, and
@@ -103,35 +121,27 @@ fn most_bytes(spec: &MachineSpec) -> u64 {
     spec.memory.max_mib.max(spec.memory.size_mib) << 20
 }
 
-/// How QEMU is confined. None where that is off, or this process may not: an ordinary user's QEMU is that user's.
-fn confinement(config: &Config, spec: &MachineSpec, program: &Path) -> Option<Confinement> {
-    if !config.jail || !rustix::process::geteuid().is_root() {
-        return None;
+/// How QEMU is confined. None where that is off, or this process can't: an ordinary user's QEMU is that user's. One that serves a user's network
+/// itself, where there is no passt, is the host's in that network, and stays what it is.
+fn confinement(config: &Config, spec: &MachineSpec) -> Result<Option<Confinement>> {
+    let serves_network = spec.devices.iter().any(|device| matches!(device, Device::NetUser { .. }));
+    if !config.jail || serves_network || !Confinement::is_possible() {
+        return Ok(None);
     }
-    let mut confinement = Confinement::of_monitor(program).in_group_of(Path::new("/dev/kvm"));
-    if spec.devices.iter().any(|device| matches!(device, Device::NetUser { .. })) {
-        confinement = confinement.with_network();
-    }
-    if vfio::has_any(spec) {
-        confinement = confinement.keeping(most_bytes(spec));
-    }
-    Some(confinement)
+    let confinement = Confinement::of_monitor(&config.program).map_err(Error::system("confine QEMU"))?;
+    Ok(Some(if vfio::has_any(spec) { confinement.keeping(most_bytes(spec)) } else { confinement }))
 }
 
-/// Says what is missing before anything is started.
+/// Says what is missing before anything is started. Disks, kernel and initrd are looked at when they are opened.
 fn check_files(config: &Config, spec: &MachineSpec) -> Result<()> {
-    let readable = |what: &str, path: &Path, mend: &str| match std::fs::File::open(path) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Error::Missing(format!("{what} {} can't be read ({error}): {mend}", path.display()))),
-    };
-    readable("QEMU's program", &config.program, "install qemu-system-x86 or set `qemu.path`")?;
-    readable("the guest's kernel", &spec.kernel.path, "run `coracle image build` or set `guest.folder`")?;
-    readable("the guest's initrd", &spec.initrd, "run `coracle image build` or set `guest.folder`")?;
+    if let Err(error) = std::fs::File::open(&config.program) {
+        let program = config.program.display();
+        let mend = "install qemu-system-x86 or set `qemu.path`";
+        return Err(Error::Missing(format!("QEMU's program {program} can't be read ({error}): {mend}")));
+    }
     for device in &spec.devices {
-        match device {
-            Device::SharedFs { socket, .. } => readable_socket(socket)?,
-            Device::Block { path, .. } => readable("the disk", path, "it has to be there before the machine")?,
-            _ => {}
+        if let Device::SharedFs { socket, .. } = device {
+            readable_socket(socket)?;
         }
     }
     Ok(())

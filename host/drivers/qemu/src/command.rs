@@ -27,12 +27,15 @@ pub(crate) struct Found {
     pub(crate) tsc_mhz: Option<u32>,
     /// Whether its kernel serves network links.
     pub(crate) has_net_servers: bool,
-    /// The first number of a descriptor that is free.
-    pub(crate) first_free: RawFd,
 }
 
 /// All arguments.
-pub(crate) fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind, found: &Found) -> Result<Vec<OsString>> {
+pub(crate) fn arguments(
+    config: &Config,
+    spec: &MachineSpec,
+    (vsock, handed): (VsockKind, &Handed),
+    found: &Found,
+) -> Result<Vec<OsString>> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| OsString::from(*word)));
     let pci = config.machine_type == MachineType::Q35;
@@ -90,8 +93,7 @@ pub(crate) fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind, f
     if spec.firmware.is_some() {
         return Err(Error::Unsupported("firmware".into()));
     }
-    let handed = Handed::of(spec, vsock, found.first_free);
-    devices::add(&mut arguments, config, spec, (vsock, &handed), found)?;
+    devices::add(&mut arguments, config, spec, (vsock, handed), found)?;
     arguments.extend(config.extra_arguments.iter().map(Into::into));
     // Opened again by their numbers: QEMU reads them more than once.
     let file = |number: RawFd| OsString::from(format!("/proc/self/fd/{number}"));
@@ -170,6 +172,21 @@ mod tests {
             host_cpus: Vec::new(),
             host_nodes: Vec::new(),
         }
+    }
+
+    /// All arguments; the first number that is free is `first`.
+    fn from(
+        first: RawFd,
+        config: &Config,
+        spec: &MachineSpec,
+        vsock: VsockKind,
+        found: &Found,
+    ) -> Result<Vec<OsString>> {
+        super::arguments(config, spec, (vsock, &Handed::of(spec, vsock, first)), found)
+    }
+
+    fn arguments(config: &Config, spec: &MachineSpec, vsock: VsockKind, found: &Found) -> Result<Vec<OsString>> {
+        from(0, config, spec, vsock, found)
     }
 
     fn after(arguments: &[OsString], option: &str) -> Vec<OsString> {
@@ -320,8 +337,7 @@ mod tests {
         };
         let mut spec = spec("a,b");
         spec.devices.extend([disk("/images/a,readonly=off", true, "layer-0"), disk("/c/rw", false, "rw")]);
-        let found = Found { first_free: 20, ..Found::default() };
-        let all = arguments(&config(MachineType::Microvm), &spec, VsockKind::Server, &found).unwrap();
+        let all = from(20, &config(MachineType::Microvm), &spec, VsockKind::Server, &Found::default()).unwrap();
         assert_eq!(
             (&after(&all, "-kernel")[0], &after(&all, "-initrd")[0]),
             (&"/proc/self/fd/20".into(), &"/proc/self/fd/21".into())

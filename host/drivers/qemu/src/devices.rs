@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use coracle_machine::{Device, Error, MachineSpec, Result, mac_text};
 
 use crate::command::{Found, VHOST_FD, VsockKind};
-use crate::handed::{self, Handed};
+use crate::handed::Handed;
 use crate::{Config, MachineType, net, vfio};
 
 /// The bus for what is added while the machine runs, by QEMU's name: on the first one nothing can be. It is there from the start,
@@ -79,9 +79,9 @@ pub(crate) fn add(
                 let queues = net::queues(pairs, pci);
                 add(&["-device", &format!("{net},netdev={name},mac={mac}{queues}{place}{rom}{modern}")]);
             }
-            Device::Block { path, read_only, direct, serial } => {
+            Device::Block { read_only, direct, serial, .. } => {
                 let on = |flag: bool| if flag { "on" } else { "off" };
-                let (node, kind, discard) = (disk_name(serial)?, handed::driver(path), discard(*read_only));
+                let (node, kind, discard) = (disk_name(serial)?, handed.driver(number), discard(*read_only));
                 let set = handed.device(number);
                 add(&["-add-fd", &format!("fd={set},set={set}")]);
                 add(&[

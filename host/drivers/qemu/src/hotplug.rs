@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use coracle_machine::{Descriptor, Device, DeviceKind, Error, Limits, MachineSpec, Result};
+use coracle_machine::{Descriptor, Device, DeviceKind, Error, Limits, MachineSpec, PciAddress, Result};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
@@ -16,10 +16,10 @@ use crate::{Config, handed, net, qmp, vfio};
 /// How long the guest may take to let go of a device.
 const EJECT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The user as which QEMU runs, where it is one of its own; and what of its memory it must be able to keep in place for devices of the host's.
-#[derive(Debug, Clone, Copy)]
+/// A QEMU that is a user of its own: what it was given of the host's devices, and what of its memory it must be able to keep in place for them.
+#[derive(Debug)]
 pub(crate) struct Jailed {
-    pub(crate) user: u32,
+    pub(crate) given: vfio::Given,
     pub(crate) pid: i32,
     pub(crate) memory_bytes: u64,
 }
@@ -67,16 +67,9 @@ impl Hotplug {
                 front
             }
             Device::Vfio { address, by_iommufd } => {
-                if let Some(Jailed { user, pid, memory_bytes }) = self.jailed {
-                    vfio::give(*address, *by_iommufd, user)?;
-                    let keep = Error::system("let QEMU keep the guest's memory in place (RLIMIT_MEMLOCK)");
-                    coracle_process::lock_memory(pid, memory_bytes).map_err(keep)?;
-                }
-                if *by_iommufd && !self.has_iommufd {
-                    let asked = vfio::open_iommufd()?;
-                    control.execute_with("getfd", json!({ "fdname": "iommufd" }), asked.as_fd()).await?;
-                    control.execute("object-add", vfio::iommufd()).await?;
-                    self.has_iommufd = true;
+                if let Err(error) = self.let_take(control, *address, *by_iommufd).await {
+                    self.take_back(*address);
+                    return Err(error);
                 }
                 vfio::front(*address, *by_iommufd)
             }
@@ -130,15 +123,33 @@ impl Hotplug {
         Ok(())
     }
 
+    /// Lets QEMU take a device of the host's.
+    async fn let_take(&mut self, control: &qmp::Client, address: PciAddress, by_iommufd: bool) -> Result<()> {
+        if let Some(jailed) = &self.jailed {
+            jailed.given.give(address, by_iommufd)?;
+            let keep = Error::system("let QEMU keep the guest's memory in place (RLIMIT_MEMLOCK)");
+            coracle_process::lock_memory(jailed.pid, jailed.memory_bytes).map_err(keep)?;
+        }
+        if by_iommufd && !self.has_iommufd {
+            let asked = vfio::open_iommufd()?;
+            control.execute_with("getfd", json!({ "fdname": "iommufd" }), asked.as_fd()).await?;
+            control.execute("object-add", vfio::iommufd()).await?;
+            self.has_iommufd = true;
+        }
+        Ok(())
+    }
+
+    fn take_back(&self, address: PciAddress) {
+        if let Some(jailed) = &self.jailed {
+            jailed.given.take(address);
+        }
+    }
+
     /// Takes out what was behind a device.
     async fn remove_back(&self, control: &qmp::Client, device: &Device, name: &str) -> Result<()> {
         match device {
             Device::Net { .. } => drop(control.execute("netdev_del", json!({ "id": name })).await?),
-            // Its file goes with its driver, mostly before this.
-            Device::Vfio { address, by_iommufd } if self.jailed.is_some() => {
-                let _ = vfio::give(*address, *by_iommufd, 0);
-            }
-            Device::Vfio { .. } => {}
+            Device::Vfio { address, .. } => self.take_back(*address),
             _ => drop(control.execute("blockdev-del", json!({ "node-name": name })).await?),
         }
         Ok(())
@@ -198,14 +209,14 @@ async fn add_disk(control: &qmp::Client, name: &str, device: &Device) -> Result<
     let Device::Block { path, read_only, direct, .. } = device else {
         return Err(Error::Invalid(format!("{name} is no disk")));
     };
-    let file = handed::disk(path, *read_only, *direct)?;
+    let (file, is_device) = handed::disk(path.clone(), *read_only, *direct).await?;
     let told = control.execute_with("add-fd", json!({ "opaque": name }), file.as_fd()).await?;
     let set = told.get("fdset-id").and_then(Value::as_i64);
     let set = set.ok_or_else(|| Error::Monitor("QEMU gave no number to a descriptor".into()))?;
     let node = json!({
         "driver": "raw", "node-name": name, "read-only": read_only, "discard": discard(*read_only),
         "cache": { "direct": direct },
-        "file": { "driver": handed::driver(path), "filename": format!("/dev/fdset/{set}") },
+        "file": { "driver": handed::driver(is_device), "filename": format!("/dev/fdset/{set}") },
     });
     let added = control.execute("blockdev-add", node).await;
     handed::let_go(control, set).await?;

@@ -17,7 +17,7 @@ use crate::command::can_grow;
 use crate::hotplug::{self, Hotplug, Jailed};
 use crate::resize::Size;
 use crate::vsock::Vsock;
-use crate::{Config, devices, place, qmp, resize};
+use crate::{Config, devices, place, qmp, resize, vfio};
 
 /// The processes and files of a machine; all of them go when this is dropped.
 pub(crate) struct Parts {
@@ -25,11 +25,13 @@ pub(crate) struct Parts {
     vsock: Vsock,
     hello: Option<GuestListener>,
     folder: PathBuf,
+    /// The host's devices that are QEMU's while it runs.
+    pub(crate) given: vfio::Given,
 }
 
 impl Parts {
     pub(crate) fn new(vsock: Vsock, hello: GuestListener, folder: PathBuf) -> Self {
-        Self { qemu: None, vsock, hello: Some(hello), folder }
+        Self { qemu: None, vsock, hello: Some(hello), folder, given: vfio::Given::default() }
     }
 
     /// Lets the pumps of a process that has ended take its last words.

@@ -1,11 +1,14 @@
 //! QEMU's words for PCI devices of the host's (QEMU: docs/system/devices/vfio.rst, docs/devel/vfio-iommufd.rst).
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use coracle_machine::{Device, Error, MachineSpec, PciAddress, Result};
+use coracle_process::monitor_user;
 use serde_json::{Value, json};
 
 use crate::{Config, MachineType};
@@ -75,13 +78,53 @@ pub(crate) fn open_iommufd() -> Result<OwnedFd> {
     File::options().read(true).write(true).open(FILE).map(OwnedFd::from).map_err(missing)
 }
 
-/// Gives the file by which a device is taken to the user as which QEMU runs; to root, once QEMU has let go of it.
-///
-/// # Errors
-/// [`Error::Missing`] where the host has no such file, or does not let this process.
-pub(crate) fn give(address: PciAddress, by_iommufd: bool, user: u32) -> Result<()> {
-    let given = file(address, by_iommufd).and_then(|file| std::os::unix::fs::chown(file, Some(user), None));
-    given.map_err(|error| Error::Missing(format!("give QEMU the PCI device {address}: {error}")))
+/// The devices whose files were given to the user as which QEMU runs. They are root's again when the last clone of this goes, or before.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Given(Arc<Mutex<Files>>);
+
+/// Files by which devices are taken, by the devices' addresses.
+#[derive(Debug, Default)]
+struct Files(BTreeMap<PciAddress, PathBuf>);
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        self.0.values().for_each(|file| take_back(file));
+    }
+}
+
+fn take_back(file: &Path) {
+    // Mostly it has gone with the device's driver.
+    let _ = std::os::unix::fs::chown(file, Some(0), None);
+}
+
+impl Given {
+    /// Gives the file of a device.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] where the host has no such file, or does not let this process.
+    pub(crate) fn give(&self, address: PciAddress, by_iommufd: bool) -> Result<()> {
+        let failed = |error| Error::Missing(format!("give QEMU the PCI device {address}: {error}"));
+        let file = file(address, by_iommufd).map_err(failed)?;
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        std::os::unix::fs::chown(&file, Some(monitor_user()), None).map_err(failed)?;
+        files.0.insert(address, file);
+        Ok(())
+    }
+
+    /// Gives those of a machine's devices from its start.
+    pub(crate) fn give_all(&self, spec: &MachineSpec) -> Result<()> {
+        passed(spec).try_for_each(|(address, by_iommufd)| self.give(address, by_iommufd))
+    }
+
+    /// Takes one back, where QEMU has let go of it. One of the same group that it still has keeps the file.
+    pub(crate) fn take(&self, address: PciAddress) {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.0.remove(&address)
+            && !files.0.values().any(|other| *other == file)
+        {
+            take_back(&file);
+        }
+    }
 }
 
 fn file(address: PciAddress, by_iommufd: bool) -> std::io::Result<PathBuf> {
@@ -94,11 +137,6 @@ fn file(address: PciAddress, by_iommufd: bool) -> std::io::Result<PathBuf> {
     }
     let group = std::fs::read_link(own.join("iommu_group"))?;
     Ok(Path::new("/dev/vfio").join(group.file_name().ok_or_else(nothing)?))
-}
-
-/// The devices of a machine's from its start, for [`give`].
-pub(crate) fn give_all(spec: &MachineSpec, user: u32) -> Result<()> {
-    passed(spec).try_for_each(|(address, by_iommufd)| give(address, by_iommufd, user))
 }
 
 /// Whether the machine has such a device from its start.

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use coracle_machine::{AgentAddress, Error, MachineSpec, Result};
-use coracle_process::{Child, Output, Ring, Role, Spawn};
+use coracle_process::{Child, Confinement, Output, Ring, Role, Spawn};
 
 use crate::Config;
 use crate::command::VsockKind;
@@ -103,9 +103,13 @@ fn start_server(config: &Config, path: OsString, for_qemu: OwnedFd, for_programs
         .arguments(first.iter().cloned())
         .argument(SERVER_CID.to_string())
         .argument(path)
-        .with_capabilities(Role::Vsock.bounds().capabilities)
+        .with_capabilities(Role::Vsock.capabilities_at_start())
         .descriptor(3, for_qemu)
         .descriptor(4, for_programs);
+    if Confinement::is_possible() {
+        spawn.confinement = Some(Confinement::of_server());
+        spawn = spawn.in_own_pid_namespace();
+    }
     spawn.stderr = Output::Ring(Ring::new(4096).logged("monitor::vsock"));
     spawn.start().map_err(|error| Error::Missing(format!("the vsock server: {error}")))
 }

@@ -50,7 +50,7 @@ struct Found {
 impl Found {
     fn of(host: &Host) -> Self {
         let folders = std::fs::read_dir(&host.run).map_or(0, |folders| folders.flatten().count());
-        Self { shims: host.processes("-address").len(), monitors: host.processes("qemu-system").len(), folders }
+        Self { shims: host.processes(" serve").len(), monitors: host.processes("qemu-system").len(), folders }
     }
 }
 
