@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Gid, Pid, Resource, Rlimit, Uid};
 use rustix::thread::UnshareFlags;
 use seccompiler::BpfProgram;
@@ -36,6 +36,8 @@ pub struct Confinement {
     user: Option<u32>,
     namespaces: UnshareFlags,
     hidden: Vec<CString>,
+    /// What is mounted below those: it is let go of, for hidden it would be held for the life of the child.
+    mounts: Vec<CString>,
     /// The number of `/dev/kvm`, where there is one.
     kvm: Option<u64>,
     /// The most bytes that it may keep in memory (RLIMIT_MEMLOCK); none here is what this process may.
@@ -61,12 +63,15 @@ impl Confinement {
             let is_folder = std::fs::symlink_metadata(folder).is_ok_and(|data| data.is_dir());
             is_folder && !program.starts_with(folder)
         };
-        let hidden = HIDDEN.into_iter().filter(is_hidden).filter_map(|folder| CString::new(folder).ok()).collect();
+        let hidden: Vec<&str> = HIDDEN.into_iter().filter(is_hidden).collect();
+        let mounts = mounts_below(&hidden, &std::fs::read_to_string("/proc/thread-self/mountinfo")?);
+        let hidden = hidden.into_iter().filter_map(|folder| CString::new(folder).ok()).collect();
         let kvm = std::fs::metadata("/dev/kvm").ok().filter(|data| data.file_type().is_char_device());
         Ok(Self {
             user: Some(monitor_user()),
             namespaces: PLAIN | UnshareFlags::NEWNS,
             hidden,
+            mounts,
             kvm: kvm.map(|data| data.rdev()),
             kept: None,
             filter: Some(local_sockets()?),
@@ -77,7 +82,15 @@ impl Confinement {
     /// host's.
     #[must_use]
     pub fn of_server() -> Self {
-        Self { user: None, namespaces: PLAIN, hidden: Vec::new(), kvm: None, kept: None, filter: None }
+        Self {
+            user: None,
+            namespaces: PLAIN,
+            hidden: Vec::new(),
+            mounts: Vec::new(),
+            kvm: None,
+            kept: None,
+            filter: None,
+        }
     }
 
     /// Lets it keep so much of its memory where it is; see [`lock_memory`].
@@ -109,6 +122,10 @@ impl Confinement {
     fn hide_files(&self) -> std::io::Result<()> {
         // What the host unmounts goes here, too: a file system that is in use in no other place would be held for the life of the child.
         rustix::mount::mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+        for place in &self.mounts {
+            // One that the host has unmounted meanwhile is gone.
+            let _ = rustix::mount::unmount(place.as_c_str(), UnmountFlags::DETACH);
+        }
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         // It sees its own processes. Where a host hides some of its own files of the kernel's, it lets nobody see them anew: then those stay.
         let _ = rustix::mount::mount(c"proc", c"/proc", c"proc", flags | MountFlags::NODEV, None::<&CStr>);
@@ -165,6 +182,42 @@ fn own_device(folder: &CStr, number: u64, user: u32) -> rustix::io::Result<()> {
         });
     rustix::fs::unlinkat(&folder, c"kvm", AtFlags::empty())?;
     mounted
+}
+
+/// The uppermost places below these folders at which something is mounted, by a table of mounts (proc(5), mountinfo).
+fn mounts_below(folders: &[&str], table: &str) -> Vec<CString> {
+    let mut below: Vec<Vec<u8>> = table
+        .lines()
+        .filter_map(|line| Some(unescaped(line.split(' ').nth(4)?)))
+        .filter(|place| folders.iter().any(|folder| is_below(folder.as_bytes(), place)))
+        .collect();
+    below.sort();
+    below.dedup_by(|next, before| next == before || is_below(before, next));
+    below.into_iter().filter_map(|place| CString::new(place).ok()).collect()
+}
+
+fn is_below(folder: &[u8], place: &[u8]) -> bool {
+    place.strip_prefix(folder).is_some_and(|rest| rest.first() == Some(&b'/'))
+}
+
+/// A path with its spaces and the like, which are octal numbers behind backslashes in that table.
+fn unescaped(text: &str) -> Vec<u8> {
+    let mut path = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, behind)) = rest.split_first() {
+        let number = behind.get(..3).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match number.filter(|_| first == b'\\') {
+            Some(byte) => {
+                path.push(byte);
+                rest = behind.get(3..).unwrap_or_default();
+            }
+            None => {
+                path.push(first);
+                rest = behind;
+            }
+        }
+    }
+    path
 }
 
 /// Whether a map of a user namespace (user_namespaces(7)) has this user.
@@ -328,7 +381,8 @@ mod tests {
         if !can_confine() {
             return;
         }
-        let place = std::env::temp_dir().join(format!("place-{}", std::process::id()));
+        // Not in a folder that is hidden, where nothing is mounted any more.
+        let place = Path::new("/dev/shm").join(format!("place-{}", std::process::id()));
         std::fs::create_dir(&place).unwrap();
         // A thread's own namespace stands for the host's.
         let path = place.clone();
@@ -360,6 +414,24 @@ mod tests {
         let found = inner.await.unwrap();
         std::fs::remove_dir(&place).unwrap();
         assert_eq!(found, (true, false));
+    }
+
+    #[test]
+    fn what_is_mounted_in_hidden_folders_is_known_by_its_uppermost_places() {
+        let line = |place: &str| format!("36 35 98:0 / {place} rw,noatime shared:1 - ext4 /dev/root rw\n");
+        let places = [
+            "/",
+            "/run",
+            "/run/a\\040b",
+            "/run/a\\040b/c",
+            "/run-not",
+            "/var/lib/x",
+            "/var/lib/x/y",
+            "/usr/z",
+            "/var/lib/x",
+        ];
+        let table: String = places.iter().map(|place| line(place)).collect();
+        assert_eq!(mounts_below(&["/run", "/var"], &table), [c"/run/a b", c"/var/lib/x"].map(CStr::to_owned));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //! without vhost-vsock.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures};
@@ -36,6 +37,8 @@ struct Backend {
     event_idx: bool,
     /// By which the library ends the thread that serves the rings, once the monitor has hung up: without one it would serve them for ever.
     exit: (EventConsumer, EventNotifier),
+    /// The descriptor of it that the library was given, and forgets.
+    given: Arc<AtomicI32>,
 }
 
 impl Backend {
@@ -124,8 +127,9 @@ impl VhostUserBackendMut for Backend {
     }
 
     fn exit_event(&self, _: usize) -> Option<(EventConsumer, EventNotifier)> {
-        let (consumer, notifier) = &self.exit;
-        Some((consumer.try_clone().ok()?, notifier.try_clone().ok()?))
+        let (consumer, notifier) = (self.exit.0.try_clone().ok()?, self.exit.1.try_clone().ok()?);
+        self.given.store(consumer.as_raw_fd(), Ordering::Relaxed);
+        Some((consumer, notifier))
     }
 
     fn handle_event(&mut self, event: u16, _: EventSet, vrings: &[VringRwLock], _: usize) -> io::Result<()> {
@@ -145,7 +149,9 @@ pub fn serve_vsock(guest_cid: u64, path: &Path, programs: UnixListener, monitor:
     let muxer = Muxer::with_listener(guest_cid, path, programs)?;
     let epoll = muxer.epoll().as_raw_fd();
     let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
-    let backend = Backend { device: Device::new(muxer), memory: None, event_idx: false, exit };
+    let given = Arc::new(AtomicI32::new(-1));
+    let backend =
+        Backend { device: Device::new(muxer), memory: None, event_idx: false, exit, given: Arc::clone(&given) };
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let backend = Arc::new(Mutex::new(backend));
     let mut daemon = VhostUserDaemon::new("vsock".to_owned(), Arc::clone(&backend), memory).map_err(failed)?;
@@ -153,7 +159,16 @@ pub fn serve_vsock(guest_cid: u64, path: &Path, programs: UnixListener, monitor:
         handler.register_listener(epoll, EventSet::IN, u64::from(MUXER))?;
     }
     daemon.start(&mut Listener::from(monitor)).map_err(failed)?;
-    match daemon.wait() {
+    let ended = daemon.wait();
+    // With it go its threads.
+    drop(daemon);
+    let forgotten = given.load(Ordering::Relaxed);
+    if forgotten >= 0 {
+        // SAFETY: the descriptor was the clone's alone, which the library turned into a number and gave to its epoll instance; that is gone.
+        #[expect(unsafe_code, reason = "the library forgets a descriptor")]
+        drop(unsafe { OwnedFd::from_raw_fd(forgotten) });
+    }
+    match ended {
         Err(vhost_user_backend::Error::HandleRequest(vhost::vhost_user::Error::Disconnected)) => Ok(()),
         ended => ended.map_err(failed),
     }
