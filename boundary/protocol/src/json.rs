@@ -17,6 +17,8 @@ pub struct JsonError(String);
 /// # Errors
 /// [`JsonError`] where the text is no JSON or a field has another type.
 pub fn from_json<M: protobuf::MessageFull>(json: &str) -> Result<M, JsonError> {
+    // The other reader takes more than JSON has (escapes with octal numbers), and overflows at one of them.
+    serde_json::from_str::<serde::de::IgnoredAny>(json).map_err(|error| JsonError(error.to_string()))?;
     let options = protobuf_json_mapping::ParseOptions { ignore_unknown_fields: true, ..Default::default() };
     protobuf_json_mapping::parse_from_str_with_options(json, &options).map_err(|error| JsonError(error.to_string()))
 }
@@ -103,6 +105,14 @@ mod tests {
         "resources":{"devices":[{"allow":true,"type":"c","major":5,"minor":0},{"allow":false}],"memory":{"limit":1099511627776},"cpu":{"shares":2,"quota":-1},"pids":{"limit":9},
         "unified":{"memory.high":"1"}},"seccomp":{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["read"],
         "action":"SCMP_ACT_ALLOW","errnoRet":1}]},"sysctl":{"a.b":"c"}}}"#;
+
+    #[test]
+    fn what_is_no_json_is_refused_whatever_the_library_takes() {
+        for text in [r#"{"a":"\778"}"#, r#"{"\x67":1}"#, "{'a':1}", "{} {}", ""] {
+            assert!(from_json::<oci::Spec>(text).is_err(), "{text}");
+        }
+        assert!(from_json::<oci::Spec>(r#"{"a":"\u0041","hostname":"h"}"#).is_ok());
+    }
 
     #[test]
     fn oci_json_becomes_a_message_and_comes_back() {
