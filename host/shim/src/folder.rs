@@ -43,6 +43,10 @@ pub(crate) fn is_served(pod: &Path, patience: Duration) -> bool {
 /// Removes the pod's folder. What is still mounted below it in this namespace is taken off first: nothing that was lent to
 /// the pod may be deleted with it.
 pub(crate) fn remove(pod: &Path) -> std::io::Result<()> {
+    // Mostly there is none: then a host's many mounts need not be looked through.
+    if !pod.try_exists()? {
+        return Ok(());
+    }
     for target in mounted_below(pod)?.iter().rev() {
         nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH)?;
     }
