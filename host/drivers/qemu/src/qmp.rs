@@ -273,6 +273,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_flood_of_events_keeps_no_answer_and_no_memory() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let flood = "{\"event\":\"RTC_CHANGE\",\"data\":{\"offset\":1}}\n".repeat(20_000);
+        let server = async {
+            let mut server = BufReader::new(theirs);
+            server.write_all(GREETING).await.unwrap();
+            answer(&mut server, "{\"return\":{},\"id\":ID}\n").await;
+            server.write_all(flood.as_bytes()).await.unwrap();
+            answer(&mut server, "{\"return\":7,\"id\":ID}\n").await;
+        };
+        let client = async {
+            // Nobody takes an event meanwhile.
+            let (client, mut events) = Client::connect(ours).await.unwrap();
+            assert_eq!(client.execute("stop", Value::Null).await.unwrap(), 7);
+            let kept = std::iter::from_fn(|| events.try_recv().ok()).count();
+            assert!((1..=EVENTS_MAX).contains(&kept), "{kept}");
+        };
+        tokio::join!(server, client);
+    }
+
+    #[tokio::test]
     async fn rubbish_ends_the_channel() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(b"hello\n").await.unwrap();
