@@ -23,6 +23,8 @@ mod suite;
 mod tests;
 #[cfg(test)]
 mod threats;
+#[cfg(test)]
+mod unsafe_code;
 
 use std::process::ExitCode;
 
