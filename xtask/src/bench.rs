@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use coracle_ci_statistics::compare_pairs;
 use serde_json::{Value, json};
 
 use crate::build::{self, Built};
@@ -21,6 +22,9 @@ use crate::pods;
 use crate::setup::{self, Level};
 use crate::steps::{command, output, step};
 use crate::tests;
+
+/// By which orders are drawn where not all are tried.
+const SEED: u64 = 1;
 
 /// Measure sizes, memory, calls, instructions and times.
 #[derive(Debug, clap::Args)]
@@ -364,7 +368,11 @@ fn ratio(bench: &Bench, pairs: usize) -> Result<Value> {
     }
     let mut ratios: Vec<f64> = series.iter().map(|(ours, runcs)| ours / runcs).collect();
     ratios.sort_by(f64::total_cmp);
+    let turned: Vec<(f64, f64)> = series.iter().map(|(ours, runcs)| (*runcs, *ours)).collect();
+    let difference = compare_pairs(&turned, SEED);
     Ok(json!({
+        // By which factor ours takes longer, and how probable that is where it does not.
+        "slower": difference.map(|found| json!({ "factor": found.factor, "probability": found.probability })),
         "ratio_median": ratios.get(ratios.len() / 2),
         "ratio_min": ratios.first(),
         "ratio_max": ratios.last(),
@@ -388,6 +396,7 @@ fn print_report(report: &Value) {
     show("guest instructions to ready", &report["guest_instructions_to_ready"]["series"]);
     show("their spread in percent", &report["guest_instructions_to_ready"]["spread_percent"]);
     show("run of true against runc, median ratio", &report["run_true_against_runc"]["ratio_median"]);
+    show("how much slower, and by chance", &report["run_true_against_runc"]["slower"]);
     let pods = &report["pods"];
     show("exec in a pod against runc, median ratio", &pods["exec"]["against_runc"]["ratio_median"]);
     show("exec, host CPU ms", &pods["exec"]["host_cpu_ms_each"]);
