@@ -340,6 +340,18 @@ async fn first_line(stream: &mut GuestStream) -> Option<Vec<u8>> {
 /// boot's deadline each.
 const HOST_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a boot may take in all. Memory of huge pages is cleared before the guest runs, and memory that a device of the host's reaches is put in
+/// place: so much memory, in MiB, takes a second for each GiB more, of which half is usual.
+fn patience(boot_timeout: Duration, made_at_once_mib: u64) -> Duration {
+    2 * boot_timeout + HOST_PATIENCE + Duration::from_secs(made_at_once_mib >> 10)
+}
+
+/// The memory that is made before the guest runs, in MiB.
+fn made_at_once_mib(config: &Config, setup: &Setup) -> u64 {
+    let is_made = config.huge_pages || setup.devices.iter().any(|device| device.kind() == DeviceKind::Vfio);
+    if is_made { config.memory_mib + setup.memory_mib.unwrap_or(0) } else { 0 }
+}
+
 /// How long the machine's own end may follow the end of a server of its devices: then it is the reason to tell.
 const SERVER_END_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -479,7 +491,7 @@ pub(crate) async fn ensure(sandbox: &Sandbox, setup: Setup) -> Result<Arc<Pod>> 
         return Ok(pod);
     }
     let guard = BootGuard { sandbox: Some(sandbox.clone()) };
-    let deadline = 2 * sandbox.config.boot_timeout + HOST_PATIENCE;
+    let deadline = patience(sandbox.config.boot_timeout, made_at_once_mib(&sandbox.config, &setup));
     let booted = tokio::time::timeout(deadline, boot(sandbox, &setup).instrument(debug_span!("boot"))).await;
     let pod = booted.unwrap_or_else(|_| {
         let seconds = deadline.as_secs();
@@ -522,5 +534,17 @@ impl Drop for BootGuard {
                 state.phase = Phase::Absent;
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_that_makes_much_memory_at_once_has_longer() {
+        let timeout = Duration::from_secs(60);
+        assert_eq!(patience(timeout, 0), Duration::from_secs(130));
+        assert_eq!(patience(timeout, 64 << 10), Duration::from_secs(194));
     }
 }
