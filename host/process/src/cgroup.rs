@@ -41,7 +41,8 @@ impl Cgroup {
     pub fn at(path: &str) -> Result<Self> {
         let path = relative(path)
             .ok_or_else(|| Error::new(ErrorKind::InvalidInput, format!("{path:?} is no path of a control group")))?;
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        // A place may be called anything.
+        let mounts = String::from_utf8_lossy(&std::fs::read("/proc/self/mountinfo")?).into_owned();
         let own = std::fs::read_to_string("/proc/self/cgroup")?;
         let place = |hierarchy: Hierarchy| Place {
             before: membership(&own, &hierarchy),

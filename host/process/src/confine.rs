@@ -3,14 +3,18 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Gid, Pid, Resource, Rlimit, Uid};
 use rustix::thread::UnshareFlags;
 use seccompiler::BpfProgram;
 
+use crate::spawn::FIRST_COPY;
 use crate::syscalls::local_sockets;
 
 /// The first of the users under which monitors run, one a process that starts them; above those of a host's own users and
@@ -25,6 +29,9 @@ pub fn monitor_user() -> u32 {
 
 /// Folders in which a confined monitor finds nothing: sockets, and what is somebody's own.
 const HIDDEN: [&str; 9] = ["/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var"];
+
+/// What a monitor's program and its files are in, or need: no folder above one of these is hidden.
+const NEEDED: [&str; 7] = ["/dev", "/etc", "/lib", "/lib64", "/proc", "/sys", "/usr"];
 
 /// What a monitor is shown of the host's devices as its own.
 const KVM: &CStr = c"/dev/kvm";
@@ -42,6 +49,8 @@ pub struct Confinement {
     kvm: Option<u64>,
     /// The most bytes that it may keep in memory (RLIMIT_MEMLOCK); none here is what this process may.
     kept: Option<u64>,
+    /// What it may write to (Landlock); none where the kernel has none of that.
+    rules: Option<Arc<OwnedFd>>,
     /// Its system calls.
     filter: Option<BpfProgram>,
 }
@@ -58,22 +67,25 @@ impl Confinement {
     /// Where there can't be a list of system calls.
     pub fn of_monitor(program: &Path) -> std::io::Result<Self> {
         let program = program.canonicalize().unwrap_or_else(|_| program.to_owned());
-        let is_hidden = |folder: &&str| {
-            // One that is a link leads to what is hidden elsewhere, or is no mount's place.
-            let is_folder = std::fs::symlink_metadata(folder).is_ok_and(|data| data.is_dir());
-            is_folder && !program.starts_with(folder)
+        let needed = NEEDED.map(Path::new);
+        let can_hide = |folder: &PathBuf| {
+            folder.is_dir() && !needed.iter().chain([&program.as_path()]).any(|needed| needed.starts_with(folder))
         };
-        let hidden: Vec<&str> = HIDDEN.into_iter().filter(is_hidden).collect();
-        let mounts = mounts_below(&hidden, &std::fs::read_to_string("/proc/thread-self/mountinfo")?);
-        let hidden = hidden.into_iter().filter_map(|folder| CString::new(folder).ok()).collect();
-        let kvm = std::fs::metadata("/dev/kvm").ok().filter(|data| data.file_type().is_char_device());
+        // Where one is a link, what it leads to.
+        let mut hidden: Vec<PathBuf> =
+            HIDDEN.iter().filter_map(|folder| Path::new(folder).canonicalize().ok()).filter(can_hide).collect();
+        hidden.sort();
+        hidden.dedup();
+        let mounts = mounts_below(&hidden, &std::fs::read("/proc/thread-self/mountinfo")?);
+        let hidden = hidden.into_iter().filter_map(|folder| CString::new(folder.into_os_string().into_vec()).ok());
         Ok(Self {
             user: Some(monitor_user()),
             namespaces: PLAIN | UnshareFlags::NEWNS,
-            hidden,
+            hidden: hidden.collect(),
             mounts,
-            kvm: kvm.map(|data| data.rdev()),
+            kvm: None,
             kept: None,
+            rules: written_nowhere()?,
             filter: Some(local_sockets()?),
         })
     }
@@ -89,8 +101,17 @@ impl Confinement {
             mounts: Vec::new(),
             kvm: None,
             kept: None,
+            rules: None,
             filter: None,
         }
+    }
+
+    /// Gives it a `/dev/kvm` of its own, where the host has one.
+    #[must_use]
+    pub fn with_kvm(mut self) -> Self {
+        let kvm = std::fs::metadata("/dev/kvm").ok().filter(|data| data.file_type().is_char_device());
+        self.kvm = kvm.map(|data| data.rdev());
+        self
     }
 
     /// Lets it keep so much of its memory where it is; see [`lock_memory`].
@@ -153,11 +174,33 @@ impl Confinement {
         Ok(rustix::thread::set_thread_res_uid(user, user, user)?)
     }
 
-    /// Gives system calls up. No privileges can be gained any more by then.
+    /// Gives up to write, and system calls. No privileges can be gained any more by then.
     pub(crate) fn give_up_calls(&self) -> std::io::Result<()> {
+        if let Some(rules) = &self.rules {
+            // SAFETY: the call takes no pointers.
+            #[expect(unsafe_code, reason = "a system call without a wrapper")]
+            let result = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) };
+            if result < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
         let Some(filter) = &self.filter else { return Ok(()) };
         seccompiler::apply_filter(filter).map_err(|_| std::io::Error::from_raw_os_error(libc::EPERM))
     }
+}
+
+/// Rules by which nothing is written to, made or removed but below `/dev`: mounts that the host makes later come with its own flags. None where the
+/// kernel has no Landlock. The descriptor is out of the way of those that a child inherits.
+fn written_nowhere() -> std::io::Result<Option<Arc<OwnedFd>>> {
+    use landlock::{ABI, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr};
+    const NEWEST: ABI = ABI::V6;
+    let failed = |error: landlock::RulesetError| std::io::Error::other(format!("landlock: {error}"));
+    let writes = AccessFs::from_write(NEWEST);
+    let rules = Ruleset::default().handle_access(writes).and_then(Ruleset::create).map_err(failed)?;
+    let devices = PathFd::new("/dev").map_err(|error| std::io::Error::other(format!("landlock: {error}")))?;
+    let rules = rules.add_rule(PathBeneath::new(devices, writes)).map_err(failed)?;
+    let Some(rules) = Option::<OwnedFd>::from(rules) else { return Ok(None) };
+    Ok(Some(Arc::new(rustix::io::fcntl_dupfd_cloexec(rules, FIRST_COPY)?)))
 }
 
 /// Puts a device of this number and user in the place of [`KVM`]: whom the host lets use its own is another matter. `folder` is an empty one of
@@ -185,11 +228,11 @@ fn own_device(folder: &CStr, number: u64, user: u32) -> rustix::io::Result<()> {
 }
 
 /// The uppermost places below these folders at which something is mounted, by a table of mounts (proc(5), mountinfo).
-fn mounts_below(folders: &[&str], table: &str) -> Vec<CString> {
+fn mounts_below(folders: &[PathBuf], table: &[u8]) -> Vec<CString> {
     let mut below: Vec<Vec<u8>> = table
-        .lines()
-        .filter_map(|line| Some(unescaped(line.split(' ').nth(4)?)))
-        .filter(|place| folders.iter().any(|folder| is_below(folder.as_bytes(), place)))
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| Some(unescaped(line.split(|byte| *byte == b' ').nth(4)?)))
+        .filter(|place| folders.iter().any(|folder| is_below(folder.as_os_str().as_bytes(), place)))
         .collect();
     below.sort();
     below.dedup_by(|next, before| next == before || is_below(before, next));
@@ -201,9 +244,9 @@ fn is_below(folder: &[u8], place: &[u8]) -> bool {
 }
 
 /// A path with its spaces and the like, which are octal numbers behind backslashes in that table.
-fn unescaped(text: &str) -> Vec<u8> {
+fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut path = Vec::new();
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some((&first, behind)) = rest.split_first() {
         let number = behind.get(..3).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
         match number.filter(|_| first == b'\\') {
@@ -309,7 +352,6 @@ pub fn thread_of(process: i32, own: i32) -> Option<i32> {
 mod tests {
     use super::*;
     use std::io::{Read, Seek};
-    use std::os::fd::AsRawFd;
 
     use crate::{CapabilitySet, Spawn};
 
@@ -431,7 +473,19 @@ mod tests {
             "/var/lib/x",
         ];
         let table: String = places.iter().map(|place| line(place)).collect();
-        assert_eq!(mounts_below(&["/run", "/var"], &table), [c"/run/a b", c"/var/lib/x"].map(CStr::to_owned));
+        let mut table = table.into_bytes();
+        // The kernel escapes no byte for being no text.
+        table.extend(b"36 35 98:0 / /run/\xff rw - tmpfs x rw\n");
+        let expected = [c"/run/a b", c"/run/\xff", c"/var/lib/x"].map(CStr::to_owned);
+        assert_eq!(mounts_below(&["/run".into(), "/var".into()], &table), expected);
+    }
+
+    #[test]
+    fn the_rules_are_out_of_the_way_of_what_a_child_inherits() {
+        match written_nowhere().unwrap() {
+            Some(rules) => assert!(rules.as_raw_fd() >= FIRST_COPY),
+            None => println!("left out: this kernel has no Landlock"),
+        }
     }
 
     #[test]

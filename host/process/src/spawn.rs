@@ -115,7 +115,11 @@ impl Spawn {
         let parent = (!self.own_pid_namespace).then(rustix::process::getpid);
         let (capabilities, confinement) = (self.capabilities, self.confinement);
         let own = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
-        let watched = own.map_err(|error| failed(error.into()))?;
+        // Out of the way of the targets.
+        let watched = own.and_then(|own| rustix::io::fcntl_dupfd_cloexec(own, FIRST_COPY));
+        let watched = watched.map_err(|error| failed(error.into()))?;
+        // The standard library's pipe, by which a child tells why it could not start, must not lie where a target comes.
+        let places = occupied(descriptors.iter().map(|(target, _)| *target).max()).map_err(failed)?;
         let setup = move || prepare(parent, &descriptors, capabilities, confinement.as_ref(), Some(&watched));
         // SAFETY: between fork and exec the closure makes system calls only (prctl, capset, getppid, fcntl, dup3; for a confined child unshare,
         // mounts, one device, and those that change its user), and allocates nothing: its paths are C strings already.
@@ -125,6 +129,7 @@ impl Spawn {
         }
         let namespace = if self.own_pid_namespace { Some(PidNamespace::enter().map_err(failed)?) } else { None };
         let spawned = command.spawn();
+        drop(places);
         if let Some(namespace) = namespace {
             namespace.leave().map_err(failed)?;
         }
@@ -140,6 +145,19 @@ impl Spawn {
         }
         Child::watch(name.clone(), &child).map_err(failed)
     }
+}
+
+/// Takes every number that is free up to this one.
+fn occupied(last: Option<RawFd>) -> std::io::Result<Vec<OwnedFd>> {
+    let mut places = Vec::new();
+    let Some(last) = last else { return Ok(places) };
+    let mut next: OwnedFd = std::fs::File::open("/dev/null")?.into();
+    while next.as_raw_fd() <= last {
+        let following = rustix::io::fcntl_dupfd_cloexec(&next, 3)?;
+        places.push(next);
+        next = following;
+    }
+    Ok(places)
 }
 
 /// A pid namespace into which this thread's children are born. The thread itself stays where it is.
@@ -209,10 +227,10 @@ fn prepare(
 
 /// The most descriptors that a child inherits, and the number after their numbers, which begin at 3.
 const DESCRIPTORS_MAX: usize = 512;
-const FIRST_COPY: RawFd = 515;
+pub(crate) const FIRST_COPY: RawFd = 515;
 
 fn duplicate(from: RawFd, to: RawFd, flags: libc::c_int) -> std::io::Result<()> {
-    // SAFETY: dup3 takes no pointers; the target numbers are unused in the freshly forked child.
+    // SAFETY: dup3 takes no pointers; what the freshly forked child has at the target numbers are copies of the parent's, which it does not use.
     #[expect(unsafe_code, reason = "the safe wrappers own the target, which here is only a number")]
     let result = unsafe { libc::dup3(from, to, flags) };
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }

@@ -83,7 +83,8 @@ fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
 
 /// The mount points below a folder, in the order in which they were made.
 fn mounted_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    // A place of somebody else's may be called anything.
+    let table = String::from_utf8_lossy(&std::fs::read("/proc/self/mountinfo")?).into_owned();
     let points = mountinfo::mounts(&table).into_iter().map(|mount| mount.point);
     Ok(points.filter(|point| point.starts_with(folder)).collect())
 }

@@ -91,7 +91,9 @@ fn sub_path(source: &Path, wanted: &Wanted) -> Result<Option<Volume>, Error> {
     if !source.is_dir() {
         return Err(invalid("only folders of it can be mounted by themselves (subPath)".into()));
     }
-    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| invalid(error.to_string()))?;
+    let table = std::fs::read("/proc/self/mountinfo").map_err(|error| invalid(error.to_string()))?;
+    // A place of somebody else's may be called anything.
+    let table = String::from_utf8_lossy(&table);
     let part = mount_of(&table, source).ok_or_else(|| invalid("nothing is mounted there".into()))?;
     let inner = inside(&table, &whole, &part).ok_or_else(|| invalid("it is no part of its volume".into()))?;
     let owner = Root::of(&std::fs::metadata(source).map_err(|error| invalid(error.to_string()))?);

@@ -101,9 +101,11 @@ fn not_started(error: &coracle_process::Error, is_confined: bool) -> Error {
     let mend = match error {
         coracle_process::Error::Start { source, .. } if is_confined => match source.kind() {
             std::io::ErrorKind::PermissionDenied => {
-                ": it runs as a user of its own, and everybody must be able to start it; or set `jail = false` in the table [qemu]"
+                ": it runs as a user of its own in namespaces of its own: everybody must be able to start it, and the host must let root make those; \
+                 or set `jail = false` in the table [qemu]"
             }
-            _ => ": it is confined, which takes Linux 5.12; or set `jail = false` in the table [qemu]",
+            std::io::ErrorKind::Unsupported => ": its jail takes Linux 5.12; or set `jail = false` in the table [qemu]",
+            _ => "",
         },
         _ => "",
     };
@@ -129,6 +131,8 @@ fn confinement(config: &Config, spec: &MachineSpec) -> Result<Option<Confinement
         return Ok(None);
     }
     let confinement = Confinement::of_monitor(&config.program).map_err(Error::system("confine QEMU"))?;
+    let uses_kvm = config.accelerator == coracle_machine::Accelerator::Kvm;
+    let confinement = if uses_kvm { confinement.with_kvm() } else { confinement };
     Ok(Some(if vfio::has_any(spec) { confinement.keeping(most_bytes(spec)) } else { confinement }))
 }
 

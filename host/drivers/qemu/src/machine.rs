@@ -45,6 +45,8 @@ impl Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
+        // Where QEMU still runs, it goes with this, and has what it has opened until then.
+        self.given.take_all();
         self.vsock.remove_files();
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -93,8 +94,10 @@ impl Drop for Files {
 }
 
 fn take_back(file: &Path) {
-    // Mostly it has gone with the device's driver.
-    let _ = std::os::unix::fs::chown(file, Some(0), None);
+    // Mostly it has gone with the device's driver; and it may be another pod's by now.
+    if std::fs::metadata(file).is_ok_and(|data| data.uid() == monitor_user()) {
+        let _ = std::os::unix::fs::chown(file, Some(0), None);
+    }
 }
 
 impl Given {
@@ -114,6 +117,12 @@ impl Given {
     /// Gives those of a machine's devices from its start.
     pub(crate) fn give_all(&self, spec: &MachineSpec) -> Result<()> {
         passed(spec).try_for_each(|(address, by_iommufd)| self.give(address, by_iommufd))
+    }
+
+    /// Takes all back: QEMU is no more.
+    pub(crate) fn take_all(&self) {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut files.0).into_values().for_each(|file| take_back(&file));
     }
 
     /// Takes one back, where QEMU has let go of it. One of the same group that it still has keeps the file.
