@@ -26,8 +26,14 @@ impl Disk {
     /// The one of a folder of [`DISKS`].
     fn of(folder: &Path) -> Result<Self> {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let number = read(&folder.join("dev")).map_err(Error::system(format!("learn the number of {name}")))?;
-        Ok(Self { name, number })
+        match read(&folder.join("dev")) {
+            Ok(number) => Ok(Self { name, number }),
+            // The kernel makes the folder first, and tells of the disk when it is whole (Linux: `device_add`): until then it is not there.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::NotFound(format!("{name}, which is listed, has no number yet")))
+            }
+            Err(error) => Err(Error::system(format!("learn the number of {name}"))(error)),
+        }
     }
 
     /// Its device file.
@@ -116,6 +122,18 @@ fn read(path: &Path) -> std::io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_that_is_not_whole_yet_is_not_there_yet() {
+        let disks = tempfile::tempdir().unwrap();
+        let folder = disks.path().join("vdb");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("serial"), "swap-0").unwrap();
+        let found = || find_in(disks.path(), "/dev/disk/by-id/virtio-swap-0");
+        assert!(matches!(found(), Err(Error::NotFound(_))), "{:?}", found());
+        std::fs::write(folder.join("dev"), "254:16\n").unwrap();
+        assert_eq!(found().unwrap(), Disk { name: "vdb".into(), number: "254:16".into() });
+    }
 
     #[test]
     fn a_disk_is_found_by_its_serial_number() {
