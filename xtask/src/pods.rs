@@ -34,12 +34,18 @@ pub(crate) struct Endure {
     rounds: usize,
 }
 
-pub(crate) fn endure(args: &Endure) -> Result<()> {
+/// All programs, for whom pods through containerd can be made.
+fn built_for_root() -> Result<Built> {
     setup::ensure(Level::Test)?;
     let built = build::all()?;
     if !setup::is_root() {
         bail!("pods through containerd need root: run this by sudo");
     }
+    Ok(built)
+}
+
+pub(crate) fn endure(args: &Endure) -> Result<()> {
+    let built = built_for_root()?;
     if !std::path::Path::new("/usr/bin/stress-ng").exists() {
         steps::run(command("apt-get", &["install", "-q", "-y", "--no-install-recommends", "stress-ng"]))?;
     }
@@ -49,11 +55,7 @@ pub(crate) fn endure(args: &Endure) -> Result<()> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    setup::ensure(Level::Test)?;
-    let built = build::all()?;
-    if !setup::is_root() {
-        bail!("pods through containerd need root: run this by sudo");
-    }
+    let built = built_for_root()?;
     for at_once in args.at_once.map_or(vec![1, 10], |at_once| vec![at_once]) {
         step(&format!("{} pods, {at_once} at a time", args.pods), || churn(&built, args.pods, at_once))?;
     }

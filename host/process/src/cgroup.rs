@@ -41,15 +41,14 @@ impl Cgroup {
     pub fn at(path: &str) -> Result<Self> {
         let path = relative(path)
             .ok_or_else(|| Error::new(ErrorKind::InvalidInput, format!("{path:?} is no path of a control group")))?;
-        // A place may be called anything.
-        let mounts = String::from_utf8_lossy(&std::fs::read("/proc/self/mountinfo")?).into_owned();
+        let mounts = crate::mountinfo::table()?;
         let own = std::fs::read_to_string("/proc/self/cgroup")?;
         let place = |hierarchy: Hierarchy| Place {
             before: membership(&own, &hierarchy),
             mount: hierarchy.mount,
             path: path.clone(),
         };
-        Ok(Self { places: hierarchies(&mounts).into_iter().map(place).collect() })
+        Ok(Self { places: hierarchies(&String::from_utf8_lossy(&mounts)).into_iter().map(place).collect() })
     }
 
     /// Makes the group where it is missing, and moves this process into it with all its threads.

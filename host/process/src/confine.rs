@@ -1,10 +1,11 @@
 //! A child that is nobody of the host's: a user of its own, in namespaces of its own, from which little of the host is seen and nothing of it is
 //! written to. What it needs of the host it inherits open.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use rustix::process::{Gid, Pid, Resource, Rlimit, Uid};
 use rustix::thread::UnshareFlags;
 use seccompiler::BpfProgram;
 
+use crate::mountinfo;
 use crate::spawn::FIRST_COPY;
 use crate::syscalls::local_sockets;
 
@@ -76,7 +78,7 @@ impl Confinement {
             HIDDEN.iter().filter_map(|folder| Path::new(folder).canonicalize().ok()).filter(can_hide).collect();
         hidden.sort();
         hidden.dedup();
-        let mounts = mounts_below(&hidden, &std::fs::read("/proc/thread-self/mountinfo")?);
+        let mounts = mounts_below(&hidden, &mountinfo::table()?);
         let hidden = hidden.into_iter().filter_map(|folder| CString::new(folder.into_os_string().into_vec()).ok());
         Ok(Self {
             user: Some(monitor_user()),
@@ -227,40 +229,15 @@ fn own_device(folder: &CStr, number: u64, user: u32) -> rustix::io::Result<()> {
     mounted
 }
 
-/// The uppermost places below these folders at which something is mounted, by a table of mounts (proc(5), mountinfo).
+/// The uppermost places below these folders at which something is mounted, by a table of mounts.
 fn mounts_below(folders: &[PathBuf], table: &[u8]) -> Vec<CString> {
-    let mut below: Vec<Vec<u8>> = table
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| Some(unescaped(line.split(|byte| *byte == b' ').nth(4)?)))
-        .filter(|place| folders.iter().any(|folder| is_below(folder.as_os_str().as_bytes(), place)))
-        .collect();
+    let is_below = |folder: &Path, place: &Path| place != folder && place.starts_with(folder);
+    let mut below: Vec<PathBuf> = mountinfo::mounts(table).into_iter().map(|mount| mount.point).collect();
+    below.retain(|place| folders.iter().any(|folder| is_below(folder, place)));
+    // By its parts, a path comes before those below it, and nothing else between.
     below.sort();
-    below.dedup_by(|next, before| next == before || is_below(before, next));
-    below.into_iter().filter_map(|place| CString::new(place).ok()).collect()
-}
-
-fn is_below(folder: &[u8], place: &[u8]) -> bool {
-    place.strip_prefix(folder).is_some_and(|rest| rest.first() == Some(&b'/'))
-}
-
-/// A path with its spaces and the like, which are octal numbers behind backslashes in that table.
-fn unescaped(text: &[u8]) -> Vec<u8> {
-    let mut path = Vec::new();
-    let mut rest = text;
-    while let Some((&first, behind)) = rest.split_first() {
-        let number = behind.get(..3).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match number.filter(|_| first == b'\\') {
-            Some(byte) => {
-                path.push(byte);
-                rest = behind.get(3..).unwrap_or_default();
-            }
-            None => {
-                path.push(first);
-                rest = behind;
-            }
-        }
-    }
-    path
+    below.dedup_by(|next, before| next.starts_with(before));
+    below.into_iter().filter_map(|place| CString::new(place.into_os_string().into_vec()).ok()).collect()
 }
 
 /// Whether a map of a user namespace (user_namespaces(7)) has this user.
@@ -276,33 +253,37 @@ fn has_user(map: &str, user: u32) -> bool {
     })
 }
 
-/// `struct mount_attr` (linux/mount.h).
-#[repr(C)]
-struct MountAttributes {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    user_namespace: u64,
-}
-
-/// Makes all mounts of this namespace read-only, and without what raises privileges (mount_setattr(2), Linux 5.12).
+/// Makes all mounts of this namespace read-only, and without what raises privileges.
 fn all_read_only() -> std::io::Result<()> {
     const READ_ONLY: u64 = 0x1;
     const NO_SET_USER: u64 = 0x2;
-    let attributes = MountAttributes { set: READ_ONLY | NO_SET_USER, clear: 0, propagation: 0, user_namespace: 0 };
-    // SAFETY: the path ends with a zero, and the structure lives during the call and has the size that is told.
-    #[expect(unsafe_code, reason = "a system call without a wrapper")]
+    set_mount_attributes(rustix::fs::CWD, c"/", libc::AT_RECURSIVE, [READ_ONLY | NO_SET_USER, 0, 0, 0])
+}
+
+/// mount_setattr(2), Linux 5.12, of the mount at `path` from `folder`; `attributes` are those of struct mount_attr: attr_set, attr_clr,
+/// propagation, userns_fd. One system call and nothing else.
+///
+/// # Errors
+/// The system's.
+pub fn set_mount_attributes(
+    folder: BorrowedFd<'_>,
+    path: &CStr,
+    flags: libc::c_int,
+    attributes: [u64; 4],
+) -> std::io::Result<()> {
+    // SAFETY: the path is NUL-terminated, and the structure lives through the call and has the size that is given.
+    #[expect(unsafe_code, reason = "no safe wrapper is at hand")]
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            c"/".as_ptr(),
-            libc::AT_RECURSIVE,
-            &raw const attributes,
-            size_of::<MountAttributes>(),
+            folder.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
         )
     };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Lets a monitor keep so much of its memory where it is: what devices of the host's reach does not move.
@@ -335,17 +316,19 @@ pub fn for_everybody(mut file: File) -> std::io::Result<File> {
     Ok(copy)
 }
 
-/// The host's number for a thread of a process that has a pid namespace of its own, by the number that it has there.
-#[must_use]
-pub fn thread_of(process: i32, own: i32) -> Option<i32> {
-    let threads = std::fs::read_dir(format!("/proc/{process}/task")).ok()?.flatten();
+/// The host's numbers for the threads of a process, by those that they have in its own pid namespace.
+///
+/// # Errors
+/// Where there is no such process.
+pub fn threads_of(process: i32) -> std::io::Result<BTreeMap<i32, i32>> {
     let numbers = |thread: std::fs::DirEntry| {
+        // One that has ended meanwhile is none.
         let status = std::fs::read_to_string(thread.path().join("status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
         let (first, last) = (line.split_whitespace().next()?, line.split_whitespace().last()?);
-        Some((first.parse().ok()?, last.parse().ok()?))
+        Some((last.parse().ok()?, first.parse().ok()?))
     };
-    threads.filter_map(numbers).find_map(|(host, inner): (i32, i32)| (inner == own).then_some(host))
+    Ok(std::fs::read_dir(format!("/proc/{process}/task"))?.flatten().filter_map(numbers).collect())
 }
 
 #[cfg(test)]
@@ -517,9 +500,9 @@ mod tests {
         }
         let child = Spawn::new("sleep").argument("1000").in_own_pid_namespace().start().unwrap();
         let pid = i32::try_from(child.pid()).unwrap();
-        assert_eq!((thread_of(pid, 1), thread_of(pid, 2)), (Some(pid), None));
+        assert_eq!(threads_of(pid).unwrap(), [(1, pid)].into());
         let own = i32::try_from(std::process::id()).unwrap();
-        assert_eq!(thread_of(own, own), Some(own), "in no namespace of its own they are the same");
+        assert_eq!(threads_of(own).unwrap()[&own], own, "in no namespace of its own they are the same");
         child.kill();
         child.wait().await;
     }

@@ -111,17 +111,15 @@ impl Spawn {
         {
             return Err(failed(std::io::Error::other("too many descriptors, or numbers out of range")));
         }
-        // A process of another namespace has no number for its parent.
-        let parent = (!self.own_pid_namespace).then(rustix::process::getpid);
         let (capabilities, confinement) = (self.capabilities, self.confinement);
         let own = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
-        // Out of the way of the targets.
+        // By this a child of another namespace sees its parent's end, too. Out of the way of the targets.
         let watched = own.and_then(|own| rustix::io::fcntl_dupfd_cloexec(own, FIRST_COPY));
         let watched = watched.map_err(|error| failed(error.into()))?;
         // The standard library's pipe, by which a child tells why it could not start, must not lie where a target comes.
         let places = occupied(descriptors.iter().map(|(target, _)| *target).max()).map_err(failed)?;
-        let setup = move || prepare(parent, &descriptors, capabilities, confinement.as_ref(), Some(&watched));
-        // SAFETY: between fork and exec the closure makes system calls only (prctl, capset, getppid, fcntl, dup3; for a confined child unshare,
+        let setup = move || prepare(&watched, &descriptors, capabilities, confinement.as_ref());
+        // SAFETY: between fork and exec the closure makes system calls only (prctl, capset, poll, fcntl, dup3; for a confined child unshare,
         // mounts, one device, and those that change its user), and allocates nothing: its paths are C strings already.
         #[expect(unsafe_code, reason = "pre_exec is unsafe by declaration")]
         unsafe {
@@ -182,17 +180,11 @@ impl PidNamespace {
 
 /// In the child, before exec. The targets are taken in two steps, so that no copy is overwritten before it is in place.
 fn prepare(
-    parent: Option<rustix::process::Pid>,
+    parent: &OwnedFd,
     descriptors: &[(RawFd, RawFd)],
     capabilities: Option<CapabilitySet>,
     confinement: Option<&Confinement>,
-    watched: Option<&OwnedFd>,
 ) -> std::io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    if parent.is_some() && rustix::process::getppid() != parent {
-        // The parent died before the line above.
-        return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
-    }
     rustix::thread::set_no_new_privs(true)?;
     // Copies above all targets first: a target may be the number of a source that is still to be copied.
     let mut copies = [-1; DESCRIPTORS_MAX];
@@ -208,19 +200,22 @@ fn prepare(
     for (copy, (target, _)) in copies.iter().zip(descriptors) {
         duplicate(*copy, *target, 0)?;
     }
-    let Some(confinement) = confinement else { return capabilities.map_or(Ok(()), privileges::keep_only) };
-    confinement.leave()?;
-    let kept = capabilities.unwrap_or(CapabilitySet::empty());
-    privileges::bound(kept)?;
-    confinement.become_user()?;
-    privileges::limit(kept)?;
-    confinement.give_up_calls()?;
-    // A change of user has taken it back; and the parent may have died meanwhile, which a process of another namespace sees by this alone.
+    if let Some(confinement) = confinement {
+        let kept = capabilities.unwrap_or(CapabilitySet::empty());
+        confinement.leave()?;
+        privileges::bound(kept)?;
+        confinement.become_user()?;
+        privileges::limit(kept)?;
+        confinement.give_up_calls()?;
+    } else if let Some(kept) = capabilities {
+        privileges::keep_only(kept)?;
+    }
+    // Last, for a change of user would take it back.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    let Some(watched) = watched else { return Ok(()) };
-    let mut events = [rustix::event::PollFd::new(watched, rustix::event::PollFlags::IN)];
+    let mut events = [rustix::event::PollFd::new(parent, rustix::event::PollFlags::IN)];
     match rustix::event::poll(&mut events, Some(&rustix::event::Timespec::default()))? {
         0 => Ok(()),
+        // The parent died before the line above.
         _ => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
     }
 }

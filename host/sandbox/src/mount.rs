@@ -1,8 +1,6 @@
 //! Mounts on the host, as a storage plan has them. The shim is in a mount namespace of its own, so none outlives it.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -167,30 +165,7 @@ fn make(wanted: &HostMount) -> Result<()> {
 fn make_readonly(target: &Path, flags: libc::c_int) -> std::io::Result<()> {
     const MOUNT_ATTR_RDONLY: u64 = 1;
     let target = std::ffi::CString::new(target.as_os_str().as_bytes()).map_err(std::io::Error::other)?;
-    set_attributes(rustix::fs::CWD, &target, flags, [MOUNT_ATTR_RDONLY, 0, 0, 0])
-}
-
-/// mount_setattr(2) of the mount at `path` from `folder`; `attributes` are those of struct mount_attr: attr_set, attr_clr, propagation,
-/// userns_fd.
-pub(crate) fn set_attributes(
-    folder: BorrowedFd<'_>,
-    path: &CStr,
-    flags: libc::c_int,
-    attributes: [u64; 4],
-) -> std::io::Result<()> {
-    // SAFETY: the path is NUL-terminated, and the structure lives through the call and has the size that is given.
-    #[expect(unsafe_code, reason = "no safe wrapper is at hand")]
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            folder.as_raw_fd(),
-            path.as_ptr(),
-            flags,
-            attributes.as_ptr(),
-            size_of_val(&attributes),
-        )
-    };
-    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    coracle_process::set_mount_attributes(rustix::fs::CWD, &target, flags, [MOUNT_ATTR_RDONLY, 0, 0, 0])
 }
 
 #[cfg(test)]

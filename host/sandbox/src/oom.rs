@@ -38,6 +38,7 @@ async fn next(pod: Weak<Pod>) -> Option<OOMEvent> {
 async fn paced<T, N: Future<Output = Option<T>>>(mut next: impl FnMut() -> N, mut tell: impl FnMut(T)) {
     while let Some(event) = next().await {
         tell(event);
+        // Not for an event: the bound itself, for the guest says when one comes.
         tokio::time::sleep(PACE).await;
     }
 }
@@ -54,7 +55,7 @@ mod tests {
             asked += 1;
             let number = asked;
             async move {
-                // After a long quiet as before it.
+                // After a long quiet as before it. The clock is the test's, and takes no time.
                 if number == 50 {
                     tokio::time::sleep(Duration::from_secs(600)).await;
                 }

@@ -8,8 +8,6 @@ use std::path::Path;
 use coracle_storage::{IdMap, Owners};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use crate::mount::set_attributes;
-
 /// `MOUNT_ATTR_IDMAP` (mount_setattr(2)).
 const ATTRIBUTE: u64 = 0x10_0000;
 
@@ -27,7 +25,7 @@ pub(crate) fn bind(source: &Path, target: &Path, owners: &Owners) -> Result<()> 
 fn set(tree: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bool) -> Result<()> {
     let namespace = u64::try_from(namespace.as_raw_fd()).map_err(Error::other)?;
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    set_attributes(tree, c"", flags, [ATTRIBUTE, 0, 0, namespace])
+    coracle_process::set_mount_attributes(tree, c"", flags, [ATTRIBUTE, 0, 0, namespace])
 }
 
 /// A user namespace of these mappings: that is how the kernel is told them. A child makes it, and is ended again.

@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use coracle_process::mountinfo;
 use coracle_settings::Settings;
-use coracle_storage::mountinfo;
 use sha2::{Digest, Sha256};
 
 /// The folder of the pod `id` in `namespace`. Its name is a digest: names may be long, and sockets' paths may not.
@@ -83,9 +83,7 @@ fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
 
 /// The mount points below a folder, in the order in which they were made.
 fn mounted_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    // A place of somebody else's may be called anything.
-    let table = String::from_utf8_lossy(&std::fs::read("/proc/self/mountinfo")?).into_owned();
-    let points = mountinfo::mounts(&table).into_iter().map(|mount| mount.point);
+    let points = mountinfo::mounts(&mountinfo::table()?).into_iter().map(|mount| mount.point);
     Ok(points.filter(|point| point.starts_with(folder)).collect())
 }
 

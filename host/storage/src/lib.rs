@@ -7,7 +7,6 @@
 
 mod container;
 mod disks;
-pub mod mountinfo;
 mod shared_fs;
 mod shm;
 mod volumes;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use coracle_machine::Device;
+use coracle_process::mountinfo::{Mounted, mounts, table};
 use coracle_protocol::agent::{self, FSGroup, Storage};
 use coracle_protocol::protobuf::MessageField;
 use coracle_protocol::types::FSGroupChangePolicy;
@@ -13,7 +14,6 @@ use coracle_protocol::{oci, paths};
 use serde::Deserialize;
 
 use crate::disks::{disk, guest_name, serial, storage};
-use crate::mountinfo::{Mounted, mounts};
 use crate::{Error, Mirror, Wanted};
 
 /// A mount that is not simply shared.
@@ -91,9 +91,7 @@ fn sub_path(source: &Path, wanted: &Wanted) -> Result<Option<Volume>, Error> {
     if !source.is_dir() {
         return Err(invalid("only folders of it can be mounted by themselves (subPath)".into()));
     }
-    let table = std::fs::read("/proc/self/mountinfo").map_err(|error| invalid(error.to_string()))?;
-    // A place of somebody else's may be called anything.
-    let table = String::from_utf8_lossy(&table);
+    let table = table().map_err(|error| invalid(error.to_string()))?;
     let part = mount_of(&table, source).ok_or_else(|| invalid("nothing is mounted there".into()))?;
     let inner = inside(&table, &whole, &part).ok_or_else(|| invalid("it is no part of its volume".into()))?;
     let owner = Root::of(&std::fs::metadata(source).map_err(|error| invalid(error.to_string()))?);
@@ -112,14 +110,14 @@ fn sub_path(source: &Path, wanted: &Wanted) -> Result<Option<Volume>, Error> {
 }
 
 /// What is mounted at `point`.
-fn mount_of(table: &str, point: &Path) -> Option<Mounted> {
+fn mount_of(table: &[u8], point: &Path) -> Option<Mounted> {
     let found = mounts(table).into_iter().rev().find(|mount| mount.point == point);
     // The kernel writes no path that climbs; what is below a deleted folder has words behind it.
     found.filter(|mount| mount.root.starts_with('/') && !mount.root.contains("//deleted"))
 }
 
 /// Where below the folder `whole` the folder is that `part` shows, without a slash at its beginning. None where it is not below it.
-fn inside(table: &str, whole: &Path, part: &Mounted) -> Option<String> {
+fn inside(table: &[u8], whole: &Path, part: &Mounted) -> Option<String> {
     // The mount that `whole` is on: the last one of the longest way.
     let holder = mounts(table)
         .into_iter()
@@ -422,9 +420,9 @@ mod tests {
         assert!(of(&bind(&pod_folder), none).unwrap().is_none());
         assert!(of(&bind(&pod_folder), &sealed).unwrap_err().to_string().contains("nothing is mounted"));
         let table = "36 35 0:44 / /v rw - tmpfs t rw\n37 35 0:44 /a\\040b /p/x rw - tmpfs t rw\n";
-        let part = mount_of(table, Path::new("/p/x")).unwrap();
-        assert_eq!(inside(table, Path::new("/v"), &part).as_deref(), Some("a b"));
-        assert_eq!(mount_of(table, Path::new("/p")), None);
+        let part = mount_of(table.as_bytes(), Path::new("/p/x")).unwrap();
+        assert_eq!(inside(table.as_bytes(), Path::new("/v"), &part).as_deref(), Some("a b"));
+        assert_eq!(mount_of(table.as_bytes(), Path::new("/p")), None);
     }
 
     #[test]
@@ -453,7 +451,7 @@ mod tests {
             ("8:1", "/sub/kubelet/v/a/b", None),
         ] {
             let part = Mounted { device: device.into(), root: inner.into(), point: part.clone() };
-            assert_eq!(inside(table, whole, &part).as_deref(), expected, "{device} {inner}");
+            assert_eq!(inside(table.as_bytes(), whole, &part).as_deref(), expected, "{device} {inner}");
         }
     }
 
@@ -477,7 +475,7 @@ mod tests {
             let (whole, root) = (PathBuf::from(path(5)), path(6));
             let table = format!("9 0 8:0 / / rw - ext4 d rw\n{}\n", lines.join("\n"));
             let part = Mounted { device: "8:0".into(), root, point: "/p".into() };
-            let Some(found) = inside(&table, &whole, &part) else { continue };
+            let Some(found) = inside(table.as_bytes(), &whole, &part) else { continue };
             // A mount that the volume's folder is on shows, below that folder, what was found.
             let shows = |mount: &Mounted| {
                 let rest = whole.strip_prefix(&mount.point).ok()?;
@@ -486,7 +484,11 @@ mod tests {
                         && Path::new(&mount.root).join(rest).join(&found) == Path::new(&part.root),
                 )
             };
-            assert!(mounts(&table).iter().any(|mount| shows(mount) == Some(true)), "{table}{}: {found}", part.root);
+            assert!(
+                mounts(table.as_bytes()).iter().any(|mount| shows(mount) == Some(true)),
+                "{table}{}: {found}",
+                part.root
+            );
             count += 1;
         }
         assert!(count > 100, "{count} parts were found");

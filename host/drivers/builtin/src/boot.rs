@@ -16,7 +16,7 @@ use crate::control::{Client, Failure};
 use crate::describe::{GUEST_CID, PROGRAMS_SOCKET, describe};
 use crate::hotplug::most_bytes;
 use crate::machine::{BuiltinMachine, Parts};
-use crate::vfio::Passed;
+use crate::vfio::{self, Passed};
 
 /// How much of the console and of the monitor's messages is kept, in bytes.
 const CONSOLE_BYTES: usize = 64 * 1024;
@@ -57,8 +57,7 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec, saved: Option<&Path
     let mut parts = Parts { monitor, root };
     let pid = i32::try_from(parts.monitor.pid()).unwrap_or_default();
     if spec.devices.iter().any(|device| device.kind() == DeviceKind::Vfio) {
-        let keep = Error::system("let the monitor keep the guest's memory in place (RLIMIT_MEMLOCK)");
-        coracle_process::lock_memory(pid, most_bytes(&spec)).map_err(keep)?;
+        vfio::allow_to_keep(pid, most_bytes(&spec))?;
     }
     let stream = UnixStream::from_std(ours).map_err(Error::system("watch the monitor's control channel"))?;
     let (control, ended) = Client::new(stream);

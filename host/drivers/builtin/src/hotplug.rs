@@ -7,7 +7,7 @@ use coracle_monitor_api::{self as api, Answer, Request};
 
 use crate::control::{Client, Failure};
 use crate::describe::{Descriptors, plugged};
-use crate::vfio::Passed;
+use crate::vfio::{self, Passed};
 
 /// How long the guest may take to let go of a device.
 const EJECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -117,8 +117,7 @@ impl Hotplug {
             return Err(Error::Unsupported(format!("more than {SLOTS} devices")).into());
         }
         if device.kind() == DeviceKind::Vfio {
-            let keep = Error::system("let the monitor keep the guest's memory in place (RLIMIT_MEMLOCK)");
-            coracle_process::lock_memory(self.monitor, self.memory_bytes).map_err(keep)?;
+            vfio::allow_to_keep(self.monitor, self.memory_bytes)?;
         }
         let mut descriptors = Descriptors::sent();
         let described = plugged(device, self.cpus, &mut descriptors, &mut self.passed)?;

@@ -185,3 +185,13 @@ impl Passed {
         Ok((device.into(), Some(api::Iommu::Iommufd { fd: fds.add(fd), ioas: *ioas })))
     }
 }
+
+/// Lets the monitor keep so much of its memory where it is: what devices reach does not move.
+///
+/// # Errors
+/// [`Error::Missing`] where this process may not allow it.
+pub(crate) fn allow_to_keep(monitor: i32, bytes: u64) -> Result<()> {
+    coracle_process::lock_memory(monitor, bytes).map_err(|error| {
+        Error::Missing(format!("let the monitor keep the guest's memory in place (RLIMIT_MEMLOCK): {error}"))
+    })
+}

@@ -38,8 +38,9 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     let first_free = nets.all.iter().map(|(number, _)| number + 1).max().unwrap_or(net::FIRST_FD);
     let found = command::Found { tsc_mhz: clock_rate, has_net_servers: nets.has_servers };
     let confinement = confinement(config, &spec)?;
+    let is_confined = confinement.is_some();
     let mut handed = Handed::of(&spec, kind, first_free);
-    let opened = handed.open(&spec, confinement.is_some()).await?;
+    let opened = handed.open(&spec, is_confined).await?;
     let arguments = command::arguments(config, &spec, (kind, &handed), &found)?;
     let (ours, theirs) =
         std::os::unix::net::UnixStream::pair().map_err(Error::system("make QEMU's control channel"))?;
@@ -47,12 +48,11 @@ pub(crate) async fn boot(config: &Config, spec: MachineSpec) -> Result<QemuMachi
     let (console, messages) =
         (Ring::new(CONSOLE_BYTES).logged("guest::console"), Ring::new(MESSAGES_BYTES).logged("monitor"));
     let mut spawn = Spawn::new(program(config)).arguments(arguments).descriptor(QMP_FD, OwnedFd::from(theirs));
-    if confinement.is_some() {
+    if is_confined {
         parts.given.give_all(&spec)?;
         spawn = spawn.in_own_pid_namespace();
     }
-    spawn.capabilities = Some(if confinement.is_some() { Role::Qemu.bounds().capabilities } else { unconfined() });
-    let is_confined = confinement.is_some();
+    spawn.capabilities = Some(if is_confined { Role::Qemu.bounds().capabilities } else { unconfined() });
     spawn.confinement = confinement;
     if let Some(device) = device {
         spawn = spawn.descriptor(VHOST_FD, device);

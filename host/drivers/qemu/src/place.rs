@@ -15,10 +15,12 @@ pub(crate) async fn pin(qemu: i32, control: &qmp::Client, cpus: &[u32]) -> Resul
     }
     on(qemu, cpus)?;
     let refused = refused(cpus);
-    for (index, thread) in processors(control).await? {
-        // QEMU tells the numbers of its own namespace.
-        let gone = || refused(std::io::Error::other(format!("it has no thread {thread} any more")));
-        let thread = coracle_process::thread_of(qemu, thread).ok_or_else(gone)?;
+    let own = processors(control).await?;
+    // QEMU tells the numbers of its own namespace.
+    let threads = coracle_process::threads_of(qemu).map_err(&refused)?;
+    for (index, number) in own {
+        let gone = || refused(std::io::Error::other(format!("it has no thread {number} any more")));
+        let thread = *threads.get(&number).ok_or_else(gone)?;
         let own = cpus.get(index % cpus.len()).copied();
         coracle_process::run_thread_on(thread, own.as_slice()).map_err(&refused)?;
     }

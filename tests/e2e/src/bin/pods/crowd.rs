@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-use coracle_e2e::{Containerd, Cri, Host, Pod};
+use coracle_e2e::{Containerd, Host, Pod};
 
 /// How much of the host's memory is left alone, in bytes.
 const LEFT: u64 = 2 << 30;
@@ -65,9 +65,9 @@ fn all(containerd: &Containerd, most: usize, round: usize) -> Vec<Pod<'static>> 
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(number) = take() {
-                    // A connection each: one carries one request at a time here.
-                    let cri: &'static Cri = Box::leak(Box::new(Cri::connect(containerd)));
-                    let pod = Pod::run(cri, "coracle", &format!("crowd-{round}-{number}"), |_| {}).expect("a pod");
+                    let pod =
+                        Pod::run(crate::connection(containerd), "coracle", &format!("crowd-{round}-{number}"), |_| {})
+                            .expect("a pod");
                     drop(pod.start("one", &["sleep", "100000"], |_| {}).expect("a container"));
                     made.lock().expect("the pods").push(pod);
                 }

@@ -192,11 +192,7 @@ fn churn(count: usize, at_once: usize) {
         let pods: Vec<Pod<'_>> = std::thread::scope(|scope| {
             let run = |number: usize| {
                 let containerd = &containerd;
-                scope.spawn(move || {
-                    // A connection each: one carries one request at a time here.
-                    let cri: &'static Cri = Box::leak(Box::new(Cri::connect(containerd)));
-                    one_pod(cri, number)
-                })
+                scope.spawn(move || one_pod(connection(containerd), number))
             };
             let threads: Vec<_> = (made..made + batch).map(run).collect();
             threads.into_iter().map(|thread| thread.join().expect("a pod")).collect()
@@ -212,6 +208,11 @@ fn churn(count: usize, at_once: usize) {
     drop(containerd);
     host.audit();
     println!("nothing is left of {count} pods");
+}
+
+/// A connection of a pod's own: one carries one request at a time here. It stays as long as the program.
+fn connection(containerd: &Containerd) -> &'static Cri {
+    Box::leak(Box::new(Cri::connect(containerd)))
 }
 
 fn one_pod(cri: &'static Cri, number: usize) -> Pod<'static> {
