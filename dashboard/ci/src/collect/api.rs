@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
-use super::{Assessment, Report, Source, zipped};
+use super::{Report, Source, zipped};
 use crate::error::{Error, Result};
 use crate::github::{Job, Jobs, Run, Runs};
 use crate::settings::Repository;
