@@ -5,6 +5,7 @@ mod calls;
 mod devices;
 mod figures;
 mod rootfs;
+mod series;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use coracle_ci_statistics::compare_pairs;
 use serde_json::{Value, json};
 
+use crate::budgets::Budgets;
 use crate::build::{self, Built};
 use crate::builtin::Lane;
 use crate::demo::{Process, processes};
@@ -35,9 +37,44 @@ pub(crate) struct Args {
     /// Only this part of the report, by its name there.
     #[arg(long, value_name = "PART")]
     only: Option<String>,
+    /// Only these suites: size, memory, start, guest-boot, io, net, monitor.
+    #[arg(long, value_delimiter = ',')]
+    suite: Vec<String>,
+    /// Take the counts that CI holds to a budget, and fail where one is beyond it (xtask/budgets.toml).
+    #[arg(long)]
+    gate: bool,
     /// How many pairs of `coracle run` and `runc run` are timed.
     #[arg(long, default_value_t = 20)]
     pairs: usize,
+}
+
+/// The suites, and the parts of the report that belong to each.
+const SUITES: [(&str, &[&str]); 7] = [
+    ("size", &["sizes_bytes"]),
+    ("memory", &["idle_pod", "memory"]),
+    ("start", &["run_true_against_runc", "pods"]),
+    ("guest-boot", &["guest_instructions_to_ready"]),
+    ("io", &["rootfs", "volumes"]),
+    ("net", &["networks"]),
+    ("monitor", &["device_instructions", "monitor"]),
+];
+
+/// The suite of a part.
+fn suite(part: &str) -> &'static str {
+    SUITES.iter().find(|(_, parts)| parts.contains(&part)).map_or("other", |(suite, _)| suite)
+}
+
+impl Args {
+    /// Whether a part is to be measured.
+    fn wants(&self, part: &str) -> Result<bool> {
+        if let Some(wrong) = self.suite.iter().find(|suite| !SUITES.iter().any(|(known, _)| known == suite)) {
+            bail!("there is no suite {wrong}; there are {}", SUITES.map(|(name, _)| name).join(", "));
+        }
+        let is_gated = || Ok::<_, anyhow::Error>(Budgets::read()?.parts().contains(&part));
+        Ok(self.only.as_deref().is_none_or(|only| only == part)
+            && (self.suite.is_empty() || self.suite.iter().any(|wanted| wanted == suite(part)))
+            && (!self.gate || is_gated()?))
+    }
 }
 
 /// Pods that run at once where memory is measured.
@@ -111,6 +148,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let _ = std::fs::remove_dir_all(&bench.root);
     let _ = std::fs::remove_dir_all(&run_folder);
     let report = outcome?;
+    if let Some(folder) = crate::ci::results() {
+        series::write(&report, &folder)?;
+    }
+    if args.gate {
+        return Budgets::read()?.hold(&report);
+    }
     if args.json {
         println!("{report:#}");
     } else {
@@ -121,7 +164,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Result<Value> {
     let part = |name: &str, text: &str, work: &dyn Fn() -> Result<Value>| -> Result<(String, Value)> {
-        let wanted = args.only.as_deref().is_none_or(|only| only == name);
+        let wanted = args.wants(name)?;
         let value = if wanted { step(text, work)? } else { Value::Null };
         Ok((name.to_owned(), value))
     };

@@ -1,14 +1,20 @@
 //! `cargo xtask`: the only door for developers.
 
 mod bench;
+mod board;
+mod budgets;
 mod build;
 mod builtin;
+mod ci;
 mod containerd;
 mod deb;
 mod demo;
 mod docs;
 mod fuzz;
+mod gates;
 mod image;
+#[cfg(test)]
+mod interface;
 mod lab;
 mod layers;
 mod lint;
@@ -16,6 +22,8 @@ mod notes;
 #[cfg(test)]
 mod parity;
 mod pods;
+mod release;
+mod sbom;
 mod setup;
 mod sleeps;
 mod steps;
@@ -23,7 +31,6 @@ mod suite;
 mod tests;
 #[cfg(test)]
 mod threats;
-#[cfg(test)]
 mod unsafe_code;
 
 use std::process::ExitCode;
@@ -65,6 +72,11 @@ enum Task {
     Endure(pods::Endure),
     /// Measure sizes, memory, calls, instructions and times.
     Bench(bench::Args),
+    Ci(ci::Args),
+    Board(board::Args),
+    /// What a release and its users want to know: parts, reproducibility, unsafe code.
+    Gates,
+    Release(release::Args),
     Lab(lab::Args),
     /// In the lab's clone: hold a machine.
     #[command(hide = true)]
@@ -96,6 +108,10 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Churn(args) => pods::run(&args),
         Task::Endure(args) => pods::endure(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Ci(args) => ci::run(&args),
+        Task::Board(args) => board::vendor(&args),
+        Task::Gates => gates::run(),
+        Task::Release(args) => release::run(&args),
         Task::Lab(args) => return Ok(lab::run(&args)),
         Task::LabMachine => lab::hold_machine().map(|never| match never {}),
     };

@@ -19,7 +19,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn notes(top: &Path, release: &str) -> Result<String> {
+pub(crate) fn notes(top: &Path, release: &str) -> Result<String> {
     let read = |name: &str| std::fs::read_to_string(top.join(name)).with_context(|| format!("read {name}"));
     let changes = section(&read("CHANGELOG.md")?, release)
         .with_context(|| format!("CHANGELOG.md has no section \"## {release}\": it names the releases there are"))?;

@@ -13,7 +13,7 @@ use crate::steps::{self, command, step};
 /// Run every test lane that this machine can run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only these lanes: unit, flow, faults, contract, e2e, builtin; and passthrough and soak, which run by name alone.
+    /// Only these lanes: unit, board, flow, faults, contract, e2e, builtin; and passthrough and soak, which run by name alone.
     #[arg(long, value_delimiter = ',')]
     lane: Vec<String>,
     /// Of the lane builtin all tests, not only those that run each time: in the lab this takes hours.
@@ -26,7 +26,10 @@ pub(crate) struct Args {
     filter: Option<String>,
 }
 
-const LANES: [&str; 8] = ["unit", "flow", "faults", "contract", "e2e", "builtin", PASSTHROUGH, SOAK];
+const LANES: [&str; 9] = ["unit", BOARD, "flow", "faults", "contract", "e2e", "builtin", PASSTHROUGH, SOAK];
+
+/// The dashboard's pages in a browser.
+const BOARD: &str = "board";
 
 /// Lanes that run by their names alone: a clone with an IOMMU does not always come up (docs/reliability.md), and a soak takes half an hour.
 const PASSTHROUGH: &str = "passthrough";
@@ -69,7 +72,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             steps::run(command("cargo", &arguments))
         })?;
     }
-    if !LANES.iter().any(|lane| *lane != "unit" && wanted(lane)) {
+    if wanted(BOARD) {
+        crate::board::lane(&filter)?;
+    }
+    if !LANES.iter().any(|lane| *lane != "unit" && *lane != BOARD && wanted(lane)) {
         return Ok(());
     }
     let built = build::all()?;

@@ -16,13 +16,11 @@ pub(crate) fn count(log: &str) -> Result<Value> {
     let mut calls: Vec<(String, Call)> = Vec::new();
     for (line_number, line) in log.lines().enumerate() {
         if let Some((number, name)) = part(line, "agent call ").and_then(|rest| rest.split_once(": ")) {
-            let name = name.trim_end_matches('"').to_owned();
-            calls.push((number.to_owned(), Call { name, begin: line_number, end: usize::MAX }));
-        } else if let Some(number) = part(line, "agent answer ") {
-            let number = number.trim_end_matches('"');
-            if let Some((_, call)) = calls.iter_mut().find(|(found, _)| found == number) {
-                call.end = line_number;
-            }
+            calls.push((number.to_owned(), Call { name: name.to_owned(), begin: line_number, end: usize::MAX }));
+        } else if let Some(number) = part(line, "agent answer ")
+            && let Some((_, call)) = calls.iter_mut().find(|(found, _)| found == number)
+        {
+            call.end = line_number;
         }
     }
     let last = calls.iter().position(|(_, call)| call.name == STARTS).context("nothing was started")?;
@@ -42,8 +40,9 @@ pub(crate) fn count(log: &str) -> Result<Value> {
 /// The call that starts a container's first process.
 const STARTS: &str = "StartContainer";
 
+/// What stands behind a key in a line's message, whose quotation mark ends it; other fields follow.
 fn part<'a>(line: &'a str, key: &str) -> Option<&'a str> {
-    line.find(key).and_then(|at| line.get(at + key.len()..))
+    line.split_once(key)?.1.split('"').next()
 }
 
 #[cfg(test)]
@@ -52,8 +51,8 @@ mod tests {
 
     #[test]
     fn a_chain_is_calls_one_after_another() {
-        let log = "msg=\"agent call 1: A\"\nmsg=\"agent answer 1\"\nmsg=\"agent call 2: Poll\"\nmsg=\"agent call 3: B\"\n\
-            msg=\"agent answer 3\"\nmsg=\"agent call 4: StartContainer\"\nmsg=\"agent call 5: C\"\n";
+        let log = "msg=\"agent call 1: A\" component=sandbox pod=x\nmsg=\"agent answer 1\"\nmsg=\"agent call 2: Poll\"\nmsg=\"agent call 3: B\"\n\
+            msg=\"agent answer 3\"\nmsg=\"agent call 4: StartContainer\" request=1\nmsg=\"agent call 5: C\"\n";
         let counted = count(log).unwrap();
         assert_eq!((counted["calls"].as_u64(), counted["depth"].as_u64()), (Some(4), Some(3)));
         assert!(count("").is_err());

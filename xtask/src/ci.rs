@@ -1,0 +1,244 @@
+//! `cargo xtask ci`: what CI runs, job by job: each with its log, its time beside its budget, and its result, all of which the board shows. One that
+//! fails does not keep the others from running.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::budgets::Budgets;
+use crate::steps::{command, output};
+use crate::{board, build, gates};
+
+/// Run what CI runs, and collect the results into the board.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only these jobs.
+    #[arg(long, value_delimiter = ',')]
+    job: Vec<String>,
+}
+
+/// The jobs: a name, which is its budget's, too, and the task.
+const JOBS: [(&str, &[&str]); 12] = [
+    ("lint", &["lint"]),
+    ("fuzz", &["fuzz", "--smoke"]),
+    ("unit", &["test", "--lane", "unit"]),
+    ("board", &["test", "--lane", "board"]),
+    ("build", &["image"]),
+    ("counts", &["bench", "--gate"]),
+    ("gates", &["gates"]),
+    ("flow", &["test", "--lane", "flow"]),
+    ("faults", &["test", "--lane", "faults"]),
+    ("contract", &["test", "--lane", "contract"]),
+    ("e2e", &["test", "--lane", "e2e"]),
+    ("builtin", &["test", "--lane", "builtin"]),
+];
+
+/// How many times its budget a job may take before it is ended.
+const PATIENCE: u32 = 3;
+
+/// How a job ended.
+struct Done {
+    name: &'static str,
+    passed: bool,
+    begin: u64,
+    end: u64,
+    log: PathBuf,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    for job in &args.job {
+        if !JOBS.iter().any(|(name, _)| name == job) {
+            bail!("there is no job {job}; there are {}", JOBS.map(|(name, _)| name).join(", "));
+        }
+    }
+    let budgets = Budgets::read()?;
+    let begin = now();
+    let folder = build::target()?.join("ci/record").join(begin.to_string());
+    std::fs::create_dir_all(folder.join("logs")).with_context(|| format!("make {}", folder.display()))?;
+    let mut done = Vec::new();
+    for (number, (name, task)) in JOBS.iter().enumerate() {
+        if args.job.is_empty() || args.job.iter().any(|job| job == name) {
+            done.push(one(name, task, &folder, begin * 100 + number as u64, budgets.minutes(name)?)?);
+        }
+    }
+    record(&folder, begin, &done)?;
+    let shown = board::collect(&folder);
+    print_times(&done, &budgets)?;
+    if let Err(error) = &shown {
+        println!("the results are not on the board: {error:#}");
+    }
+    let (passed, failed, skipped) = sum(&done)?;
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    let red: Vec<&str> = done.iter().filter(|job| !job.passed).map(|job| job.name).collect();
+    if !red.is_empty() {
+        bail!("failed: {}", red.join(", "));
+    }
+    if passed == 0 && args.job.is_empty() {
+        bail!("no test has run");
+    }
+    shown
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// Runs one, its output passed on and kept.
+fn one(name: &'static str, task: &[&str], folder: &Path, id: u64, minutes: u64) -> Result<Done> {
+    println!("==> job {name} (budget: {minutes} min)");
+    let log = folder.join("logs").join(format!("{id}.txt"));
+    let mut file = std::fs::File::create(&log).with_context(|| format!("make {}", log.display()))?;
+    // One stream of both, in their order.
+    let program = std::env::current_exe().context("this program")?.display().to_string();
+    let mut child = command("sh", &["-c", "exec \"$0\" \"$@\" 2>&1"]);
+    child.arg(program).args(task).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    child.env("CORACLE_CI_RESULTS", folder.join("results").join(id.to_string()));
+    let (begin, deadline) = (now(), Instant::now() + Duration::from_secs(60 * minutes) * PATIENCE);
+    let mut child = child.spawn().with_context(|| format!("start {name}"))?;
+    let output = child.stdout.take().context("its output")?;
+    let (lines, came) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let mut out = std::io::stdout();
+    let mut hangs = false;
+    loop {
+        match came.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                for to in [&mut out as &mut dyn std::io::Write, &mut file] {
+                    to.write_all(&line).and_then(|()| to.write_all(b"\n")).context("write its output")?;
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                hangs = true;
+                let group = nix::unistd::Pid::from_raw(i32::try_from(child.id()).context("its number")?);
+                nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).context("end it")?;
+                break;
+            }
+        }
+    }
+    let status = child.wait().with_context(|| format!("wait for {name}"))?;
+    if hangs {
+        let text = format!("##[error]job {name} was ended: it took more than {PATIENCE} times its {minutes} minutes\n");
+        out.write_all(text.as_bytes()).and_then(|()| file.write_all(text.as_bytes())).context("write its output")?;
+    }
+    Ok(Done { name, passed: status.success() && !hangs, begin, end: now(), log })
+}
+
+/// Writes the run as the API would tell it.
+fn record(folder: &Path, begin: u64, done: &[Done]) -> Result<()> {
+    let text = |arguments: &[&str]| output(command("git", arguments)).map(|text| text.trim().to_owned());
+    let sha = text(&["rev-parse", "HEAD"]).unwrap_or_default();
+    let title = text(&["log", "-1", "--format=%s"]).unwrap_or_default();
+    let passed = done.iter().all(|job| job.passed);
+    let moment = |seconds: u64| {
+        output(command("date", &["-u", "-d", &format!("@{seconds}"), "+%Y-%m-%dT%H:%M:%SZ"]))
+            .map(|text| text.trim().to_owned())
+    };
+    let conclusion = |passed: bool| if passed { "success" } else { "failure" };
+    let end = done.last().map_or(begin, |job| job.end);
+    let run = json!({
+        "id": begin, "name": "CI", "path": ".ci/run", "event": "push", "head_branch": "main", "head_sha": sha,
+        "head_commit": { "message": title, "timestamp": text(&["log", "-1", "--format=%cI"]).unwrap_or_default(), "author": { "name": text(&["log", "-1", "--format=%an"]).unwrap_or_default() } },
+        "run_number": begin, "run_attempt": 1, "status": "completed", "conclusion": conclusion(passed), "display_title": title,
+        "created_at": moment(begin)?, "updated_at": moment(end)?, "repository": { "full_name": board::PROJECT },
+    });
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let mut jobs = Vec::new();
+    for job in done {
+        let id: u64 = job
+            .log
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .and_then(|stem| stem.parse().ok())
+            .context("a job's number")?;
+        let (started, completed) = (moment(job.begin)?, moment(job.end)?);
+        jobs.push(json!({
+            "id": id, "run_id": begin, "run_attempt": 1, "name": job.name, "head_sha": sha, "status": "completed",
+            "conclusion": conclusion(job.passed), "created_at": started, "started_at": started, "completed_at": completed,
+            "labels": [format!("{cores} cores")], "steps": [{ "number": 1, "name": "Run tests", "status": "completed",
+                "conclusion": conclusion(job.passed), "started_at": started, "completed_at": completed }],
+        }));
+    }
+    let write = |name: &str, value: &Value| {
+        let path = folder.join(name);
+        std::fs::write(&path, format!("{value:#}")).with_context(|| format!("write {}", path.display()))
+    };
+    write("runs.json", &json!({ "total_count": 1, "workflow_runs": [run] }))?;
+    write("jobs.json", &json!({ "total_count": jobs.len(), "jobs": jobs }))?;
+    let ended: Vec<(&str, bool)> = done.iter().map(|job| (job.name, job.passed)).collect();
+    write("assessments.json", &json!({ board::PROJECT: gates::found(&ended, &moment(end)?, &sha)? }))
+}
+
+/// What each took, beside its budget.
+fn print_times(done: &[Done], budgets: &Budgets) -> Result<()> {
+    println!("minutes by job, beside the budget:");
+    let mut sum = 0;
+    for job in done {
+        let (seconds, minutes) = (job.end.saturating_sub(job.begin), budgets.minutes(job.name)?);
+        sum += seconds;
+        let word = if seconds > 60 * minutes { ", over it" } else { "" };
+        println!("  {:8} {:4.1} of {minutes}{word}", job.name, seconds as f64 / 60.0);
+    }
+    println!("  {:8} {:4.1} of {}", "all", sum as f64 / 60.0, budgets.all_minutes());
+    Ok(())
+}
+
+/// The test runners' own summaries, summed up.
+fn sum(done: &[Done]) -> Result<(u64, u64, u64)> {
+    let mut sums = (0, 0, 0);
+    for job in done {
+        let text = std::fs::read(&job.log).with_context(|| format!("read {}", job.log.display()))?;
+        for line in String::from_utf8_lossy(&text).lines().filter(|line| line.starts_with("test result:")) {
+            let (passed, failed, ignored) = summary(line);
+            sums = (sums.0 + passed, sums.1 + failed, sums.2 + ignored);
+        }
+    }
+    Ok(sums)
+}
+
+/// `test result: ok. 3 passed; 0 failed; 1 ignored; …`
+fn summary(line: &str) -> (u64, u64, u64) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let before = |word: &str| {
+        let at = words.iter().position(|found| *found == word)?;
+        words.get(at.checked_sub(1)?)?.parse().ok()
+    };
+    (before("passed;").unwrap_or(0), before("failed;").unwrap_or(0), before("ignored;").unwrap_or(0))
+}
+
+/// Where jobs put figures for the board, where CI runs them.
+pub(crate) fn results() -> Option<PathBuf> {
+    std::env::var_os("CORACLE_CI_RESULTS").map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runners_summary_is_read() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s";
+        assert_eq!(summary(line), (12, 3, 1));
+        assert_eq!(summary("test result: nothing"), (0, 0, 0));
+    }
+
+    #[test]
+    fn each_job_has_a_budget_and_they_keep_within_the_hour() {
+        let budgets = Budgets::read().unwrap();
+        let sum: u64 = JOBS.iter().map(|(name, _)| budgets.minutes(name).unwrap()).sum();
+        // The lab waits for its clones more than it works.
+        assert!(sum == budgets.all_minutes() && sum <= 75, "{sum}");
+    }
+}
