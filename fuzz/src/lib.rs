@@ -12,6 +12,7 @@ pub mod console;
 pub mod figures;
 pub mod guest;
 pub mod held;
+pub mod imports;
 pub mod input;
 pub mod kernel;
 pub mod layer;
@@ -35,7 +36,7 @@ pub mod vsock;
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 23] = [
+pub const TARGETS: [(&str, Target); 24] = [
     ("balloon", balloon::one),
     ("block", block::one),
     ("bundle", bundle::one),
@@ -43,6 +44,7 @@ pub const TARGETS: [(&str, Target); 23] = [
     ("cni", cni::one),
     ("console", console::one),
     ("figures", figures::one),
+    ("imports", imports::one),
     ("kernel", kernel::one),
     ("layer", layer::one),
     ("mem", mem::one),
