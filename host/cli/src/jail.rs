@@ -32,6 +32,15 @@ struct Process {
 
 const NAMESPACES: [&str; 8] = ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup", "time"];
 
+/// The processes of the pod of this name: what each is, and its number.
+pub(crate) async fn processes(name: &str) -> Result<Vec<(&'static str, u32)>> {
+    let (_, about) = pods::find(name).await?;
+    let shim = Running::of(about.pid).with_context(|| format!("the shim of {} has ended", about.id))?;
+    let mut found = Vec::new();
+    look(&shim, &mut found)?;
+    Ok(found.into_iter().map(|process| (process.role, process.pid)).collect())
+}
+
 /// Looks at the pod of this name; whether nothing has too much.
 pub(crate) async fn run(name: &str, as_json: bool) -> Result<bool> {
     let (_, about) = pods::find(name).await?;

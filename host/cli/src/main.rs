@@ -4,6 +4,7 @@
 //! it runs, its shim is its server. Each command has a file.
 
 mod attach;
+mod bench;
 mod bundle;
 mod check;
 mod container;
@@ -100,6 +101,8 @@ enum Command {
     Metrics(metrics::Args),
     /// Serve the figures of all pods by HTTP.
     Monitor(monitor::Args),
+    /// Measure this host: starting a pod, a command in one, and what one needs.
+    Bench(bench::Args),
     /// Say what this host offers and what is missing.
     Check(check::Args),
     /// Print versions.
@@ -204,6 +207,7 @@ fn main() -> ExitCode {
             Command::Pull(args) => pull::pull(&root()?, args).await.map(|()| 0),
             Command::Images(args) => pull::images(&root()?, &args).map(|()| 0),
             Command::SupportBundle(args) => bundle::run(&root()?, args).await.map(|()| 0),
+            Command::Bench(args) => bench::run(&root()?, args).await.map(|()| 0),
             Command::Supervise(args) => supervise::run(&root()?, args).await,
             // These look at no container's folder.
             Command::Pods(args) => list_pods::run(args).await.map(|()| 0),

@@ -32,6 +32,15 @@ fn what_is_printed_of_containers_is_as_it_was() {
     let archive = |name: &str| host.folder.join(name).display().to_string();
     printed.text(&host, &["support-bundle", "--output", &archive("one.tar.gz")]);
     printed.json(&host, &["support-bundle", "--json", "--output", &archive("two.tar.gz")]);
+    // Figures differ; what they are of does not.
+    let report = host.folder.join("bench.html").display().to_string();
+    let bench = ["bench", "--rounds", "2", "--report", &report, &image];
+    printed.parts(&host, &bench, |line| {
+        line.split("  ").next().filter(|name| !name.starts_with("these")).map(str::to_owned)
+    });
+    assert!(std::fs::read_to_string(&report).unwrap().matches("<circle").count() >= 5);
+    printed.json_without(&host, &["bench", "--json", "--rounds", "1", &image], "environment");
+    printed.refused(&host, &["bench", "oci:/nowhere"]);
     printed.text(&host, &["kill", "--signal", "CONT", "looked"]);
     printed.text(&host, &["stop", "--time", "0", "looked"]);
     printed.refused(&host, &["attach", "looked"]);
