@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the figures, with their raw series and the environment they were taken in.
 
+mod against;
 mod agent;
 mod calls;
 mod devices;
@@ -43,7 +44,10 @@ pub(crate) struct Args {
     /// Take the counts that CI holds to a budget, and fail where one is beyond it (xtask/budgets.toml).
     #[arg(long)]
     gate: bool,
-    /// How many pairs of `coracle run` and `runc run` are timed.
+    /// Measure beside another commit, which is built in a checkout of its own: counts, and `coracle run` of true in pairs.
+    #[arg(long, value_name = "REVISION", conflicts_with_all = ["only", "suite", "gate"])]
+    against: Option<String>,
+    /// How many pairs of `coracle run` and `runc run` (or the other commit's) are timed.
     #[arg(long, default_value_t = 20)]
     pairs: usize,
 }
@@ -144,11 +148,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let run_folder = PathBuf::from(format!("/run/coracle-bench-{}", std::process::id()));
     let bench = Bench { image, root: work.join("bench-root"), settings: work.join("bench.toml"), built };
     bench.write_settings(&guest, &run_folder, "")?;
-    let outcome = measure(&bench, args, &guest, &run_folder);
+    let outcome = match &args.against {
+        Some(revision) => against::measure(&bench, revision, args.pairs, &run_folder),
+        None => measure(&bench, args, &guest, &run_folder),
+    };
     let _ = std::fs::remove_dir_all(&bench.root);
     let _ = std::fs::remove_dir_all(&run_folder);
     let report = outcome?;
-    if let Some(folder) = crate::ci::results() {
+    if let Some(folder) = crate::ci::results().filter(|_| args.against.is_none()) {
         series::write(&report, &folder)?;
     }
     if args.gate {
@@ -156,6 +163,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if args.json {
         println!("{report:#}");
+    } else if args.against.is_some() {
+        against::print(&report)?;
     } else {
         print_report(&report);
     }

@@ -25,6 +25,11 @@ pub(crate) struct Built {
 }
 
 impl Built {
+    /// What another checkout has built into its target folder.
+    pub(crate) fn at(target: PathBuf) -> Self {
+        Self { target }
+    }
+
     pub(crate) fn coracle(&self) -> PathBuf {
         self.program("coracle")
     }
