@@ -15,6 +15,9 @@ pub(crate) const PROJECT: &str = "coracle/coracle";
 const UPLOT: &str = "uplot@1.6.32";
 const AXE: &str = "axe-core@4.14.1";
 
+/// The packages that the lane unit builds: with others cargo would build libraries anew, for other features.
+const AS_UNIT: [&str; 5] = ["--workspace", "--exclude", "coracle-e2e", "--exclude", "coracle-flow"];
+
 /// Look after the dashboard's own parts.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -66,7 +69,8 @@ pub(crate) fn lane(filter: &[&str]) -> Result<()> {
     setup::ensure_program("/usr/bin/chromedriver", "chromium-driver")?;
     let axe = unpacked(AXE)?.join("axe.min.js");
     step("lane board", || {
-        let mut test = command("cargo", &["test", "--locked", "-p", "coracle-ci", "--test", "browser", "--"]);
+        let mut test = command("cargo", &["test", "--locked"]);
+        test.args(AS_UNIT).args(["--test", "browser", "--"]);
         test.args(["--ignored", "--test-threads=1"]).args(filter);
         test.env("CORACLE_TEST_AXE", axe).env("CORACLE_TEST_CHROMEDRIVER", "/usr/bin/chromedriver");
         test.env("CORACLE_TEST_SCREENSHOTS", build::target()?.join("ci/screenshots"));
@@ -79,7 +83,9 @@ pub(crate) fn collect(record: &Path) -> Result<()> {
     let target = build::target()?;
     let (database, site) = (target.join("ci/ci.db"), target.join("ci/site"));
     step("collecting the results", || {
-        run(command("cargo", &["build", "--quiet", "--locked", "-p", "coracle-ci"]))?;
+        let mut build = command("cargo", &["build", "--quiet", "--locked"]);
+        build.args(AS_UNIT).args(["--bin", "coracle-ci"]);
+        run(build)?;
         let program = target.join("debug/coracle-ci").display().to_string();
         let of = |arguments: &[&str]| {
             let mut command = command(&program, &["--settings", "dashboard/board.toml", "--database"]);

@@ -27,11 +27,6 @@ impl Budgets {
         self.minutes.get(job).copied().with_context(|| format!("xtask/budgets.toml has no minutes of {job}"))
     }
 
-    /// Those of all jobs.
-    pub(crate) fn all_minutes(&self) -> u64 {
-        self.minutes.values().sum()
-    }
-
     /// The parts of a bench report that have counts held to a budget.
     pub(crate) fn parts(&self) -> Vec<&str> {
         let mut parts: Vec<&str> = self.counts.keys().filter_map(|name| name.split('.').next()).collect();

@@ -39,6 +39,9 @@ const JOBS: [(&str, &[&str]); 12] = [
     ("builtin", &["test", "--lane", "builtin"]),
 ];
 
+/// Jobs that run by name alone: what does not fit into the hour.
+const BY_NAME: [(&str, &[&str]); 1] = [("coverage", &["coverage"])];
+
 /// How many times its budget a job may take before it is ended.
 const PATIENCE: u32 = 3;
 
@@ -52,9 +55,10 @@ struct Done {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let known: Vec<&str> = JOBS.iter().chain(&BY_NAME).map(|(name, _)| *name).collect();
     for job in &args.job {
-        if !JOBS.iter().any(|(name, _)| name == job) {
-            bail!("there is no job {job}; there are {}", JOBS.map(|(name, _)| name).join(", "));
+        if !known.contains(&job.as_str()) {
+            bail!("there is no job {job}; there are {}", known.join(", "));
         }
     }
     let budgets = Budgets::read()?;
@@ -62,8 +66,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = build::target()?.join("ci/record").join(begin.to_string());
     std::fs::create_dir_all(folder.join("logs")).with_context(|| format!("make {}", folder.display()))?;
     let mut done = Vec::new();
-    for (number, (name, task)) in JOBS.iter().enumerate() {
-        if args.job.is_empty() || args.job.iter().any(|job| job == name) {
+    for (number, (name, task)) in JOBS.iter().chain(&BY_NAME).enumerate() {
+        let is_each_time = number < JOBS.len();
+        if args.job.is_empty() && is_each_time || args.job.iter().any(|job| job == name) {
             done.push(one(name, task, &folder, begin * 100 + number as u64, budgets.minutes(name)?)?);
         }
     }
@@ -191,7 +196,7 @@ fn print_times(done: &[Done], budgets: &Budgets) -> Result<()> {
         let word = if seconds > 60 * minutes { ", over it" } else { "" };
         println!("  {:8} {:4.1} of {minutes}{word}", job.name, seconds as f64 / 60.0);
     }
-    println!("  {:8} {:4.1} of {}", "all", sum as f64 / 60.0, budgets.all_minutes());
+    println!("  {:8} {:4.1}", "all", sum as f64 / 60.0);
     Ok(())
 }
 
@@ -238,7 +243,6 @@ mod tests {
     fn each_job_has_a_budget_and_they_keep_within_the_hour() {
         let budgets = Budgets::read().unwrap();
         let sum: u64 = JOBS.iter().map(|(name, _)| budgets.minutes(name).unwrap()).sum();
-        // The lab waits for its clones more than it works.
-        assert!(sum == budgets.all_minutes() && sum <= 75, "{sum}");
+        assert!(sum <= 60 && BY_NAME.iter().all(|(name, _)| budgets.minutes(name).is_ok()), "{sum}");
     }
 }

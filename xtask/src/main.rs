@@ -7,6 +7,7 @@ mod build;
 mod builtin;
 mod ci;
 mod containerd;
+mod coverage;
 mod deb;
 mod demo;
 mod docs;
@@ -74,6 +75,8 @@ enum Task {
     Bench(bench::Args),
     Ci(ci::Args),
     Board(board::Args),
+    /// Count which lines the unit tests reach, crate by crate.
+    Coverage,
     /// What a release and its users want to know: parts, reproducibility, unsafe code.
     Gates,
     Release(release::Args),
@@ -110,6 +113,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(args) => bench::run(&args),
         Task::Ci(args) => ci::run(&args),
         Task::Board(args) => board::vendor(&args),
+        Task::Coverage => coverage::run(),
         Task::Gates => gates::run(),
         Task::Release(args) => release::run(&args),
         Task::Lab(args) => return Ok(lab::run(&args)),
