@@ -312,6 +312,52 @@ fn a_muted_job_is_not_told_of_and_a_sink_that_fails_is_tried_again() {
     assert!(matches!(alert::mute(&mut store, 99_999, now, ""), Err(Error::Missing(_))));
 }
 
+#[test]
+fn a_webhook_hears_json_and_its_address_is_told_to_nobody() {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let heard = std::thread::spawn(move || {
+        let mut bodies = Vec::new();
+        for status in ["500 No", "200 OK", "200 OK"] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut request, mut part) = (Vec::new(), [0; 4096]);
+            let body = loop {
+                let read = stream.read(&mut part).unwrap();
+                request.extend_from_slice(&part[..read]);
+                let text = String::from_utf8_lossy(&request).into_owned();
+                let length = text
+                    .to_lowercase()
+                    .split("content-length: ")
+                    .nth(1)
+                    .and_then(|rest| rest.lines().next()?.parse::<usize>().ok());
+                if let (Some((_, body)), Some(length)) = (text.split_once("\r\n\r\n"), length)
+                    && body.len() >= length
+                {
+                    break body.to_owned();
+                }
+            };
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").unwrap();
+            bodies.push(serde_json::from_str::<serde_json::Value>(&body).unwrap());
+        }
+        bodies
+    });
+    let (_folder, mut store) = store();
+    let settings =
+        settings(&format!("[alerts]\nafter = 3\n[[alerts.sink]]\nwebhook = 'http://{address}/hooks/secret-part'"));
+    gather(&mut store, &mut SMALL.clone(), &settings);
+    let now = FIRST + 60 * times::DAY;
+    let error = alert::alert(&mut store, &settings, now).unwrap_err().to_string();
+    assert!(error.contains("status 500") && !error.contains("secret-part"), "{error}");
+    assert_eq!(alert::alert(&mut store, &settings, now).unwrap().len(), 2);
+    let kinds: Vec<_> =
+        heard.join().unwrap().into_iter().map(|body| body["kind"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(kinds, ["opened", "opened", "digest"]);
+    // Nobody listens any more.
+    let error = alert::alert(&mut store, &settings, now + 8 * times::DAY).unwrap_err().to_string();
+    assert!(!error.contains("secret-part"), "{error}");
+}
+
 fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
