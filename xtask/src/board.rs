@@ -28,6 +28,7 @@ pub(crate) struct Args {
 
 pub(crate) fn vendor(args: &Args) -> Result<()> {
     debug_assert!(args.vendor);
+    let _ = std::fs::remove_dir_all(build::target()?.join("xtask/npm").join(UPLOT));
     let folder = unpacked(UPLOT)?;
     let own = top().join("dashboard/ci/vendor/uplot");
     let pairs = [
@@ -78,7 +79,7 @@ pub(crate) fn lane(filter: &[&str]) -> Result<()> {
     })
 }
 
-/// Collects the results of a run from its folder, and writes the pages.
+/// Collects the results of all runs below a folder, and writes the pages.
 pub(crate) fn collect(record: &Path) -> Result<()> {
     let target = build::target()?;
     let (database, site) = (target.join("ci/ci.db"), target.join("ci/site"));
@@ -92,7 +93,9 @@ pub(crate) fn collect(record: &Path) -> Result<()> {
             command.arg(&database).args(arguments);
             command
         };
-        run(of(&["collect", "--from", &record.display().to_string()]))?;
-        run(of(&["export", &site.display().to_string()]))
+        // All records that are there: what one collection could not read the next one does.
+        let collected = run(of(&["collect", "--from", &record.display().to_string()]));
+        run(of(&["export", &site.display().to_string()]))?;
+        collected
     })
 }

@@ -1,11 +1,11 @@
 //! `cargo xtask ci`: what CI runs, job by job: each with its log, its time beside its budget, and its result, all of which the board shows. One that
 //! fails does not keep the others from running.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -45,6 +45,9 @@ const BY_NAME: [(&str, &[&str]); 1] = [("coverage", &["coverage"])];
 /// How many times its budget a job may take before it is ended.
 const PATIENCE: u32 = 3;
 
+/// How long output is waited for that what a job has left running may still hold open.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// How a job ended.
 struct Done {
     name: &'static str,
@@ -69,16 +72,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for (number, (name, task)) in JOBS.iter().chain(&BY_NAME).enumerate() {
         let is_each_time = number < JOBS.len();
         if args.job.is_empty() && is_each_time || args.job.iter().any(|job| job == name) {
-            done.push(one(name, task, &folder, begin * 100 + number as u64, budgets.minutes(name)?)?);
+            let (id, minutes) = (begin * 100 + number as u64, budgets.minutes(name)?);
+            let log = folder.join("logs").join(format!("{id}.txt"));
+            let own = now();
+            // One that could not even be run is one that failed.
+            let passed = one(name, task, (&log, &folder.join("results").join(id.to_string())), minutes);
+            let passed = passed.unwrap_or_else(|error| {
+                println!("job {name}: {error:#}");
+                false
+            });
+            done.push(Done { name, passed, begin: own, end: now(), log });
         }
     }
     record(&folder, begin, &done)?;
-    let shown = board::collect(&folder);
+    let shown = board::collect(folder.parent().unwrap_or(&folder));
     print_times(&done, &budgets)?;
     if let Err(error) = &shown {
         println!("the results are not on the board: {error:#}");
     }
-    let (passed, failed, skipped) = sum(&done)?;
+    let (passed, failed, skipped) = sum(&done);
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     let red: Vec<&str> = done.iter().filter(|job| !job.passed).map(|job| job.name).collect();
     if !red.is_empty() {
@@ -94,57 +106,83 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// Runs one, its output passed on and kept.
-fn one(name: &'static str, task: &[&str], folder: &Path, id: u64, minutes: u64) -> Result<Done> {
+/// What comes from a job.
+enum Came {
+    Bytes(Vec<u8>),
+    /// Nothing more comes from it, or from what it has left running.
+    End,
+    Ended(std::process::ExitStatus),
+}
+
+/// Runs one, its output passed on and kept; whether it passed.
+fn one(name: &str, task: &[&str], (log, results): (&Path, &Path), minutes: u64) -> Result<bool> {
     println!("==> job {name} (budget: {minutes} min)");
-    let log = folder.join("logs").join(format!("{id}.txt"));
-    let mut file = std::fs::File::create(&log).with_context(|| format!("make {}", log.display()))?;
+    let mut file = std::fs::File::create(log).with_context(|| format!("make {}", log.display()))?;
     // One stream of both, in their order.
     let program = std::env::current_exe().context("this program")?.display().to_string();
-    let mut child = command("sh", &["-c", "exec \"$0\" \"$@\" 2>&1"]);
-    child.arg(program).args(task).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
-    child.env("CORACLE_CI_RESULTS", folder.join("results").join(id.to_string()));
-    let (begin, deadline) = (now(), Instant::now() + Duration::from_secs(60 * minutes) * PATIENCE);
-    let mut child = child.spawn().with_context(|| format!("start {name}"))?;
-    let output = child.stdout.take().context("its output")?;
-    let (lines, came) = channel();
+    let mut command = command("sh", &["-c", "exec \"$0\" \"$@\" 2>&1"]);
+    command.arg(program).args(task).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    command.env("CORACLE_CI_RESULTS", results);
+    let mut child = command.spawn().with_context(|| format!("start {name}"))?;
+    let group = nix::unistd::Pid::from_raw(i32::try_from(child.id()).context("its number")?);
+    let mut output = child.stdout.take().context("its output")?;
+    // Full, it holds the job up instead of filling memory.
+    let (pieces, came) = sync_channel(64);
+    let ended = pieces.clone();
     std::thread::spawn(move || {
-        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-            if lines.send(line).is_err() {
+        let mut piece = vec![0; 64 << 10];
+        while let Ok(read) = output.read(&mut piece) {
+            let bytes = piece.get(..read).unwrap_or_default().to_vec();
+            let came = if bytes.is_empty() { Came::End } else { Came::Bytes(bytes) };
+            if pieces.send(came).is_err() || read == 0 {
                 break;
             }
         }
     });
+    std::thread::spawn(move || child.wait().map(|status| ended.send(Came::Ended(status))));
     let mut out = std::io::stdout();
-    let mut hangs = false;
-    loop {
-        match came.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => {
-                for to in [&mut out as &mut dyn std::io::Write, &mut file] {
-                    to.write_all(&line).and_then(|()| to.write_all(b"\n")).context("write its output")?;
-                }
+    let mut write = |bytes: &[u8]| -> Result<()> {
+        out.write_all(bytes).and_then(|()| out.flush()).context("print its output")?;
+        file.write_all(bytes).context("keep its output")
+    };
+    let (mut deadline, mut status, mut hangs) =
+        (Instant::now() + Duration::from_secs(60 * minutes) * PATIENCE, None, false);
+    let mut is_whole = false;
+    while !(is_whole && status.is_some()) {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        match (rest.is_zero(), came.recv_timeout(rest)) {
+            (false, Ok(Came::Bytes(bytes))) => write(&bytes)?,
+            (false, Ok(Came::End)) => is_whole = true,
+            (false, Ok(Came::Ended(ended))) => {
+                status = Some(ended);
+                // What it has left running may hold its output open.
+                deadline = Instant::now() + GRACE;
             }
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
+            // Its time is over: it is ended, and what it said last is heard.
+            _ if status.is_none() && !hangs => {
                 hangs = true;
-                let group = nix::unistd::Pid::from_raw(i32::try_from(child.id()).context("its number")?);
                 nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).context("end it")?;
-                break;
+                deadline = Instant::now() + GRACE;
             }
+            _ => break,
         }
     }
-    let status = child.wait().with_context(|| format!("wait for {name}"))?;
     if hangs {
-        let text = format!("##[error]job {name} was ended: it took more than {PATIENCE} times its {minutes} minutes\n");
-        out.write_all(text.as_bytes()).and_then(|()| file.write_all(text.as_bytes())).context("write its output")?;
+        write(
+            format!("\n##[error]job {name} was ended: it took more than {PATIENCE} times its {minutes} minutes\n")
+                .as_bytes(),
+        )?;
     }
-    Ok(Done { name, passed: status.success() && !hangs, begin, end: now(), log })
+    Ok(!hangs && status.is_some_and(|status| status.success()))
 }
 
 /// Writes the run as the API would tell it.
 fn record(folder: &Path, begin: u64, done: &[Done]) -> Result<()> {
     let text = |arguments: &[&str]| output(command("git", arguments)).map(|text| text.trim().to_owned());
-    let sha = text(&["rev-parse", "HEAD"]).unwrap_or_default();
+    // A tree with changes is no commit: what it shows is evidence of none.
+    let is_clean = text(&["status", "--porcelain", "--untracked-files=no"]).is_ok_and(|changes| changes.is_empty());
+    let sha = text(&["rev-parse", "HEAD"]).ok().filter(|_| is_clean).unwrap_or_default();
+    let branch = text(&["rev-parse", "--abbrev-ref", "HEAD"]).unwrap_or_default();
     let title = text(&["log", "-1", "--format=%s"]).unwrap_or_default();
     let passed = done.iter().all(|job| job.passed);
     let moment = |seconds: u64| {
@@ -154,7 +192,7 @@ fn record(folder: &Path, begin: u64, done: &[Done]) -> Result<()> {
     let conclusion = |passed: bool| if passed { "success" } else { "failure" };
     let end = done.last().map_or(begin, |job| job.end);
     let run = json!({
-        "id": begin, "name": "CI", "path": ".ci/run", "event": "push", "head_branch": "main", "head_sha": sha,
+        "id": begin, "name": "CI", "path": ".ci/run", "event": "push", "head_branch": branch, "head_sha": sha,
         "head_commit": { "message": title, "timestamp": text(&["log", "-1", "--format=%cI"]).unwrap_or_default(), "author": { "name": text(&["log", "-1", "--format=%an"]).unwrap_or_default() } },
         "run_number": begin, "run_attempt": 1, "status": "completed", "conclusion": conclusion(passed), "display_title": title,
         "created_at": moment(begin)?, "updated_at": moment(end)?, "repository": { "full_name": board::PROJECT },
@@ -201,16 +239,16 @@ fn print_times(done: &[Done], budgets: &Budgets) -> Result<()> {
 }
 
 /// The test runners' own summaries, summed up.
-fn sum(done: &[Done]) -> Result<(u64, u64, u64)> {
+fn sum(done: &[Done]) -> (u64, u64, u64) {
     let mut sums = (0, 0, 0);
     for job in done {
-        let text = std::fs::read(&job.log).with_context(|| format!("read {}", job.log.display()))?;
+        let text = std::fs::read(&job.log).unwrap_or_default();
         for line in String::from_utf8_lossy(&text).lines().filter(|line| line.starts_with("test result:")) {
             let (passed, failed, ignored) = summary(line);
             sums = (sums.0 + passed, sums.1 + failed, sums.2 + ignored);
         }
     }
-    Ok(sums)
+    sums
 }
 
 /// `test result: ok. 3 passed; 0 failed; 1 ignored; …`

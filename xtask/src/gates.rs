@@ -18,13 +18,15 @@ struct Finding {
 }
 
 pub(crate) fn run() -> Result<()> {
+    // What an earlier run found is not this one's.
+    let _ = std::fs::remove_file(file()?);
     let built = build::all()?;
     let findings = [
         look("parts", || parts(&built)),
         look("reproducible guest image", || reproducible(&built)),
         look("unsafe code", || Ok(format!("{} places, each with its reason (docs/unsafe.md)", unsafe_code::places()?))),
         not_run("advisories", "no database of advisories is reachable or given"),
-        not_run("coverage", "not measured"),
+        not_run("coverage", "by name: cargo xtask ci --job coverage"),
     ];
     let list: Vec<Value> = findings
         .iter()
@@ -118,7 +120,7 @@ pub(crate) fn found(jobs: &[(&str, bool)], at: &str, commit: &str) -> Result<Vec
         list.push(json!({ "gate": gate, "at": at, "commit": commit, "state": state, "summary": summary }));
     };
     let told = [
-        ("lint", "licences, bans and sources", "cargo-deny, as a step of lint"),
+        ("lint", "lint", "format, clippy, layers, licences, bans and sources (cargo-deny)"),
         ("fuzz", "fuzzing", "each target's smoke (docs/fuzzing.md)"),
         ("faults", "faults", "all pairs of points and faults (docs/faults.md)"),
         ("counts", "budgets of counts", "xtask/budgets.toml"),
@@ -129,7 +131,10 @@ pub(crate) fn found(jobs: &[(&str, bool)], at: &str, commit: &str) -> Result<Vec
         }
     }
     if jobs.iter().any(|(name, _)| *name == "gates") {
-        let text = std::fs::read_to_string(file()?).unwrap_or_else(|_| "[]".to_owned());
+        let Ok(text) = std::fs::read_to_string(file()?) else {
+            add("gates", "failed", "the job ended before it found anything");
+            return Ok(list);
+        };
         for one in serde_json::from_str::<Vec<Value>>(&text).context("the gates' findings")? {
             let text = |name: &str| one[name].as_str().unwrap_or_default().to_owned();
             add(&text("gate"), &text("state"), &text("summary"));

@@ -22,25 +22,39 @@ fn find() -> Result<BTreeMap<String, Vec<String>>> {
     Ok(found)
 }
 
-/// Public items of Rust source: each up to its body, on one line.
+/// Public items of Rust source: each up to its body, on one line, and what is in the bodies of enums and traits.
 fn items(text: &str) -> Vec<String> {
-    let own = text.lines().take_while(|line| *line != "#[cfg(test)]").map(str::trim);
     let mut items = Vec::new();
     let mut open: Option<String> = None;
-    for line in own {
+    // Whose body the lines are in, where all of it is public.
+    let mut body: Option<String> = None;
+    for line in text.lines().take_while(|line| *line != "#[cfg(test)]") {
+        let indent = line.len() - line.trim_start().len();
+        let line = line.trim();
+        if body.is_some() && indent == 0 && line == "}" {
+            body = None;
+        }
+        let begins =
+            line.starts_with("pub ") || body.is_some() && indent == 4 && !line.starts_with(['/', '#', '}', ')']);
         match &mut open {
             Some(item) => {
                 item.push(' ');
                 item.push_str(line);
             }
-            None if line.starts_with("pub ") => open = Some(line.to_owned()),
+            None if begins => open = Some(body.as_ref().map_or_else(|| line.to_owned(), |of| format!("{of}: {line}"))),
             None => {}
         }
         let is_whole = |item: &mut String| {
             item.ends_with(['{', ';', ',', '}']) && item.matches('(').count() == item.matches(')').count()
         };
         if let Some(item) = open.take_if(is_whole) {
-            items.push(item.trim_end_matches(['{', ';', ',']).trim().to_owned());
+            let is_body = item.ends_with('{') && indent == 0;
+            let item = item.trim_end_matches(['{', ';', ',']).trim().to_owned();
+            let name = ["pub enum ", "pub trait "].iter().find_map(|word| item.strip_prefix(word));
+            if let Some(name) = name.filter(|_| is_body) {
+                body = Some(name.split([':', '<', ' ']).next().unwrap_or_default().to_owned());
+            }
+            items.push(item);
         }
     }
     items
@@ -50,7 +64,7 @@ fn items(text: &str) -> Vec<String> {
 fn messages(text: &str) -> Vec<String> {
     let is_wanted = |line: &&str| {
         let is_field = line.contains(" = ") && line.ends_with(';');
-        let is_said = line.starts_with("option") || line.starts_with("syntax");
+        let is_said = line.starts_with("option ") || line.starts_with("syntax");
         (is_field && !is_said)
             || ["message ", "enum ", "service ", "rpc ", "package "].iter().any(|word| line.starts_with(word))
     };
@@ -86,6 +100,11 @@ fn items_are_read_up_to_their_bodies() {
     let text = "pub fn a(\n    b: u8,\n    c: u8,\n) -> u8 {\n}\npub struct B {\n    pub d: u8,\n    e: u8,\n}\nfn hidden() {}\n#[cfg(test)]\npub fn test() {}\n";
     let found = items(text);
     assert_eq!(found, ["pub fn a( b: u8, c: u8, ) -> u8", "pub struct B", "pub d: u8"]);
-    let proto = "syntax = \"proto3\";\nmessage A {\n  string b = 1; // c\n}\nservice S {\n  rpc D(A) returns (A);\n}\n";
-    assert_eq!(messages(proto), ["message A", "string b = 1;", "service S", "rpc D(A) returns (A);"]);
+    let whole = "pub enum A {\n    /// b\n    B,\n    C {\n        d: u8,\n    },\n    E(u8),\n}\npub trait F {\n    fn g(&self) -> u8;\n}\n";
+    assert_eq!(items(whole), ["pub enum A", "A: B", "A: C", "A: E(u8)", "pub trait F", "F: fn g(&self) -> u8"]);
+    let proto = "syntax = \"proto3\";\nmessage A {\n  string b = 1; // c\n  optional uint32 e = 2;\n}\nservice S {\n  rpc D(A) returns (A);\n}\n";
+    assert_eq!(
+        messages(proto),
+        ["message A", "string b = 1;", "optional uint32 e = 2;", "service S", "rpc D(A) returns (A);"]
+    );
 }

@@ -80,7 +80,15 @@ fn reached<'a>(metadata: &'a Value, package: &str) -> Result<Vec<&'a Value>> {
         let node = nodes.iter().find(|node| node["id"] == id).context("a node")?;
         for dependency in node["deps"].as_array().into_iter().flatten() {
             let is_normal = dependency["dep_kinds"].as_array().into_iter().flatten().any(|kind| kind["kind"].is_null());
-            if let Some(other) = dependency["pkg"].as_str().filter(|_| is_normal)
+            // A macro runs where something is built, and so do those that only it has.
+            let is_macro = |id: &str| {
+                let found = packages.iter().find(|found| found["id"] == id);
+                let targets = found.and_then(|found| found["targets"].as_array()).into_iter().flatten();
+                targets.into_iter().any(|target| {
+                    target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "proc-macro"))
+                })
+            };
+            if let Some(other) = dependency["pkg"].as_str().filter(|id| is_normal && !is_macro(id))
                 && seen.insert(other)
             {
                 stack.push(other);
@@ -93,8 +101,11 @@ fn reached<'a>(metadata: &'a Value, package: &str) -> Result<Vec<&'a Value>> {
 fn component(package: &Value, checksums: &BTreeMap<(String, String), String>) -> Value {
     let text = |name: &str| package[name].as_str().unwrap_or_default().to_owned();
     let (name, version) = (text("name"), text("version"));
-    let mut component =
-        json!({ "type": "library", "name": name, "version": version, "purl": format!("pkg:cargo/{name}@{version}") });
+    let mut component = json!({ "type": "library", "name": name, "version": version });
+    // The project's own are in no registry.
+    if package["source"].is_string() {
+        component["purl"] = format!("pkg:cargo/{name}@{version}").into();
+    }
     if let Some(licence) = package["license"].as_str() {
         component["licenses"] = json!([{ "expression": licence.replace('/', " OR ") }]);
     }
@@ -114,5 +125,10 @@ fn a_program_s_bill_names_what_it_reaches_and_not_what_builds_it() {
     assert_eq!(ttrpc["hashes"][0]["content"].as_str().unwrap().len(), 64);
     assert_eq!(ttrpc["licenses"][0]["expression"], "Apache-2.0");
     // It generates code when something is built, and is in no program.
-    assert!(find("ttrpc-codegen").is_none() && find("coracle-protocol").is_some());
+    assert!(
+        find("ttrpc-codegen").is_none()
+            && find("serde_derive").is_none()
+            && find("syn").is_none()
+            && find("coracle-protocol").is_some()
+    );
 }

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     if wanted("unit") {
         step("lane unit", || {
-            let mut arguments = vec!["test", "--workspace", "--locked", "--quiet"];
+            let mut arguments = vec!["test", "--workspace", "--locked"];
             arguments.extend(["--exclude", "coracle-e2e", "--exclude", "coracle-flow", "--"]);
             arguments.extend(&filter);
             steps::run(command("cargo", &arguments))

@@ -30,6 +30,8 @@ CREATE TABLE execution (
     job INTEGER NOT NULL REFERENCES job, named INTEGER NOT NULL REFERENCES job,
     attempt INTEGER NOT NULL, outcome INTEGER NOT NULL, created INTEGER, started INTEGER, completed INTEGER,
     label TEXT NOT NULL, runner TEXT NOT NULL, link TEXT NOT NULL,
+    -- An earlier attempt, told again with a rerun of others: it began when that one did.
+    retold INTEGER NOT NULL DEFAULT 0,
     -- Whether its log and its results have been read.
     has_log INTEGER NOT NULL DEFAULT 0, has_results INTEGER NOT NULL DEFAULT 0
 );
@@ -69,12 +71,14 @@ CREATE TABLE alert (
     id INTEGER PRIMARY KEY, job INTEGER NOT NULL REFERENCES job, opened INTEGER NOT NULL, recovered INTEGER, first_bad INTEGER, told INTEGER NOT NULL
 );
 CREATE INDEX alert_open ON alert (job) WHERE recovered IS NULL;
+-- What a sink is still to be told. A sink is named by the SHA-256 of its address, which may be a secret.
+CREATE TABLE outbox (id INTEGER PRIMARY KEY, sink TEXT NOT NULL, body TEXT NOT NULL);
 CREATE TABLE mute (job INTEGER PRIMARY KEY REFERENCES job, until INTEGER NOT NULL, reason TEXT NOT NULL);
 
 -- What is worked out of the above after each collection; it can be thrown away at any time.
 CREATE TABLE evidence_job (
     job INTEGER PRIMARY KEY, repository TEXT NOT NULL, workflow TEXT NOT NULL, name TEXT NOT NULL, is_required INTEGER NOT NULL, owner TEXT NOT NULL, contact TEXT NOT NULL,
-    -- Of the branch: passed, failed, not run; on changes where it never ran there.
+    -- Of the branch: passed, failed, not run; on changes where it never ran there; gone where its workflow runs without it.
     state TEXT NOT NULL, since INTEGER, streak INTEGER NOT NULL, first_bad TEXT, last_good TEXT, last INTEGER,
     failures INTEGER NOT NULL, verdicts INTEGER NOT NULL, flaky INTEGER NOT NULL, compared INTEGER NOT NULL, rerun_passes INTEGER NOT NULL,
     median_seconds INTEGER, trend REAL, trend_since TEXT, dots TEXT NOT NULL, advice TEXT NOT NULL, advice_reason TEXT NOT NULL

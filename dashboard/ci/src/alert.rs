@@ -4,8 +4,9 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::{OptionalExtension as _, Transaction, params};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result, of};
 use crate::settings::{Settings, Sink};
@@ -68,11 +69,11 @@ pub enum Alert {
     },
 }
 
-/// Works out what is new and tells it. What could not be told to a sink is told the next time, to all of them: who reads is to take one twice
-/// rather than never.
+/// Works out what is new, puts it into each sink's outbox together with the note that it was told, and empties the outboxes. What a sink could not take stays
+/// in its own: it is told the next time, in its order, and no other sink waits for it. A sink may hear one twice, where its answer was lost.
 ///
 /// # Errors
-/// Of the store; [`Error::Server`] and [`Error::File`] of a sink.
+/// Of the store; the first [`Error::Server`] or [`Error::File`] of a sink, after all others had theirs.
 pub fn alert(store: &mut Store, settings: &Settings, now: i64) -> Result<Vec<Alert>> {
     let overview = views::overview(store, &Filter::default())?;
     let mut told = Vec::new();
@@ -81,23 +82,12 @@ pub fn alert(store: &mut Store, settings: &Settings, now: i64) -> Result<Vec<Ale
         let is_red = job.state == "failed"
             && job.streak >= i64::from(settings.alerts.after)
             && (job.required || !settings.alerts.required_only);
-        if is_red && open.is_none() && !is_muted(store, job.id, now)? {
-            let alert = Alert::Opened {
-                job: job.id,
-                name: job.name.clone(),
-                repository: job.repository.clone(),
-                required: job.required,
-                owner: job.owner.clone(),
-                contact: job.contact.clone(),
-                failures: job.streak,
-                since: job.since.map(times::moment),
-                first_bad: job.first_bad.clone(),
-                last_good: job.last_good.clone(),
-            };
-            tell(settings, &alert)?;
-            store.change(|transaction| {
+        let is_muted = is_muted(store, job.id, now)?;
+        if is_red && open.is_none() && !is_muted {
+            let alert = opened(job);
+            note(store, settings, Some(&alert), |transaction| {
                 let insert = "INSERT INTO alert (job, opened, first_bad, told) VALUES (?1, ?2, ?3, ?2)";
-                transaction.execute(insert, params![job.id, now, job.since])
+                transaction.execute(insert, params![job.id, now, job.since]).map(drop)
             })?;
             told.push(alert);
         } else if let Some((alert_id, opened)) = open
@@ -110,17 +100,74 @@ pub fn alert(store: &mut Store, settings: &Settings, now: i64) -> Result<Vec<Ale
                 owner: job.owner.clone(),
                 opened: times::moment(opened),
             };
-            tell(settings, &alert)?;
-            store.change(|transaction| {
-                transaction.execute("UPDATE alert SET recovered = ?2 WHERE id = ?1", params![alert_id, now])
+            note(store, settings, Some(&alert).filter(|_| !is_muted), |transaction| {
+                let update = "UPDATE alert SET recovered = ?2 WHERE id = ?1";
+                transaction.execute(update, params![alert_id, now]).map(drop)
             })?;
-            told.push(alert);
+            told.extend((!is_muted).then_some(alert));
         }
     }
-    if let Some(digest) = digest(store, settings, &overview, now)? {
-        told.push(digest);
-    }
+    told.extend(digest(store, settings, &overview, now)?);
+    deliver(store, settings)?;
     Ok(told)
+}
+
+fn opened(job: &views::Job) -> Alert {
+    Alert::Opened {
+        job: job.id,
+        name: job.name.clone(),
+        repository: job.repository.clone(),
+        required: job.required,
+        owner: job.owner.clone(),
+        contact: job.contact.clone(),
+        failures: job.streak,
+        since: job.since.map(times::moment),
+        first_bad: job.first_bad.clone(),
+        last_good: job.last_good.clone(),
+    }
+}
+
+/// What a sink is called in the store: not by its address, which is a secret with many services.
+fn key(sink: &Sink) -> String {
+    let address = sink.webhook.clone().or_else(|| sink.file.as_ref().map(|file| file.display().to_string()));
+    hex::encode(Sha256::digest(address.unwrap_or_default()))
+}
+
+/// Notes something, and what is to be told of it, together or not at all.
+fn note(
+    store: &mut Store,
+    settings: &Settings,
+    alert: Option<&Alert>,
+    change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>,
+) -> Result<()> {
+    let body = alert.map(serde_json::to_string).transpose();
+    let body = body.map_err(|error| Error::Malformed { what: "an alert".to_owned(), reason: error.to_string() })?;
+    store.change(|transaction| {
+        for (sink, body) in settings.alerts.sink.iter().flat_map(|sink| body.iter().map(move |body| (sink, body))) {
+            transaction.execute("INSERT INTO outbox (sink, body) VALUES (?1, ?2)", params![key(sink), body])?;
+        }
+        change(transaction)
+    })
+}
+
+/// Empties each sink's outbox, up to the first one that it does not take.
+fn deliver(store: &mut Store, settings: &Settings) -> Result<()> {
+    let mut first = Ok(());
+    for sink in &settings.alerts.sink {
+        let key = key(sink);
+        let waiting: Vec<(i64, String)> = store.read(|connection| {
+            let mut find = connection.prepare("SELECT id, body FROM outbox WHERE sink = ?1 ORDER BY id")?;
+            find.query_map([&key], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        })?;
+        for (id, body) in waiting {
+            if let Err(error) = send(sink, &body) {
+                first = first.and(Err(error));
+                break;
+            }
+            store.change(|transaction| transaction.execute("DELETE FROM outbox WHERE id = ?1", [id]).map(drop))?;
+        }
+    }
+    first
 }
 
 fn open(store: &Store, job: i64) -> Result<Option<(i64, i64)>> {
@@ -171,15 +218,12 @@ fn digest(store: &mut Store, settings: &Settings, overview: &views::Overview, no
             .collect(),
         minutes: views::cost(store, &week, &settings.minute_costs)?.minutes,
     };
-    tell(settings, &alert)?;
-    store.set_fact("digest", &times::moment(now))?;
+    let moment = times::moment(now);
+    note(store, settings, Some(&alert), |transaction| {
+        let insert = "INSERT INTO fact VALUES ('digest', ?1) ON CONFLICT DO UPDATE SET value = excluded.value";
+        transaction.execute(insert, [moment]).map(drop)
+    })?;
     Ok(Some(alert))
-}
-
-fn tell(settings: &Settings, alert: &Alert) -> Result<()> {
-    let text = serde_json::to_string(alert)
-        .map_err(|error| Error::Malformed { what: "an alert".to_owned(), reason: error.to_string() })?;
-    settings.alerts.sink.iter().try_for_each(|sink| send(sink, &text))
 }
 
 fn send(sink: &Sink, text: &str) -> Result<()> {
@@ -189,7 +233,9 @@ fn send(sink: &Sink, text: &str) -> Result<()> {
     }
     let Some(address) = &sink.webhook else { return Ok(()) };
     // The address is a secret with many services: errors name the host alone.
-    let host = address.split('/').nth(2).unwrap_or("webhook").to_owned();
+    let parsed = reqwest::Url::parse(address);
+    let host =
+        parsed.as_ref().ok().and_then(|address| address.host_str()).unwrap_or("an address that is none").to_owned();
     let fault = |reason: String| Error::Server { what: format!("the webhook at {host}"), reason };
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -18,6 +18,9 @@ use crate::settings::{Repository, Settings};
 use crate::store::{RunToStore, Store, StoredJob};
 use crate::times;
 
+/// The most bytes of a report of figures.
+const FIGURES_MAX: u64 = 8 << 20;
+
 /// Something that a job or a run has left behind.
 pub struct Report {
     /// Its name in errors.
@@ -27,6 +30,9 @@ pub struct Report {
     /// What is in it.
     pub body: Box<dyn BufRead>,
 }
+
+/// Takes a report, or what is wrong with one.
+pub type TakeReport<'a> = dyn FnMut(Result<(i64, Report)>) -> Result<()> + 'a;
 
 /// What a gate has found.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -72,12 +78,19 @@ pub trait Source {
         false
     }
 
-    /// Reports of a run, each with the job it belongs to.
+    /// Hands over the reports of a run, one after another, each with the number of the job it belongs to; and what is wrong with one that cannot be
+    /// read, or is not.
     ///
     /// # Errors
-    /// What the source has.
-    fn reports(&mut self, _repository: &Repository, _run: i64, _jobs: &[(i64, String)]) -> Result<Vec<(i64, Report)>> {
-        Ok(Vec::new())
+    /// What the source has, and what `take` gives.
+    fn reports(
+        &mut self,
+        _repository: &Repository,
+        _run: i64,
+        _jobs: &[Job],
+        _take: &mut TakeReport<'_>,
+    ) -> Result<()> {
+        Ok(())
     }
 
     /// The checks that a repository requires; none where the source does not know.
@@ -96,11 +109,11 @@ pub trait Source {
         Ok(Vec::new())
     }
 
-    /// The pull request of a commit, where a run does not say it.
+    /// The pull request that a run was for, where the run does not say it: that is so where its branch is a fork's.
     ///
     /// # Errors
     /// What the source has.
-    fn pull(&mut self, _repository: &Repository, _sha: &str) -> Result<Option<i64>> {
+    fn pull(&mut self, _repository: &Repository, _run: &Run) -> Result<Option<i64>> {
         Ok(None)
     }
 }
@@ -118,8 +131,13 @@ pub struct Collected {
     pub results: u64,
     /// Figures.
     pub points: u64,
-    /// What could not be read; the next collection tries it again.
+    /// What could not be read. What may be there the next time is tried again then.
     pub problems: Vec<String>,
+    /// Whether every list of runs was read to its end.
+    pub is_whole: bool,
+    /// How many of the problems may be none the next time.
+    #[serde(skip)]
+    passing: u64,
 }
 
 /// Whether a name is owner and name, with the characters that GitHub has in them.
@@ -155,8 +173,16 @@ pub fn collect(
     if let Some(Some(required)) = unless_fatal(required, collected)? {
         store.store_required(&repository.name, &required)?;
     }
+    collected.is_whole = false;
     for page in 1.. {
-        let Some(Some(runs)) = unless_fatal(source.runs(repository, page, since), collected)? else { break };
+        let runs = match unless_fatal(source.runs(repository, page, since), collected)? {
+            Some(Some(runs)) => runs,
+            Some(None) => {
+                collected.is_whole = true;
+                break;
+            }
+            None => break,
+        };
         for run in runs.iter().filter(|run| made(run).is_none_or(|made| made >= since)) {
             let done = one_run(store, source, settings, repository, run, collected);
             unless_fatal(done, collected)?;
@@ -180,6 +206,8 @@ fn unless_fatal<T>(result: Result<T>, collected: &mut Collected) -> Result<Optio
         Ok(value) => Ok(Some(value)),
         Err(error @ (Error::Database { .. } | Error::Limited { .. })) => Err(error),
         Err(error) => {
+            // What is no report today is none tomorrow.
+            collected.passing += u64::from(!matches!(error, Error::Malformed { .. }));
             collected.problems.push(error.to_string());
             Ok(None)
         }
@@ -190,6 +218,13 @@ fn made(run: &Run) -> Option<i64> {
     run.created_at.as_deref().and_then(times::parse)
 }
 
+/// Whether a workflow's file is one that is to be collected.
+fn is_wanted(repository: &Repository, run: &Run) -> bool {
+    let path = run.path.as_deref().unwrap_or_default();
+    let is_it = |workflow: &String| path == workflow || path.ends_with(&format!("/{workflow}"));
+    repository.workflows.is_empty() || repository.workflows.iter().any(is_it)
+}
+
 fn one_run(
     store: &mut Store,
     source: &mut dyn Source,
@@ -198,30 +233,28 @@ fn one_run(
     run: &Run,
     collected: &mut Collected,
 ) -> Result<()> {
-    let is_wanted = |run: &Run| {
-        let path = run.path.as_deref().unwrap_or_default();
-        repository.workflows.is_empty()
-            || repository.workflows.iter().any(|workflow| path == workflow || path.ends_with(&format!("/{workflow}")))
-    };
-    if !is_wanted(run) {
+    if !is_wanted(repository, run) {
         return Ok(());
     }
-    let (row, is_whole) =
-        store.store_run(&RunToStore { repository: &repository.name, run, pull: own_pull(repository, run) })?;
+    let own = own_pull(repository, run);
+    let (row, is_whole) = store.store_run(&RunToStore { repository: &repository.name, run, pull: own })?;
     if is_whole {
         return Ok(());
     }
     collected.runs += 1;
-    if run.event.as_deref().is_some_and(|event| event.starts_with("pull_request"))
-        && own_pull(repository, run).is_none()
-    {
-        let sha = run.head_sha.clone().unwrap_or_default();
-        if let Some(pull) = source.pull(repository, &sha)? {
+    let passing = collected.passing;
+    if is_of_change(run) && own.is_none() {
+        let found = source.pull(repository, run);
+        if let Some(Some(pull)) = unless_fatal(found, collected)? {
             store.store_run(&RunToStore { repository: &repository.name, run, pull: Some(pull) })?;
         }
     }
     let Some(jobs) = source.jobs(repository, run.id)? else { return Ok(()) };
-    let attempt = run.run_attempt.unwrap_or(1);
+    let numbers: Vec<i64> = jobs.iter().map(|job| job.id).collect();
+    if let Some(other) = store.of_other_runs(row, &numbers)?.first() {
+        let reason = format!("job {other} is known as one of another run: numbers of jobs must be unique");
+        return Err(Error::Malformed { what: format!("run {}", run.id), reason });
+    }
     let judged: Vec<(Job, Outcome)> = jobs
         .into_iter()
         .map(|job| (outcome::of_job(&job, &settings.test_steps), job))
@@ -232,20 +265,28 @@ fn one_run(
     // Not whole before the logs and reports have been read, too: what breaks off here is read again.
     let stored = store.store_jobs(row, &judged, None)?;
     collected.jobs += stored.len() as u64;
-    let problems = collected.problems.len();
-    read_reports(store, source, repository, run.id, &judged, &stored, collected)?;
+    let is_of_branch = !is_of_change(run) && run.head_branch.as_deref() == Some(settings.branch(&repository.name));
+    read_reports(store, source, repository, (run.id, is_of_branch), &judged, &stored, collected)?;
     for ((job, _), stored) in judged.iter().zip(&stored) {
+        // A pass after a failure is read, too: what it passed is what was flaky.
         let is_read = source.has_all_logs()
-            || matches!(stored.outcome, Outcome::Failed | Outcome::SetupFailed | Outcome::TimedOut);
+            || stored.outcome.verdict() == Some(false)
+            || stored.outcome == Outcome::SetupFailed
+            || job.run_attempt > Some(1);
         if is_read && !stored.has_log && stored.outcome != Outcome::Running {
             let read = read_log(store, source, repository, job, *stored, collected);
             unless_fatal(read, collected)?;
         }
     }
-    if has_ended && collected.problems.len() == problems {
-        store.store_jobs(row, &[], Some(attempt))?;
+    if has_ended && collected.passing == passing {
+        store.store_jobs(row, &[], Some(run.run_attempt.unwrap_or(1).clamp(1, 1000)))?;
     }
     Ok(())
+}
+
+/// Whether a run looks at a change that is not on its branch yet.
+fn is_of_change(run: &Run) -> bool {
+    run.event.as_deref().is_some_and(|event| event.starts_with("pull_request") || event == "merge_group")
 }
 
 /// The pull request that a run was for. What the API lists for a run of a branch are pull requests of forks.
@@ -272,41 +313,47 @@ fn read_log(
     let found = results::log(body, &format!("the log of job {}", job.id))?;
     collected.logs += 1;
     collected.results += found.results.len() as u64;
-    store.store_results(stored.execution, &found.results, true)?;
-    // Where a test says why, the log's last lines say no more.
-    if stored.outcome != Outcome::Passed && !found.error.is_empty() && !store.has_failed_tests(stored.execution)? {
-        store.store_failure(stored.execution, &found.error)?;
-    }
-    Ok(())
+    let said = if stored.outcome == Outcome::Passed { "" } else { found.error.as_str() };
+    store.store_results(stored.execution, &found.results, true, said)
 }
 
 fn read_reports(
     store: &mut Store,
     source: &mut dyn Source,
     repository: &Repository,
-    run: i64,
+    (run, is_of_branch): (i64, bool),
     judged: &[(Job, Outcome)],
     stored: &[StoredJob],
     collected: &mut Collected,
 ) -> Result<()> {
-    let jobs: Vec<(i64, String)> = judged.iter().map(|(job, _)| (job.id, job.name.clone())).collect();
-    let Some(reports) = unless_fatal(source.reports(repository, run, &jobs), collected)? else { return Ok(()) };
-    for (job, report) in reports {
-        let Some(execution) =
-            jobs.iter().zip(stored).find(|((id, _), _)| *id == job).map(|(_, stored)| stored.execution)
-        else {
-            continue;
-        };
-        let read = read_report(store, repository, execution, report, collected);
-        unless_fatal(read, collected)?;
+    let jobs: Vec<Job> = judged.iter().map(|(job, _)| job.clone()).collect();
+    let mut problems = Vec::new();
+    let read = source.reports(repository, run, &jobs, &mut |report| {
+        let read = report.and_then(|(job, report)| {
+            let found = jobs.iter().zip(stored).find(|(known, _)| known.id == job);
+            let Some(execution) = found.map(|(_, stored)| stored.execution) else { return Ok(()) };
+            read_report(store, repository, execution, is_of_branch, report, collected)
+        });
+        match read {
+            Err(error @ (Error::Database { .. } | Error::Limited { .. })) => Err(error),
+            Err(error) => {
+                problems.push(error);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    });
+    for problem in problems {
+        unless_fatal::<()>(Err(problem), collected)?;
     }
-    Ok(())
+    unless_fatal(read, collected).map(|_| ())
 }
 
 fn read_report(
     store: &mut Store,
     repository: &Repository,
     execution: i64,
+    is_of_branch: bool,
     report: Report,
     collected: &mut Collected,
 ) -> Result<()> {
@@ -318,8 +365,9 @@ fn read_report(
         "json" => {
             let fault = |reason: String| Error::Malformed { what: report.what.clone(), reason };
             let document =
-                serde_json::from_reader(report.body.take(64 << 20)).map_err(|error| fault(error.to_string()))?;
-            if results::is_bench(&document) {
+                serde_json::from_reader(report.body.take(FIGURES_MAX)).map_err(|error| fault(error.to_string()))?;
+            // A change's figures are not the project's.
+            if results::is_bench(&document) && is_of_branch {
                 let points = results::points(document, &report.what)?;
                 collected.points += points.len() as u64;
                 store.store_points(&repository.name, &points, Some(execution))?;
@@ -329,5 +377,5 @@ fn read_report(
         _ => return Ok(()),
     };
     collected.results += found.len() as u64;
-    store.store_results(execution, &found, false)
+    store.store_results(execution, &found, false, "")
 }

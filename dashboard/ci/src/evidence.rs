@@ -18,6 +18,14 @@ use crate::times;
 pub use jobs::Dot;
 pub use renames::{Rename, decide, renames};
 
+/// Says when all lists were read to their ends last: how old the data are.
+///
+/// # Errors
+/// [`crate::error::Error::Database`].
+pub fn set_collected(store: &mut Store, moment: i64) -> Result<()> {
+    store.set_fact("collected", &times::moment(moment))
+}
+
 /// Works out everything, as of `now`.
 ///
 /// # Errors
@@ -32,8 +40,6 @@ pub fn derive(store: &mut Store, settings: &Settings, now: i64) -> Result<()> {
         let generation =
             "INSERT INTO fact VALUES ('generation', '1') ON CONFLICT DO UPDATE SET value = CAST(value AS INTEGER) + 1";
         transaction.execute(generation, [])?;
-        let collected = "INSERT INTO fact VALUES ('collected', ?1) ON CONFLICT DO UPDATE SET value = excluded.value";
-        transaction.execute(collected, [times::moment(now)])?;
         Ok(())
     })
 }

@@ -24,6 +24,14 @@ pub struct Exported {
 /// # Errors
 /// Of the store, and of files.
 pub fn export(store: &Store, settings: &Settings, folder: &Path) -> Result<Exported> {
+    // All of one moment, whatever is collected meanwhile.
+    store.read(|connection| connection.execute_batch("BEGIN"))?;
+    let done = all_pages(store, settings, folder);
+    store.read(|connection| connection.execute_batch("COMMIT"))?;
+    done
+}
+
+fn all_pages(store: &Store, settings: &Settings, folder: &Path) -> Result<Exported> {
     let mut exported = Exported::default();
     for (name, _, contents) in pages::ASSETS {
         write(folder, &Path::new("assets").join(name), contents, &mut exported)?;

@@ -1,7 +1,12 @@
 //! The API's answers, as far as they are used (GitHub REST API, version 2022-11-28, "Actions"). What is not known is left out; what is missing is
 //! taken as not told.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// A list that may be told as `null`.
+fn listed<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
+}
 
 /// `GET /repos/{repository}/actions/runs`.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -50,9 +55,12 @@ pub struct Run {
     /// Its page.
     pub html_url: Option<String>,
     /// The pull requests that have its commit as their head. Of a run on the default branch these are the ones of forks, which are not its own.
+    #[serde(deserialize_with = "listed")]
     pub pull_requests: Vec<Pull>,
     /// Where it belongs to.
     pub repository: Option<Repository>,
+    /// Where its branch is: another one's, for a fork's pull request.
+    pub head_repository: Option<Repository>,
 }
 
 /// A commit.
@@ -146,12 +154,14 @@ pub struct Job {
     /// When it ended.
     pub completed_at: Option<String>,
     /// What it asked of a runner.
+    #[serde(deserialize_with = "listed")]
     pub labels: Vec<String>,
     /// Who ran it.
     pub runner_name: Option<String>,
     /// Its page.
     pub html_url: Option<String>,
     /// What it did.
+    #[serde(deserialize_with = "listed")]
     pub steps: Vec<Step>,
 }
 

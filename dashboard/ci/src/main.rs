@@ -166,12 +166,15 @@ fn collect_all(store: &mut Store, settings: &Settings, args: &CollectArgs) -> Re
         bail!("no repository: give --repository OWNER/NAME, or name some in the settings");
     }
     let mut ended = Ok(());
+    let mut is_whole = true;
     for repository in &named {
         if !collect::is_repository(&repository.name) {
             bail!("{:?} is not OWNER/NAME", repository.name);
         }
         ended = collect::collect(store, source.as_mut(), settings, repository, since, &mut collected);
-        if ended.is_err() {
+        is_whole &= collected.is_whole;
+        if let Err(error) = &ended {
+            collected.problems.push(error.to_string());
             break;
         }
     }
@@ -179,10 +182,13 @@ fn collect_all(store: &mut Store, settings: &Settings, args: &CollectArgs) -> Re
     let problems: Vec<&String> = collected.problems.iter().take(100).collect();
     store.set_fact("problems", &serde_json::to_string(&problems)?)?;
     evidence::derive(store, settings, now)?;
+    if is_whole && ended.is_ok() {
+        evidence::set_collected(store, now)?;
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&collected)?);
     } else {
-        let Collected { runs, jobs, logs, results, points, problems } = &collected;
+        let Collected { runs, jobs, logs, results, points, problems, .. } = &collected;
         println!("{runs} runs, {jobs} jobs, {logs} logs, {results} results of tests, {points} figures");
         problems.iter().for_each(|problem| eprintln!("coracle-ci: {problem}"));
     }

@@ -1,9 +1,11 @@
 //! How something ended, and whose fault that is.
 
-use regex::RegexSet;
+use std::sync::LazyLock;
+
+use regex::{Regex, RegexSet};
 use serde::{Deserialize, Serialize};
 
-use crate::github::Job;
+use crate::github::{Job, Step};
 
 /// How a job or a test ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
@@ -81,6 +83,11 @@ impl Outcome {
     }
 }
 
+/// Steps that GitHub names by the action they use, and those that only bring results away: whatever their names hold, they test nothing.
+static NO_TEST: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"^(?:Run|Post Run|Post) [\w.-]+/[\w./-]+@|(?i)^(?:post|upload|collect|report|publish|archive|download|set up|complete|clean)\b").ok()
+});
+
 /// How a job ended. `tests` are the names of steps that test: where another one failed first, what was to be tested was not.
 #[must_use]
 pub fn of_job(job: &Job, tests: &RegexSet) -> Outcome {
@@ -92,14 +99,17 @@ pub fn of_job(job: &Job, tests: &RegexSet) -> Outcome {
         Some("timed_out") => Outcome::TimedOut,
         Some("startup_failure") => Outcome::SetupFailed,
         Some(_) => {
+            let is_test = |step: &Step| {
+                tests.is_match(&step.name) && !NO_TEST.as_ref().is_some_and(|no_test| no_test.is_match(&step.name))
+            };
             let mut failed = job.steps.iter().filter(|step| step.conclusion.as_deref() == Some("failure"));
             match failed.next() {
                 // A job without steps has never begun: its runner was lost, or nobody gave it one.
                 None if job.steps.is_empty() && job.started_at.is_none() => Outcome::SetupFailed,
                 None => Outcome::Failed,
-                Some(step) if tests.is_match(&step.name) => Outcome::Failed,
+                Some(step) if is_test(step) => Outcome::Failed,
                 // Where no step's name says that it tests, nothing can be told apart.
-                Some(_) if !job.steps.iter().any(|step| tests.is_match(&step.name)) => Outcome::Failed,
+                Some(_) if !job.steps.iter().any(is_test) => Outcome::Failed,
                 Some(_) => Outcome::SetupFailed,
             }
         }
@@ -109,7 +119,6 @@ pub fn of_job(job: &Job, tests: &RegexSet) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::github::Step;
 
     fn job(conclusion: Option<&str>, steps: &[(&str, &str)]) -> Job {
         Job {
@@ -139,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_failed_set_up_is_no_failed_test() {
-        let tests = RegexSet::new(["(?i)^run .*tests"]).unwrap();
+        let tests = RegexSet::new(["(?i)\\btests?\\b", "(?i)^run "]).unwrap();
         let ends = [
             (job(None, &[]), Outcome::Running),
             (job(Some("success"), &[("Run tests", "success")]), Outcome::Passed),
@@ -149,6 +158,19 @@ mod tests {
             (job(Some("failure"), &[("Run tests", "failure"), ("Collect", "failure")]), Outcome::Failed),
             // Nothing here says that it tests.
             (job(Some("failure"), &[("Lint", "failure")]), Outcome::Failed),
+            // Its name would say that it tests; it is but an action, or brings results away.
+            (
+                job(Some("failure"), &[("Run actions/checkout@v4", "failure"), ("Run tests", "skipped")]),
+                Outcome::SetupFailed,
+            ),
+            (job(Some("failure"), &[("pytest", "failure"), ("Upload test results", "success")]), Outcome::Failed),
+            (
+                job(
+                    Some("failure"),
+                    &[("Deploy", "failure"), ("Run tests", "skipped"), ("Collect tests' logs", "success")],
+                ),
+                Outcome::SetupFailed,
+            ),
             (job(Some("timed_out"), &[("Run tests", "cancelled")]), Outcome::TimedOut),
             (job(Some("cancelled"), &[]), Outcome::Cancelled),
             (job(Some("something new"), &[]), Outcome::Failed),

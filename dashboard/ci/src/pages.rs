@@ -13,6 +13,10 @@ use crate::store::Store;
 use crate::times;
 use crate::views::{self, Age, Filter};
 
+/// The same for a page that lies as a file: what a header alone may say is left out.
+const POLICY_OF_FILES: &str =
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'";
+
 /// What a browser may do with a page (Content Security Policy, level 3).
 pub const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
@@ -187,6 +191,10 @@ impl Frame<'_> {
 
     fn is_export(&self) -> bool {
         matches!(self.links, Links::Files(_))
+    }
+
+    fn policy(&self) -> &'static str {
+        POLICY_OF_FILES
     }
 
     fn version(&self) -> &'static str {

@@ -20,6 +20,9 @@ const RESULTS_MAX: usize = 50_000;
 /// The most bytes of a line; what is longer is cut there.
 const LINE_MAX: usize = 8 << 10;
 
+/// Where what a failure said is full, in bytes; a line more may come.
+const TEXT_MAX: usize = 2_000;
+
 /// Reads one line, without its end, into `line`; false at the end of what is read. Of a longer line the rest is passed over.
 fn next_line(from: &mut impl BufRead, line: &mut String) -> std::io::Result<bool> {
     let mut bytes = Vec::new();
@@ -37,7 +40,8 @@ fn next_line(from: &mut impl BufRead, line: &mut String) -> std::io::Result<bool
     Ok(true)
 }
 
-/// Results by their names: who comes first counts, so that a log that tells a failure again, or one that tries again, changes nothing.
+/// Results by their names. A name that has failed once has failed, however often it comes: a log tells a failure again, a runner tries again, and two
+/// tests may have one name.
 #[derive(Debug, Default)]
 struct Found {
     results: Vec<TestResult>,
@@ -61,18 +65,21 @@ impl Found {
                 place
             }
         };
-        let has_failed = self.results.get(place).is_some_and(|result| result.outcome == Outcome::Failed);
-        (has_failed && outcome == Outcome::Failed).then_some(place)
+        let result = self.results.get_mut(place)?;
+        if outcome == Outcome::Failed && result.outcome != Outcome::Failed {
+            result.outcome = Outcome::Failed;
+        }
+        (outcome == Outcome::Failed).then_some(place)
     }
 
     fn text(&mut self, place: usize, line: &str) {
         if let Some(result) = self.results.get_mut(place)
-            && result.text.len() < 4_000
+            && result.text.len() < TEXT_MAX
         {
             if !result.text.is_empty() {
                 result.text.push('\n');
             }
-            result.text.push_str(line);
+            result.text.extend(line.chars().take(500));
         }
     }
 }

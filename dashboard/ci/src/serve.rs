@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -22,6 +23,12 @@ use crate::views::{self, Filter};
 
 /// How many read the store at once.
 const READERS: usize = 4;
+/// How many connections there may be; how long one may take to say what it wants, and in all.
+const CONNECTIONS: usize = 256;
+const PATIENCE: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(300);
+/// How long to wait where nobody can be let in.
+const PAUSE: Duration = Duration::from_millis(100);
 /// The most bytes of pages that are kept.
 const KEPT_MAX: usize = 16 << 20;
 /// The longest path and query.
@@ -78,7 +85,35 @@ pub async fn serve(
         kept: Mutex::default(),
     });
     let router = Router::new().fallback(answer).with_state(board);
-    axum::serve(listener, router).with_graceful_shutdown(end).await.map_err(fault)
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut served = tokio::task::JoinSet::new();
+    let mut end = std::pin::pin!(end);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut end => break,
+            Some(_) = served.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        // One that is gone before it is taken, or no descriptors for now: others come.
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        // Who comes when there are too many is turned away at once.
+        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { continue };
+        let service = hyper_util::service::TowerToHyperService::new(router.clone());
+        served.spawn(async move {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(true);
+            let connection = http.serve_connection(hyper_util::rt::TokioIo::new(stream), service);
+            // Who does not read its answer is left, too.
+            let _ = tokio::time::timeout(LONGEST, connection).await;
+            drop(permit);
+        });
+    }
+    // Answers that are on their way may end.
+    let _ = tokio::time::timeout(PAUSE * 10, async { while served.join_next().await.is_some() {} }).await;
+    Ok(())
 }
 
 async fn answer(State(board): State<Arc<Board>>, method: Method, uri: Uri, RawQuery(query): RawQuery) -> Response {
@@ -136,7 +171,10 @@ const SVG: &str = "image/svg+xml";
 
 impl Board {
     fn answer(&self, path: &str, query: &str) -> Response {
-        let Some(path) = path.strip_prefix(self.options.root.as_str()) else {
+        let root = self.options.root.as_str();
+        // The root without its slash is the root.
+        let rest = if path == root.trim_end_matches('/') { Some("") } else { path.strip_prefix(root) };
+        let Some(path) = rest else {
             return self.fault(&Error::Missing(format!("page {path}")), false);
         };
         let asked = asked(path);

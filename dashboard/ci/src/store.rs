@@ -9,6 +9,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 use crate::error::{Error, Result};
 
+pub(crate) use write::counts_as;
 pub use write::{Point, RunToStore, StoredJob, TestResult};
 
 /// The schema, step by step: never changed, only added to.
@@ -83,6 +84,11 @@ impl Store {
         let missing = MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0));
         for (number, migration) in missing {
             self.change(|transaction| {
+                // Another one may have come first.
+                let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+                if version > number as i64 {
+                    return Ok(());
+                }
                 transaction.execute_batch(migration)?;
                 transaction.pragma_update(None, "user_version", number as i64 + 1)
             })?;
@@ -122,17 +128,6 @@ impl Store {
     pub fn fact(&self, name: &str) -> Result<Option<String>> {
         self.read(|connection| {
             connection.query_row("SELECT value FROM fact WHERE name = ?1", [name], |row| row.get(0)).optional()
-        })
-    }
-
-    /// Whether a test failed in an attempt.
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn has_failed_tests(&self, execution: i64) -> Result<bool> {
-        self.read(|connection| {
-            let find = "SELECT EXISTS (SELECT 1 FROM result WHERE execution = ?1 AND outcome = 1)";
-            connection.query_row(find, [execution], |row| row.get(0))
         })
     }
 

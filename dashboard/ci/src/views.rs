@@ -27,7 +27,7 @@ use crate::times;
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Filter {
-    /// Jobs: failed, passed, not run, on changes, slower.
+    /// Jobs: failed, passed, not run, on changes, gone, slower.
     pub status: String,
     /// Jobs: required, optional.
     pub kind: String,
@@ -64,7 +64,7 @@ impl Filter {
     /// # Errors
     /// As above.
     pub fn validate(&self) -> Result<()> {
-        Self::check(&self.status, "status", &["failed", "passed", "not run", "on changes", "slower"])?;
+        Self::check(&self.status, "status", &["failed", "passed", "not run", "on changes", "gone", "slower"])?;
         Self::check(&self.kind, "kind", &["required", "optional"])?;
         Self::check(&self.sort, "sort", &["state", "name", "failures", "flaky", "time"])?;
         Self::check(&self.days, "days", &["7", "30", "90", "365"])

@@ -159,6 +159,57 @@ fn the_limit_of_requests_ends_the_collection_and_what_was_read_stays() {
 }
 
 #[test]
+fn a_list_that_the_api_would_cut_is_asked_for_in_parts() {
+    let run = |id: i64| json!({ "id": id, "path": "w.yaml" });
+    let (address, seen) = server(vec![
+        ok("page=1&", json!({ "total_count": 1_500, "workflow_runs": [run(1)] })),
+        ok("page=1&", json!({ "total_count": 800, "workflow_runs": [run(2), run(3)] })),
+        ok("page=2&", json!({ "total_count": 800, "workflow_runs": [] })),
+        ok("page=1&", json!({ "total_count": 700, "workflow_runs": [run(4)] })),
+        ok("page=2&", json!({ "total_count": 700, "workflow_runs": [] })),
+    ]);
+    let mut api = api(address);
+    let mut found = Vec::new();
+    for page in 1.. {
+        let Some(runs) = api.runs(&project(), page, 1_700_000_000).unwrap() else { break };
+        found.extend(runs.into_iter().map(|run| run.id));
+    }
+    assert_eq!(found, [2, 3, 4]);
+    let asked = seen.lock().unwrap();
+    assert!(asked[0].contains("created=2023-11-14T22:13:20Z..") && asked.len() == 5, "{asked:?}");
+    let end_of = |request: &str| request.split("..").nth(1).unwrap()[..20].to_owned();
+    assert!(asked[3].contains("created=2023-11-14T22:13:20Z..") && end_of(&asked[3]) < end_of(&asked[1]));
+}
+
+#[test]
+fn without_a_token_what_needs_one_is_not_asked_for_and_too_many_requests_is_the_limit() {
+    let (address, seen) = server(vec![answer("/jobs", "429 Too Many Requests", "")]);
+    let mut api = Api::new(ApiOptions {
+        address: format!("http://{address}"),
+        token: None,
+        wait: false,
+        again_after: Duration::from_millis(1),
+    })
+    .unwrap();
+    assert!(api.log(&project(), 1).unwrap().is_none());
+    let mut take = |_: coracle_ci::error::Result<(i64, coracle_ci::collect::Report)>| panic!("a report");
+    api.reports(&project(), 7, &[], &mut take).unwrap();
+    assert!(seen.lock().unwrap().is_empty());
+    assert!(matches!(api.jobs(&project(), 7), Err(Error::Limited { .. })));
+}
+
+#[test]
+fn a_fork_s_pull_request_is_found_by_its_branch() {
+    let (address, seen) = server(vec![ok("/pulls?", json!([{ "number": 42 }]))]);
+    let run: coracle_ci::github::Run =
+        serde_json::from_value(json!({ "id": 1, "event": "pull_request", "head_branch": "fix/it&more",
+        "head_repository": { "full_name": "someone/b" }, "pull_requests": null }))
+        .unwrap();
+    assert_eq!(api(address).pull(&project(), &run).unwrap(), Some(42));
+    assert!(seen.lock().unwrap()[0].contains("head=someone%3Afix%2Fit%26more"), "{:?}", seen.lock().unwrap());
+}
+
+#[test]
 fn a_long_log_is_read_as_it_comes() {
     // 256 MiB, made as they are sent, with one failure in their middle and bytes that are no text.
     const LINES: u64 = 1 << 20;

@@ -7,7 +7,7 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use coracle_ci::alert::{self, Alert};
-use coracle_ci::collect::{Assessment, Collected, Files, Report, Source, collect};
+use coracle_ci::collect::{Assessment, Collected, Files, Source, TakeReport, collect};
 use coracle_ci::error::{Error, Result};
 use coracle_ci::github::{Job, Run};
 use coracle_ci::outcome::Outcome;
@@ -151,11 +151,11 @@ impl Source for Breaks {
     fn log(&mut self, repository: &Repository, job: i64) -> Result<Option<Box<dyn BufRead>>> {
         self.made.log(repository, job)
     }
-    fn reports(&mut self, repository: &Repository, run: i64, jobs: &[(i64, String)]) -> Result<Vec<(i64, Report)>> {
+    fn reports(&mut self, repository: &Repository, run: i64, jobs: &[Job], take: &mut TakeReport<'_>) -> Result<()> {
         if run == self.at {
             return Err(Error::Server { what: format!("run {run}"), reason: "status 502".to_owned() });
         }
-        self.made.reports(repository, run, jobs)
+        self.made.reports(repository, run, jobs, take)
     }
     fn required(&mut self, repository: &Repository) -> Result<Option<Vec<String>>> {
         self.made.required(repository)
@@ -192,6 +192,118 @@ fn what_broke_off_is_read_the_next_time_and_nothing_is_counted_twice() {
     assert_eq!(counts(&store), counts(&whole));
 }
 
+/// Three runs of the same two jobs, with what each has left behind.
+struct Three;
+
+impl Source for Three {
+    fn runs(&mut self, _: &Repository, page: u32, _: i64) -> Result<Option<Vec<Run>>> {
+        Ok((page == 1).then(|| (0..3).map(|night| SMALL.night(night)).collect()))
+    }
+    fn jobs(&mut self, _: &Repository, run: i64) -> Result<Option<Vec<Job>>> {
+        let mut jobs: Vec<Job> = (0..2).map(|job| SMALL.job(run, job, 1)).collect();
+        for job in &mut jobs {
+            job.conclusion = Some("failure".to_owned());
+            job.steps[1].conclusion = Some("failure".to_owned());
+            job.steps[2].conclusion = Some("skipped".to_owned());
+        }
+        if run == 1_000 {
+            // A rerun of the first one tells the second one again, which then has not begun anew.
+            let mut again = jobs.clone();
+            for job in &mut again {
+                (job.id, job.run_attempt) = (job.id + 1, Some(2));
+            }
+            again[0].started_at = again[0].completed_at.clone();
+            jobs.extend(again);
+        }
+        Ok(Some(jobs))
+    }
+    fn reports(&mut self, _: &Repository, run: i64, jobs: &[Job], take: &mut TakeReport<'_>) -> Result<()> {
+        let report = |text: &str, name: &str| coracle_ci::collect::Report {
+            what: format!("{name} of run {run}"),
+            name: name.to_owned(),
+            body: Box::new(std::io::Cursor::new(text.to_owned().into_bytes())),
+        };
+        take(Ok((jobs[0].id, report("{\"a\": 1}\n{\"b\": 2}", "log.json"))))?;
+        take(Ok((jobs[0].id, report("not ok 1 - one\n# why\n", "report.tap"))))
+    }
+}
+
+#[test]
+fn a_report_that_is_none_is_told_once_and_keeps_nothing_else_away() {
+    let (_folder, mut store) = store();
+    let settings = Settings::read(None).unwrap();
+    let first = gather(&mut store, &mut Three, &settings);
+    assert!(
+        first.problems.len() == 3 && first.problems.iter().all(|problem| problem.contains("log.json")),
+        "{:?}",
+        first.problems
+    );
+    let second = gather(&mut store, &mut Three, &settings);
+    assert_eq!((second.runs, second.problems.len()), (0, 0));
+    // A step before the tests failed, it is told; but a test did, too.
+    let ended: Vec<_> =
+        views::job(&store, 1).unwrap().executions.iter().map(|one| (one.attempt, one.outcome)).collect();
+    assert_eq!(ended, [(1, Outcome::Failed), (1, Outcome::Failed), (2, Outcome::SetupFailed), (1, Outcome::Failed)]);
+    assert_eq!(views::failures(&store, &Filter::default()).unwrap().clusters[0].failures, 3);
+    // The second job of the first run was told twice and ran once.
+    let cost =
+        views::cost(&store, &Filter { days: "365".to_owned(), ..Filter::default() }, &settings.minute_costs).unwrap();
+    assert_eq!(cost.labels.iter().map(|label| label.executions).sum::<i64>(), 7);
+    let told: i64 = store
+        .read(|connection| connection.query_row("SELECT count(*) FROM execution WHERE retold", [], |row| row.get(0)))
+        .unwrap();
+    assert_eq!(told, 1);
+}
+
+#[test]
+fn a_number_of_another_run_s_job_takes_nothing_s_place() {
+    struct Clash(i64);
+    impl Source for Clash {
+        fn runs(&mut self, _: &Repository, page: u32, _: i64) -> Result<Option<Vec<Run>>> {
+            Ok((page == 1).then(|| vec![SMALL.night(self.0)]))
+        }
+        fn jobs(&mut self, _: &Repository, run: i64) -> Result<Option<Vec<Job>>> {
+            Ok(Some(vec![Job { id: 1, ..SMALL.job(run, 0, 1) }]))
+        }
+    }
+    let (_folder, mut store) = store();
+    let settings = Settings::read(None).unwrap();
+    assert!(gather(&mut store, &mut Clash(0), &settings).problems.is_empty());
+    let problems = gather(&mut store, &mut Clash(1), &settings).problems;
+    assert!(problems.len() == 1 && problems[0].contains("must be unique"), "{problems:?}");
+    assert_eq!(views::job(&store, 1).unwrap().executions[0].at, FIRST);
+}
+
+#[test]
+fn a_chain_of_names_is_taken_back_link_by_link() {
+    struct Chain;
+    impl Source for Chain {
+        fn runs(&mut self, _: &Repository, page: u32, _: i64) -> Result<Option<Vec<Run>>> {
+            Ok((page == 1).then(|| (0..3).map(|night| SMALL.night(night)).collect()))
+        }
+        fn jobs(&mut self, _: &Repository, run: i64) -> Result<Option<Vec<Job>>> {
+            Ok(Some(vec![Job { name: format!("name {}", run - 1_000), ..SMALL.job(run, 0, 1) }]))
+        }
+    }
+    let (_folder, mut store) = store();
+    let settings = Settings::read(None).unwrap();
+    gather(&mut store, &mut Chain, &settings);
+    let counts = |store: &mut Store| {
+        evidence::derive(store, &settings, FIRST).unwrap();
+        (1..=3).map(|job| views::job(store, job).map_or(0, |page| page.executions.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(counts(&mut store), [1, 1, 1]);
+    evidence::decide(&mut store, 1, 2, true).unwrap();
+    evidence::decide(&mut store, 2, 3, true).unwrap();
+    assert_eq!(counts(&mut store), [0, 0, 3]);
+    evidence::decide(&mut store, 1, 2, false).unwrap();
+    assert_eq!(counts(&mut store), [1, 0, 2]);
+    evidence::decide(&mut store, 1, 2, true).unwrap();
+    evidence::decide(&mut store, 2, 3, false).unwrap();
+    assert_eq!(counts(&mut store), [0, 2, 1]);
+    assert!(evidence::decide(&mut store, 2, 1, true).is_err());
+}
+
 #[test]
 fn a_renamed_job_keeps_its_history_where_a_person_says_so() {
     struct Renamed(MadeUp);
@@ -205,24 +317,6 @@ fn a_renamed_job_keeps_its_history_where_a_person_says_so() {
                 jobs[1].name = "run-all-tests (built-in, 1)".to_owned();
             }
             Ok(Some(jobs))
-        }
-        fn log(&mut self, _: &Repository, _: i64) -> Result<Option<Box<dyn BufRead>>> {
-            Ok(None)
-        }
-        fn has_all_logs(&self) -> bool {
-            false
-        }
-        fn reports(&mut self, _: &Repository, _: i64, _: &[(i64, String)]) -> Result<Vec<(i64, Report)>> {
-            Ok(Vec::new())
-        }
-        fn required(&mut self, _: &Repository) -> Result<Option<Vec<String>>> {
-            Ok(None)
-        }
-        fn assessments(&mut self, _: &Repository) -> Result<Vec<Assessment>> {
-            Ok(Vec::new())
-        }
-        fn pull(&mut self, _: &Repository, _: &str) -> Result<Option<i64>> {
-            Ok(None)
         }
     }
     let (_folder, mut store) = store();
@@ -295,21 +389,42 @@ impl Source for Healed {
 }
 
 #[test]
-fn a_muted_job_is_not_told_of_and_a_sink_that_fails_is_tried_again() {
+fn a_muted_job_is_not_told_of() {
     let (folder, mut store) = store();
-    let sink = folder.path().join("none/alerts");
+    let sink = folder.path().join("alerts");
     let settings = settings(&format!("[alerts]\nafter = 3\n[[alerts.sink]]\nfile = {sink:?}"));
     gather(&mut store, &mut SMALL.clone(), &settings);
     let now = FIRST + 60 * times::DAY;
-    assert!(matches!(alert::alert(&mut store, &settings, now), Err(Error::File { .. })));
-    std::fs::create_dir(sink.parent().unwrap()).unwrap();
     let red = nightly(&store, 2).id;
     alert::mute(&mut store, red, now + 1_000, "known").unwrap();
+    assert_eq!(views::job(&store, red).unwrap().muted.unwrap().1, "known");
     let told = alert::alert(&mut store, &settings, now).unwrap();
     assert!(matches!(&told[..], [Alert::Digest { .. }]), "{told:?}");
     let told = alert::alert(&mut store, &settings, now + 2_000).unwrap();
     assert!(matches!(&told[..], [Alert::Opened { job, .. }] if *job == red), "{told:?}");
     assert!(matches!(alert::mute(&mut store, 99_999, now, ""), Err(Error::Missing(_))));
+}
+
+#[test]
+fn a_sink_that_is_dead_keeps_no_other_from_hearing_and_hears_all_when_it_is_back() {
+    let (folder, mut store) = store();
+    let (dead, good) = (folder.path().join("none/alerts"), folder.path().join("alerts"));
+    let settings =
+        settings(&format!("[alerts]\nafter = 3\n[[alerts.sink]]\nfile = {dead:?}\n[[alerts.sink]]\nfile = {good:?}"));
+    gather(&mut store, &mut SMALL.clone(), &settings);
+    let now = FIRST + 60 * times::DAY;
+    let kinds =
+        |path: &Path| lines(path).iter().map(|line| line["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    for round in 0..3 {
+        assert!(matches!(alert::alert(&mut store, &settings, now + round), Err(Error::File { .. })));
+        assert_eq!(kinds(&good), ["opened", "digest"]);
+    }
+    std::fs::create_dir(dead.parent().unwrap()).unwrap();
+    assert!(alert::alert(&mut store, &settings, now + 9).unwrap().is_empty());
+    assert_eq!(
+        (kinds(&dead), kinds(&good)),
+        (vec!["opened".to_owned(), "digest".to_owned()], vec!["opened".to_owned(), "digest".to_owned()])
+    );
 }
 
 #[test]
@@ -349,7 +464,7 @@ fn a_webhook_hears_json_and_its_address_is_told_to_nobody() {
     let now = FIRST + 60 * times::DAY;
     let error = alert::alert(&mut store, &settings, now).unwrap_err().to_string();
     assert!(error.contains("status 500") && !error.contains("secret-part"), "{error}");
-    assert_eq!(alert::alert(&mut store, &settings, now).unwrap().len(), 2);
+    assert!(alert::alert(&mut store, &settings, now).unwrap().is_empty());
     let kinds: Vec<_> =
         heard.join().unwrap().into_iter().map(|body| body["kind"].as_str().unwrap().to_owned()).collect();
     assert_eq!(kinds, ["opened", "opened", "digest"]);

@@ -164,7 +164,8 @@ impl Board {
         collect(&mut store, &mut made, &settings, &repository, 0, &mut Collected::default()).unwrap();
         let points: Vec<Point> = (0..60).map(point).collect();
         store.store_points(PROJECT, &points, None).unwrap();
-        evidence::derive(&mut store, &settings, times::now() - 3 * 3_600).unwrap();
+        evidence::derive(&mut store, &settings, FIRST + 60 * times::DAY).unwrap();
+        evidence::set_collected(&mut store, times::now() - 3 * 3_600).unwrap();
         export::export(&store, &settings, &folder.path().join("site")).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (ready, address) = std::sync::mpsc::channel();

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
-use super::{Report, Source, zipped};
+use super::{Source, TakeReport, zipped};
 use crate::error::{Error, Result};
 use crate::github::{Job, Jobs, Run, Runs};
 use crate::settings::Repository;
@@ -21,8 +21,8 @@ const TRIES: u32 = 4;
 const ANSWER_MAX: usize = 64 << 20;
 /// How many things are on a page: as many as the API gives.
 const PAGE: usize = 100;
-/// The most pages that are asked for; the API itself gives 1,000 results of a filtered list of runs.
-const PAGES_MAX: u32 = 1_000;
+/// The most runs that the API gives of one list: of a longer one the rest is never told.
+const LIST_MAX: u64 = 1_000;
 /// How often a list that changes while it is read is begun again.
 const LIST_TRIES: u32 = 3;
 
@@ -45,6 +45,9 @@ pub struct Api {
     options: ApiOptions,
     client: Client,
     runtime: std::sync::Arc<Runtime>,
+    /// Spans of time whose runs are still to be listed, and the page that comes next of the last one.
+    spans: Vec<(i64, i64)>,
+    page: u32,
 }
 
 impl Api {
@@ -64,7 +67,7 @@ impl Api {
             .map_err(|error| fault(error.to_string()))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| fault(error.to_string()))?.into();
-        Ok(Self { options, client, runtime })
+        Ok(Self { options, client, runtime, spans: Vec::new(), page: 1 })
     }
 
     /// Asks for something, again where that may help. None where it is not there (any more).
@@ -72,11 +75,13 @@ impl Api {
         let what = format!("GET {path}");
         let mut wait = self.options.again_after;
         let mut reason = String::new();
-        for attempt in 0..TRIES {
-            if attempt > 0 {
+        let mut tries = 0;
+        while tries < TRIES {
+            if tries > 0 {
                 self.pause(wait);
                 wait *= 2;
             }
+            tries += 1;
             let mut request = self.client.get(format!("{}{path}", self.options.address));
             request =
                 request.header("accept", "application/vnd.github+json").header("x-github-api-version", "2022-11-28");
@@ -99,6 +104,8 @@ impl Api {
                         }
                         let rest = u64::try_from(until - times::now()).unwrap_or(0).min(3_700);
                         self.pause(Duration::from_secs(rest + 1));
+                        // It was not a try: nothing has failed.
+                        tries -= 1;
                         continue;
                     }
                     reason = format!("status {status}");
@@ -166,19 +173,74 @@ fn limited(response: &Response) -> Option<i64> {
     if let Some(seconds) = header("retry-after") {
         return Some(times::now() + seconds.clamp(1, 3_600));
     }
-    (header("x-ratelimit-remaining") == Some(0)).then(|| header("x-ratelimit-reset").unwrap_or(times::now() + 60))
+    let is_over = header("x-ratelimit-remaining") == Some(0) || response.status() == StatusCode::TOO_MANY_REQUESTS;
+    is_over.then(|| header("x-ratelimit-reset").unwrap_or(times::now() + 60))
+}
+
+#[derive(Deserialize)]
+struct Artifacts {
+    artifacts: Vec<Artifact>,
+}
+
+#[derive(Deserialize)]
+struct Artifact {
+    id: i64,
+    name: String,
+    #[serde(default)]
+    expired: bool,
+    #[serde(default)]
+    size_in_bytes: u64,
+    created_at: Option<String>,
+}
+
+impl Api {
+    fn artifact(
+        &self,
+        repository: &Repository,
+        run: i64,
+        artifact: &Artifact,
+        job: i64,
+        take: &mut TakeReport<'_>,
+    ) -> Result<()> {
+        let what = format!("artefact {} of run {run}", artifact.name);
+        if artifact.size_in_bytes > zipped::ARCHIVE_MAX {
+            return Err(Error::Malformed { what, reason: "larger than 64 MiB: it is not read".to_owned() });
+        }
+        let path = format!("/repos/{}/actions/artifacts/{}/zip", repository.name, artifact.id);
+        let Some(response) = self.get(&path)? else { return Ok(()) };
+        let body = Body { response, runtime: self.runtime.clone(), rest: Default::default() };
+        zipped::reports(body, &what, &mut |report| take(report.map(|report| (job, report))))
+    }
 }
 
 impl Source for Api {
     fn runs(&mut self, repository: &Repository, page: u32, since: i64) -> Result<Option<Vec<Run>>> {
-        if page > PAGES_MAX {
-            return Ok(None);
+        if page == 1 {
+            (self.spans, self.page) = (vec![(since, times::now() + times::DAY)], 1);
         }
-        let since = times::day(since);
-        let path = format!("/repos/{}/actions/runs?per_page={PAGE}&page={page}&created=%3E%3D{since}", repository.name);
-        let runs =
-            self.json::<Runs>(&path)?.ok_or_else(|| Error::Missing(format!("repository {}", repository.name)))?;
-        Ok((!runs.workflow_runs.is_empty()).then_some(runs.workflow_runs))
+        while let Some((from, to)) = self.spans.last().copied() {
+            let (first, last) = (times::moment(from), times::moment(to));
+            let own = self.page;
+            let path =
+                format!("/repos/{}/actions/runs?per_page={PAGE}&page={own}&created={first}..{last}", repository.name);
+            let runs =
+                self.json::<Runs>(&path)?.ok_or_else(|| Error::Missing(format!("repository {}", repository.name)))?;
+            if own == 1 && runs.total_count > LIST_MAX && to - from > 3_600 {
+                // Two lists instead, each of which may be told whole.
+                let middle = from + (to - from) / 2;
+                self.spans.pop();
+                self.spans.extend([(from, middle), (middle + 1, to)]);
+                continue;
+            }
+            if runs.workflow_runs.is_empty() {
+                self.spans.pop();
+                self.page = 1;
+                continue;
+            }
+            self.page += 1;
+            return Ok(Some(runs.workflow_runs));
+        }
+        Ok(None)
     }
 
     fn jobs(&mut self, repository: &Repository, run: i64) -> Result<Option<Vec<Job>>> {
@@ -215,42 +277,41 @@ impl Source for Api {
     }
 
     fn log(&mut self, repository: &Repository, job: i64) -> Result<Option<Box<dyn BufRead>>> {
+        // Nobody gets one without a token.
+        if self.options.token.is_none() {
+            return Ok(None);
+        }
         let path = format!("/repos/{}/actions/jobs/{job}/logs", repository.name);
         let Some(response) = self.get(&path)? else { return Ok(None) };
         let body = Body { response, runtime: self.runtime.clone(), rest: Default::default() };
         Ok(Some(Box::new(BufReader::with_capacity(64 << 10, body))))
     }
 
-    fn reports(&mut self, repository: &Repository, run: i64, jobs: &[(i64, String)]) -> Result<Vec<(i64, Report)>> {
-        #[derive(Deserialize)]
-        struct Artifacts {
-            artifacts: Vec<Artifact>,
-        }
-        #[derive(Deserialize)]
-        struct Artifact {
-            id: i64,
-            name: String,
-            #[serde(default)]
-            expired: bool,
-            #[serde(default)]
-            size_in_bytes: u64,
+    fn reports(&mut self, repository: &Repository, run: i64, jobs: &[Job], take: &mut TakeReport<'_>) -> Result<()> {
+        if self.options.token.is_none() {
+            return Ok(());
         }
         let wanted = Regex::new(&repository.reports)
             .map_err(|error| Error::Malformed { what: "repository.reports".to_owned(), reason: error.to_string() })?;
-        let path = format!("/repos/{}/actions/runs/{run}/artifacts?per_page={PAGE}", repository.name);
-        let Some(list) = self.json::<Artifacts>(&path)? else { return Ok(Vec::new()) };
-        let mut reports = Vec::new();
-        for artifact in list.artifacts {
-            let is_read =
-                !artifact.expired && artifact.size_in_bytes <= zipped::ARCHIVE_MAX && wanted.is_match(&artifact.name);
-            let Some(job) = zipped::job_of(&artifact.name, jobs).filter(|_| is_read) else { continue };
-            let path = format!("/repos/{}/actions/artifacts/{}/zip", repository.name, artifact.id);
-            let Some(response) = self.get(&path)? else { continue };
-            let body = Body { response, runtime: self.runtime.clone(), rest: Default::default() };
-            let what = format!("artefact {} of run {run}", artifact.name);
-            reports.extend(zipped::reports(body, &what)?.into_iter().map(|report| (job, report)));
+        for page in 1.. {
+            let path = format!("/repos/{}/actions/runs/{run}/artifacts?per_page={PAGE}&page={page}", repository.name);
+            let Some(list) = self.json::<Artifacts>(&path)? else { return Ok(()) };
+            let is_last = list.artifacts.len() < PAGE;
+            for artifact in
+                list.artifacts.iter().filter(|artifact| !artifact.expired && wanted.is_match(&artifact.name))
+            {
+                let made = artifact.created_at.as_deref().and_then(times::parse);
+                let Some(job) = zipped::job_of(&artifact.name, made, jobs) else { continue };
+                // One that cannot be read keeps none of the others from it.
+                if let Err(error) = self.artifact(repository, run, artifact, job, take) {
+                    take(Err(error))?;
+                }
+            }
+            if is_last {
+                break;
+            }
         }
-        Ok(reports)
+        Ok(())
     }
 
     fn required(&mut self, repository: &Repository) -> Result<Option<Vec<String>>> {
@@ -273,15 +334,24 @@ impl Source for Api {
         Ok(branch.map(|branch| branch.protection.required_status_checks.contexts))
     }
 
-    fn pull(&mut self, repository: &Repository, sha: &str) -> Result<Option<i64>> {
+    fn pull(&mut self, repository: &Repository, run: &Run) -> Result<Option<i64>> {
         #[derive(Deserialize)]
-        struct Pull {
+        struct Found {
             number: i64,
         }
-        if sha.is_empty() || !sha.chars().all(|one| one.is_ascii_hexdigit()) {
-            return Ok(None);
-        }
-        let pulls = self.json::<Vec<Pull>>(&format!("/repos/{}/commits/{sha}/pulls", repository.name))?;
+        let owner = run.head_repository.as_ref().and_then(|head| head.full_name.as_deref()?.split_once('/'));
+        let (Some((owner, _)), Some(branch)) = (owner, run.head_branch.as_deref()) else { return Ok(None) };
+        // Of several of one branch, one after another, the newest.
+        let head = format!("{owner}:{branch}");
+        let head: String = head
+            .bytes()
+            .map(|byte| match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+                other => format!("%{other:02X}"),
+            })
+            .collect();
+        let pulls =
+            self.json::<Vec<Found>>(&format!("/repos/{}/pulls?state=all&head={head}&per_page=1", repository.name))?;
         Ok(pulls.and_then(|pulls| pulls.first().map(|pull| pull.number)))
     }
 }

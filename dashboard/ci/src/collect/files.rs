@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Assessment, Report, Source};
+use super::{Assessment, Report, Source, TakeReport};
 use crate::error::{Error, Result, of};
 use crate::github::{Job, Run, Runs};
 use crate::settings::Repository;
@@ -102,9 +102,11 @@ impl Files {
                 self.logs.insert(job, path.to_owned());
             }
         } else if name == "required.json" {
-            self.required = read(path)?;
+            self.required.extend(read::<BTreeMap<String, Vec<String>>>(path)?);
         } else if name == "assessments.json" {
-            self.assessments = read(path)?;
+            for (repository, found) in read::<BTreeMap<String, Vec<Assessment>>>(path)? {
+                self.assessments.entry(repository).or_default().extend(found);
+            }
         } else if name.ends_with(".json") {
             self.answer(path)?;
         }
@@ -202,16 +204,16 @@ impl Source for Files {
         true
     }
 
-    fn reports(&mut self, _repository: &Repository, _run: i64, jobs: &[(i64, String)]) -> Result<Vec<(i64, Report)>> {
-        let paths =
-            jobs.iter().flat_map(|(job, _)| self.results.get(job).into_iter().flatten().map(move |path| (*job, path)));
-        paths
-            .map(|(job, path)| {
+    fn reports(&mut self, _repository: &Repository, _run: i64, jobs: &[Job], take: &mut TakeReport<'_>) -> Result<()> {
+        for job in jobs {
+            for path in self.results.get(&job.id).into_iter().flatten() {
                 let what = path.display().to_string();
                 let name = what.strip_suffix(".gz").unwrap_or(&what).to_owned();
-                Ok((job, Report { name, what, body: body(path)? }))
-            })
-            .collect()
+                // One is open at a time.
+                take(body(path).map(|body| (job.id, Report { name, what, body })))?;
+            }
+        }
+        Ok(())
     }
 
     fn required(&mut self, repository: &Repository) -> Result<Option<Vec<String>>> {

@@ -9,7 +9,7 @@ pub(super) fn derive(transaction: &Transaction<'_>, settings: &Settings) -> rusq
     transaction.execute(
         "INSERT INTO evidence_cluster
          SELECT f.signature, count(*), count(DISTINCT e.job), count(DISTINCT nullif(f.test, 0)), min(r.created), max(r.created), max(f.execution), ''
-         FROM failure f JOIN execution e ON e.id = f.execution JOIN run r ON r.id = e.run GROUP BY f.signature",
+         FROM failure f JOIN execution e ON e.id = f.execution JOIN run r ON r.id = e.run WHERE e.retold = 0 GROUP BY f.signature",
         [],
     )?;
     if settings.known_issues.is_empty() {

@@ -3,8 +3,6 @@
 use coracle_ci_statistics::{Flakes, flakes};
 use rusqlite::{Transaction, params};
 
-use crate::outcome::Outcome;
-
 /// How many commits are kept as evidence.
 const EVIDENCE: usize = 20;
 
@@ -14,11 +12,11 @@ pub(super) fn derive(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     tests(transaction)
 }
 
-/// Jobs, by all their attempts on whatever branch. What failed to set up is no end.
+/// Jobs, by all their attempts on whatever branch: one end for each attempt, also where two jobs of it have one name. What failed to set up is no end.
 fn jobs(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     let mut find = transaction.prepare(
-        "SELECT e.job, r.sha, e.outcome, r.created FROM execution e JOIN run r ON r.id = e.run
-         WHERE e.outcome IN (0, 1, 5) AND r.sha <> '' ORDER BY e.job",
+        "SELECT e.job, r.sha, max(e.outcome IN (1, 5)), r.created FROM execution e JOIN run r ON r.id = e.run
+         WHERE e.outcome IN (0, 1, 5) AND e.retold = 0 AND r.sha <> '' GROUP BY e.job, e.run, e.attempt ORDER BY e.job",
     )?;
     let mut rows = find.query([])?;
     let (mut own, mut last) = (None, 0);
@@ -31,7 +29,7 @@ fn jobs(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
             last = 0;
         }
         own = Some(job);
-        ends.push((sha, Outcome::from_number(outcome) == Outcome::Passed));
+        ends.push((sha, outcome == 0));
         last = at.max(last);
     }
     own.map_or(Ok(()), |job| store(transaction, 0, job, &ends, last))
@@ -42,7 +40,7 @@ fn tests(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     let candidates = {
         let mut find = transaction.prepare(
             "SELECT DISTINCT f.test, e.job FROM result f JOIN execution e ON e.id = f.execution JOIN run r ON r.id = e.run
-             WHERE f.outcome = 1 AND r.sha <> '' AND EXISTS (
+             WHERE f.outcome = 1 AND e.retold = 0 AND r.sha <> '' AND EXISTS (
                 SELECT 1 FROM run r2 JOIN execution e2 ON e2.run = r2.id AND e2.job = e.job
                 JOIN result p ON p.test = f.test AND p.execution = e2.id AND p.outcome = 0 WHERE r2.sha = r.sha)",
         )?;
@@ -51,7 +49,7 @@ fn tests(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     };
     let mut find = transaction.prepare(
         "SELECT r.sha, t.outcome, r.created FROM result t JOIN execution e ON e.id = t.execution JOIN run r ON r.id = e.run
-         WHERE t.test = ?1 AND e.job = ?2 AND t.outcome IN (0, 1) AND r.sha <> ''",
+         WHERE t.test = ?1 AND e.job = ?2 AND t.outcome IN (0, 1) AND e.retold = 0 AND r.sha <> ''",
     )?;
     for (test, job) in candidates {
         let mut last = 0;

@@ -32,10 +32,16 @@ pub struct Dot {
     pub at: i64,
 }
 
+/// After how many runs without a verdict, the newest ones, an older verdict says no more how a job is.
+const SILENT: usize = 3;
+/// How long a workflow runs without a job before that is gone.
+const GONE: i64 = 14 * times::DAY;
+
 /// One attempt, with its run.
 struct Attempt {
     execution: i64,
     run: i64,
+    number: i64,
     outcome: Outcome,
     at: i64,
     sha: String,
@@ -55,6 +61,8 @@ struct End {
 
 struct Known {
     job: i64,
+    /// When its workflow ran last on a branch.
+    workflow_ran: Option<i64>,
     name: String,
     workflow: String,
     repository: String,
@@ -65,8 +73,8 @@ pub(super) fn derive(transaction: &Transaction<'_>, settings: &Settings, now: i6
     transaction.execute("DELETE FROM evidence_job", [])?;
     let known = known(transaction)?;
     let mut attempts = transaction.prepare(
-        "SELECT e.id, e.run, e.outcome, r.created, r.sha, r.branch, r.event, e.started, e.completed
-         FROM execution e JOIN run r ON r.id = e.run WHERE e.job = ?1 ORDER BY r.created, e.run, e.attempt, e.id",
+        "SELECT e.id, e.run, e.outcome, r.created, r.sha, r.branch, r.event, e.started, e.completed, e.attempt
+         FROM execution e JOIN run r ON r.id = e.run WHERE e.job = ?1 AND e.retold = 0 ORDER BY r.created, e.run, e.attempt, e.id",
     )?;
     for job in known {
         let branch = settings.branch(&job.repository).to_owned();
@@ -75,6 +83,7 @@ pub(super) fn derive(transaction: &Transaction<'_>, settings: &Settings, now: i6
             Ok(Attempt {
                 execution: row.get(0)?,
                 run: row.get(1)?,
+                number: row.get(9)?,
                 outcome: Outcome::from_number(row.get(2)?),
                 at: row.get(3)?,
                 sha: row.get(4)?,
@@ -94,6 +103,7 @@ fn known(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<Known>> {
         "SELECT j.id, j.name, w.name, p.name,
                 EXISTS (SELECT 1 FROM required q WHERE q.repository = p.id AND (q.name = j.name OR q.name = w.name || ' / ' || j.name
                         OR (substr(q.name, -3) = '...' AND substr(j.name, 1, length(q.name) - 3) = substr(q.name, 1, length(q.name) - 3))))
+                , (SELECT max(r.created) FROM run r WHERE r.workflow = w.id AND r.event NOT LIKE 'pull_request%')
          FROM job j JOIN workflow w ON w.id = j.workflow JOIN repository p ON p.id = w.repository
          WHERE EXISTS (SELECT 1 FROM execution e WHERE e.job = j.id)",
     )?;
@@ -104,33 +114,62 @@ fn known(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<Known>> {
             workflow: row.get(2)?,
             repository: row.get(3)?,
             is_required: row.get(4)?,
+            workflow_ran: row.get(5)?,
         })
     })?;
     rows.collect()
 }
 
-/// The ends of a job's runs. An attempt that began and ended when an earlier one did is that one: the API tells it again with a rerun of others.
+/// How bad an end is: of two jobs of one name in one attempt the worse one counts.
+fn badness(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Skipped => 0,
+        Outcome::Passed => 1,
+        Outcome::Running => 2,
+        Outcome::Cancelled => 3,
+        Outcome::SetupFailed => 4,
+        Outcome::TimedOut => 5,
+        Outcome::Failed => 6,
+    }
+}
+
+/// The ends of a job's runs, whose attempts come one after another. A run's end is its first attempt's that says something of the code; the first one's
+/// where none does.
 fn ends<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> Vec<End> {
-    let mut ends: Vec<(i64, End)> = Vec::new();
+    let mut runs: Vec<(i64, Vec<&Attempt>)> = Vec::new();
     for attempt in attempts {
-        match ends.last_mut() {
-            Some((run, end)) if *run == attempt.run => {
-                end.rerun_passed |= end.outcome.verdict() == Some(false) && attempt.outcome == Outcome::Passed;
+        let (run, own) = match runs.last_mut() {
+            Some((run, own)) if *run == attempt.run => (*run, own),
+            _ => {
+                runs.push((attempt.run, Vec::new()));
+                let Some((run, own)) = runs.last_mut() else { continue };
+                (*run, own)
             }
-            _ => ends.push((
-                attempt.run,
-                End {
-                    execution: attempt.execution,
-                    outcome: attempt.outcome,
-                    rerun_passed: false,
-                    at: attempt.at,
-                    sha: attempt.sha.clone(),
-                    seconds: times::between(attempt.span.0, attempt.span.1),
-                },
-            )),
+        };
+        match own.last_mut() {
+            Some(last) if last.number == attempt.number && run == attempt.run => {
+                if badness(attempt.outcome) > badness(last.outcome) {
+                    *last = attempt;
+                }
+            }
+            _ => own.push(attempt),
         }
     }
-    ends.into_iter().map(|(_, end)| end).collect()
+    let end = |attempts: &Vec<&Attempt>| {
+        let place = attempts.iter().position(|attempt| attempt.outcome.verdict().is_some()).unwrap_or(0);
+        let attempt = attempts.get(place)?;
+        let later = attempts.iter().skip(place + 1);
+        Some(End {
+            execution: attempt.execution,
+            outcome: attempt.outcome,
+            rerun_passed: attempt.outcome.verdict() == Some(false)
+                && later.into_iter().any(|later| later.outcome == Outcome::Passed),
+            at: attempt.at,
+            sha: attempt.sha.clone(),
+            seconds: times::between(attempt.span.0, attempt.span.1),
+        })
+    };
+    runs.iter().filter_map(|(_, attempts)| end(attempts)).collect()
 }
 
 /// Red or green, by the newest run that says something of the code.
@@ -143,6 +182,8 @@ struct State<'a> {
 }
 
 fn state(ends: &[End]) -> State<'_> {
+    let silent =
+        ends.iter().rev().take_while(|end| end.outcome.verdict().is_none() && end.outcome != Outcome::Running).count();
     let verdicts: Vec<(&End, bool)> = ends.iter().filter_map(|end| Some((end, end.outcome.verdict()?))).collect();
     let Some((_, newest)) = verdicts.last().copied() else {
         return State { name: "not run", since: None, streak: 0, first_bad: None, last_good: None };
@@ -151,8 +192,16 @@ fn state(ends: &[End]) -> State<'_> {
         verdicts.iter().rev().take_while(|(_, good)| *good == newest).map(|(end, _)| *end).collect();
     let first = streak.last().copied();
     let good = verdicts.iter().rev().find(|(_, good)| *good).map(|(end, _)| end.sha.as_str());
+    // What was green before its build broke is not known to be green.
+    let is_silent = silent >= SILENT && newest;
     State {
-        name: if newest { "passed" } else { "failed" },
+        name: if is_silent {
+            "not run"
+        } else if newest {
+            "passed"
+        } else {
+            "failed"
+        },
         since: first.map(|end| end.at),
         streak: streak.len() as i64,
         first_bad: first.filter(|_| !newest).map(|end| end.sha.as_str()),
@@ -223,6 +272,10 @@ fn store(
     if !is_of_branch {
         state = State { name: "on changes", since: None, streak: 0, first_bad: None, last_good: None };
     }
+    let newest = ends.last().map(|end| end.at);
+    if is_of_branch && job.workflow_ran.zip(newest).is_some_and(|(workflow, own)| workflow - own > GONE) {
+        state = State { name: "gone", since: newest, streak: 0, first_bad: None, last_good: None };
+    }
     let recent: Vec<bool> = ends.iter().rev().filter_map(|end| end.outcome.verdict()).take(WINDOW).collect();
     let failures = recent.iter().filter(|good| !**good).count() as i64;
     let rerun_passes = ends.iter().rev().take(WINDOW).filter(|end| end.rerun_passed).count() as i64;
@@ -235,8 +288,11 @@ fn store(
         .skip(ends.len().saturating_sub(DOTS))
         .map(|end| Dot { execution: end.execution, outcome: end.outcome, rerun_passed: end.rerun_passed, at: end.at })
         .collect();
-    let (advice, reason) =
-        if is_of_branch { advice(settings, job.is_required, &ends, flaky, now) } else { ("", String::new()) };
+    let (advice, reason) = if is_of_branch && state.name != "gone" {
+        advice(settings, job.is_required, &ends, flaky, now)
+    } else {
+        ("", String::new())
+    };
     let owner = settings.owner(&job.name);
     let last = attempts.iter().map(|attempt| attempt.at).max();
     transaction
@@ -316,13 +372,19 @@ mod tests {
         let found = state(&ends);
         assert_eq!((found.name, found.streak, found.first_bad, found.last_good), ("passed", 2, None, Some("sha3")));
         assert_eq!(state(&row("sc")).name, "not run");
+        // Its build has broken: it is not green any more; what was red stays so.
+        assert_eq!(
+            (state(&row("ppss")).name, state(&row("ppsss")).name, state(&row("pfsss")).name),
+            ("passed", "not run", "failed")
+        );
     }
 
     #[test]
     fn the_first_attempt_is_the_verdict_and_a_later_pass_is_told() {
-        let attempt = |execution, run, outcome| Attempt {
+        let attempt = |execution, run, number, outcome| Attempt {
             execution,
             run,
+            number,
             outcome,
             at: run,
             sha: String::new(),
@@ -330,14 +392,21 @@ mod tests {
             span: (None, None),
         };
         let attempts = [
-            attempt(1, 1, Outcome::Failed),
-            attempt(2, 1, Outcome::Passed),
-            attempt(3, 2, Outcome::SetupFailed),
-            attempt(4, 2, Outcome::Passed),
+            attempt(1, 1, 1, Outcome::Failed),
+            attempt(2, 1, 2, Outcome::Passed),
+            // What did not set up says nothing; the next attempt does.
+            attempt(3, 2, 1, Outcome::SetupFailed),
+            attempt(4, 2, 2, Outcome::Failed),
+            // Two jobs of one name in one attempt: no rerun.
+            attempt(5, 3, 1, Outcome::Passed),
+            attempt(6, 3, 1, Outcome::Failed),
+            attempt(7, 4, 1, Outcome::Failed),
+            attempt(8, 4, 1, Outcome::Passed),
         ];
         let found: Vec<_> =
             ends(attempts.iter()).iter().map(|end| (end.execution, end.outcome, end.rerun_passed)).collect();
-        assert_eq!(found, [(1, Outcome::Failed, true), (3, Outcome::SetupFailed, false)]);
+        let failed = Outcome::Failed;
+        assert_eq!(found, [(1, failed, true), (4, failed, false), (6, failed, false), (7, failed, false)]);
     }
 
     #[test]

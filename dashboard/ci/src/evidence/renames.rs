@@ -130,18 +130,21 @@ pub fn decide(store: &mut Store, old: i64, new: i64, confirm: bool) -> Result<()
             transaction.query_row(find, [job], |row| row.get::<_, i64>(0)).optional()
         };
         let (Some(one), Some(two)) = (workflow(old)?, workflow(new)?) else { return Ok(false) };
-        let circle = "SELECT EXISTS (SELECT 1 FROM execution WHERE named = ?1 AND job = ?2 AND named <> job)";
-        let is_circle: bool = transaction.query_row(circle, [new, old], |row| row.get(0))?;
+        let is_circle = crate::store::counts_as(transaction, new)? == old;
         if one != two || old == new || (confirm && is_circle) {
             return Ok(false);
         }
         let state = if confirm { "confirmed" } else { "refused" };
+        if confirm {
+            // A job is called one thing at a time.
+            let other = "UPDATE rename SET state = 'refused', decided = ?2 WHERE old = ?1 AND state = 'confirmed'";
+            transaction.execute(other, params![old, times::now()])?;
+        }
         transaction.execute(
             "INSERT INTO rename VALUES (?1, ?2, 1, ?3, ?4) ON CONFLICT DO UPDATE SET state = excluded.state, decided = excluded.decided",
             params![old, new, state, times::now()],
         )?;
-        let change = if confirm { "UPDATE execution SET job = ?2 WHERE job = ?1" } else { "UPDATE execution SET job = ?1 WHERE named = ?1 AND job = ?2" };
-        transaction.execute(change, [old, new])?;
+        recount(transaction, one)?;
         Ok(true)
     })?;
     if is_done {
@@ -149,6 +152,24 @@ pub fn decide(store: &mut Store, old: i64, new: i64, confirm: bool) -> Result<()
     } else {
         Err(Error::Missing(format!("pair of jobs {old} and {new} of one workflow that could be one")))
     }
+}
+
+/// Has each attempt of a workflow count as what its job is called now, by all decisions; alerts and mutes go with it.
+fn recount(transaction: &Transaction<'_>, workflow: i64) -> rusqlite::Result<()> {
+    let jobs = {
+        let mut find = transaction.prepare("SELECT id FROM job WHERE workflow = ?1")?;
+        let rows = find.query_map([workflow], |row| row.get::<_, i64>(0))?;
+        rows.collect::<rusqlite::Result<Vec<_>>>()?
+    };
+    for named in jobs {
+        let job = crate::store::counts_as(transaction, named)?;
+        transaction.execute("UPDATE execution SET job = ?2 WHERE named = ?1 AND job <> ?2", [named, job])?;
+        if job != named {
+            transaction.execute("UPDATE alert SET job = ?2 WHERE job = ?1 AND recovered IS NULL", [named, job])?;
+            transaction.execute("UPDATE OR IGNORE mute SET job = ?2 WHERE job = ?1", [named, job])?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

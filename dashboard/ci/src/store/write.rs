@@ -126,6 +126,13 @@ impl Store {
         self.change(|transaction| {
             let stored = jobs.iter().map(|(job, outcome)| store_job(transaction, run, job, *outcome));
             let stored = stored.collect::<rusqlite::Result<_>>()?;
+            transaction
+                .prepare_cached(
+                    "UPDATE execution SET retold = attempt > 1 AND started IS NOT NULL AND EXISTS (
+                        SELECT 1 FROM execution o WHERE o.run = execution.run AND o.job = execution.job
+                        AND o.attempt < execution.attempt AND o.started = execution.started) WHERE run = ?1",
+                )?
+                .execute([run])?;
             if let Some(attempt) = whole {
                 transaction.execute("UPDATE run SET whole = ?2 WHERE id = ?1", params![run, attempt])?;
             }
@@ -133,16 +140,44 @@ impl Store {
         })
     }
 
-    /// Stores the results of an attempt's tests. A test that is named twice has ended as it did first.
+    /// Which of these numbers are known as those of jobs of another run: they would take their place.
     ///
     /// # Errors
     /// [`crate::error::Error::Database`].
-    pub fn store_results(&mut self, execution: i64, results: &[TestResult], is_log: bool) -> Result<()> {
+    pub fn of_other_runs(&self, run: i64, jobs: &[i64]) -> Result<Vec<i64>> {
+        self.read(|connection| {
+            let mut find = connection
+                .prepare_cached("SELECT EXISTS (SELECT 1 FROM execution WHERE external = ?1 AND run <> ?2)")?;
+            let mut other = Vec::new();
+            for job in jobs {
+                if find.query_row([job, &run], |row| row.get(0))? {
+                    other.push(*job);
+                }
+            }
+            Ok(other)
+        })
+    }
+
+    /// Stores the results of an attempt's tests. A test that is named twice has failed where it failed once. `said` is what the job as a whole said when it
+    /// failed: it counts where no test says why.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Database`].
+    pub fn store_results(&mut self, execution: i64, results: &[TestResult], is_log: bool, said: &str) -> Result<()> {
         self.change(|transaction| {
             let find = "SELECT w.repository FROM execution e JOIN run r ON r.id = e.run JOIN workflow w ON w.id = r.workflow WHERE e.id = ?1";
             let repository: i64 = transaction.prepare_cached(find)?.query_row([execution], |row| row.get(0))?;
             for result in results {
                 store_result(transaction, repository, execution, result)?;
+            }
+            let find = "SELECT EXISTS (SELECT 1 FROM result WHERE execution = ?1 AND outcome = 1)";
+            let has_failed: bool = transaction.prepare_cached(find)?.query_row([execution], |row| row.get(0))?;
+            if has_failed {
+                // Where a test says why, what the job said as a whole says no more; and a job in which one failed did not fail to set up.
+                transaction.prepare_cached("DELETE FROM failure WHERE execution = ?1 AND test = 0")?.execute([execution])?;
+                transaction.prepare_cached("UPDATE execution SET outcome = 1 WHERE id = ?1 AND outcome = 2")?.execute([execution])?;
+            } else if !said.is_empty() {
+                store_failure(transaction, execution, 0, said)?;
             }
             let mark = if is_log {
                 "UPDATE execution SET has_log = 1 WHERE id = ?1"
@@ -152,14 +187,6 @@ impl Store {
             transaction.prepare_cached(mark)?.execute([execution])?;
             Ok(())
         })
-    }
-
-    /// Stores what a whole job said when it failed.
-    ///
-    /// # Errors
-    /// [`crate::error::Error::Database`].
-    pub fn store_failure(&mut self, execution: i64, text: &str) -> Result<()> {
-        self.change(|transaction| store_failure(transaction, execution, 0, text))
     }
 
     /// Says which checks are required, all of a repository's at once.
@@ -222,7 +249,9 @@ fn store_run(transaction: &Transaction<'_>, given: &RunToStore<'_>) -> rusqlite:
     let text = |text: &Option<String>| kept(text.as_deref().unwrap_or_default(), NAME_MAX);
     let moment = |text: &Option<String>| text.as_deref().and_then(times::parse);
     let repository = repository(transaction, given.repository)?;
-    let path = run.path.as_deref().or(run.name.as_deref()).unwrap_or("workflow");
+    // The file may have the branch behind it.
+    let path =
+        run.path.as_deref().and_then(|path| path.split('@').next()).or(run.name.as_deref()).unwrap_or("workflow");
     let name = run.name.as_deref().or(run.path.as_deref()).unwrap_or("workflow");
     let workflow = workflow(transaction, repository, &kept(path, NAME_MAX), &kept(name, NAME_MAX))?;
     let attempt = run.run_attempt.unwrap_or(1).clamp(1, 1000);
@@ -283,7 +312,8 @@ fn store_job(transaction: &Transaction<'_>, run: i64, job: &Job, outcome: Outcom
         .prepare_cached(
             "INSERT INTO execution (external, run, job, named, attempt, outcome, created, started, completed, label, runner, link)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
-             ON CONFLICT (external) DO UPDATE SET outcome = excluded.outcome, started = excluded.started, completed = excluded.completed,
+             ON CONFLICT (external) DO UPDATE SET outcome = CASE WHEN excluded.outcome = 2 AND outcome = 1 THEN 1 ELSE excluded.outcome END,
+                 started = excluded.started, completed = excluded.completed,
                  runner = excluded.runner, label = excluded.label",
         )?
         .execute(params![
@@ -321,7 +351,7 @@ fn store_job(transaction: &Transaction<'_>, run: i64, job: &Job, outcome: Outcom
 }
 
 /// What a job is called now: the end of the renames that a person has confirmed.
-fn counts_as(transaction: &Transaction<'_>, named: i64) -> rusqlite::Result<i64> {
+pub(crate) fn counts_as(transaction: &Transaction<'_>, named: i64) -> rusqlite::Result<i64> {
     use rusqlite::OptionalExtension as _;
     let mut job = named;
     let mut find = transaction.prepare_cached("SELECT new FROM rename WHERE old = ?1 AND state = 'confirmed'")?;
@@ -348,13 +378,11 @@ fn store_result(
         "INSERT INTO test (repository, name) VALUES (?1, ?2)",
         &[&repository, &name],
     )?;
-    let added = transaction
-        .prepare_cached("INSERT OR IGNORE INTO result VALUES (?1, ?2, ?3, ?4)")?
+    let changed = transaction
+        .prepare_cached("INSERT INTO result VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE SET outcome = 1 WHERE excluded.outcome = 1 AND outcome <> 1")?
         .execute(params![test, execution, result.outcome.number(), result.millis])?;
-    if added > 0 && result.outcome == Outcome::Failed {
+    if changed > 0 && result.outcome == Outcome::Failed {
         store_failure(transaction, execution, test, &result.text)?;
-        // Where a test says why, what the job said as a whole says no more.
-        transaction.prepare_cached("DELETE FROM failure WHERE execution = ?1 AND test = 0")?.execute([execution])?;
     }
     Ok(())
 }

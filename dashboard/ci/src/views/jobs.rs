@@ -27,7 +27,7 @@ pub struct Job {
     pub owner: String,
     /// How to reach them.
     pub contact: String,
-    /// On the branch: passed, failed, not run; on changes where it never ran there.
+    /// On the branch: passed, failed, not run; on changes where it never ran there; gone where its workflow runs without it.
     pub state: String,
     /// Since when.
     pub since: Option<i64>,
@@ -131,6 +131,8 @@ pub struct Overview {
     pub not_run: usize,
     /// How many never ran on the branch.
     pub on_changes: usize,
+    /// How many there are.
+    pub all: usize,
     /// How many became slower.
     pub slower: usize,
     /// All who look after one.
@@ -156,7 +158,7 @@ pub fn overview(store: &Store, filter: &Filter) -> Result<Overview> {
         "failures" => "failures DESC, name",
         "flaky" => "flaky DESC, name",
         "time" => "median_seconds DESC, name",
-        _ => "state = 'on changes', state = 'passed', state = 'not run', NOT is_required, since, name",
+        _ => "state = 'gone', state = 'on changes', state = 'passed', state = 'not run', NOT is_required, since, name",
     };
     let jobs = all(store, &format!("SELECT {COLUMNS} FROM evidence_job ORDER BY {order}"), &[], row)?;
     let count = |is: &dyn Fn(&Job) -> bool| jobs.iter().filter(|job| is(job)).count();
@@ -169,6 +171,7 @@ pub fn overview(store: &Store, filter: &Filter) -> Result<Overview> {
     let failed_required = count(&|job| job.state == "failed" && job.required);
     let passed = count(&|job| job.state == "passed");
     let (slower, not_run) = (count(&is_slower), count(&|job| job.state == "not run"));
+    let all_of_them = jobs.len();
     let on_changes = count(&|job| job.state == "on changes");
     let q = filter.q.to_lowercase();
     let is_left = |job: &Job| {
@@ -184,7 +187,18 @@ pub fn overview(store: &Store, filter: &Filter) -> Result<Overview> {
             && (q.is_empty() || job.name.to_lowercase().contains(&q))
     };
     let jobs = jobs.into_iter().filter(is_left).collect();
-    Ok(Overview { failed, failed_required, passed, not_run, on_changes, slower, owners, repositories, jobs })
+    Ok(Overview {
+        failed,
+        failed_required,
+        passed,
+        not_run,
+        on_changes,
+        all: all_of_them,
+        slower,
+        owners,
+        repositories,
+        jobs,
+    })
 }
 
 /// A test that failed in an attempt.
@@ -252,6 +266,8 @@ pub struct JobPage {
     pub flaky_commits: Vec<String>,
     /// Names that it had.
     pub names: Vec<String>,
+    /// Until when nothing is told of it, and why.
+    pub muted: Option<(String, String)>,
 }
 
 /// How many attempts a page shows.
@@ -263,13 +279,18 @@ const SHOWN: i64 = 120;
 /// [`crate::error::Error::Missing`], [`crate::error::Error::Database`].
 pub fn job(store: &Store, id: i64) -> Result<JobPage> {
     let job = one(store, "job", &format!("SELECT {COLUMNS} FROM evidence_job WHERE job = ?1"), id, row)?;
+    // The marks of the row lead to theirs, whatever ran since.
+    let shown =
+        serde_json::to_string(&job.dots.iter().map(|dot| dot.execution).collect::<Vec<_>>()).unwrap_or_default();
     let mut executions = all(
         store,
         "SELECT e.id, e.attempt, e.outcome, r.created, r.sha, coalesce(c.title, r.title), r.branch, r.event, e.created, e.started, e.completed, e.runner, e.link,
                 (SELECT s.name FROM step s WHERE s.execution = e.id AND s.outcome = 1 ORDER BY s.number LIMIT 1)
          FROM execution e JOIN run r ON r.id = e.run LEFT JOIN commits c ON c.sha = r.sha
-         WHERE e.job = ?1 ORDER BY e.created DESC, e.id DESC LIMIT ?2",
-        &[&id, &SHOWN],
+         WHERE e.job = ?1 AND (e.id IN (SELECT id FROM execution WHERE job = ?1 ORDER BY created DESC, id DESC LIMIT ?2)
+             OR e.id IN (SELECT value FROM json_each(?3)))
+         ORDER BY e.created DESC, e.id DESC",
+        &[&id, &SHOWN, &shown],
         |row| {
             let (created, started, completed) = (row.get(8)?, row.get(9)?, row.get(10)?);
             Ok(Execution {
@@ -299,7 +320,9 @@ pub fn job(store: &Store, id: i64) -> Result<JobPage> {
     let names =
         "SELECT DISTINCT j.name FROM rename n JOIN job j ON j.id = n.old WHERE n.new = ?1 AND n.state = 'confirmed'";
     let names = all(store, names, &[&id], |row| row.get(0))?;
-    Ok(JobPage { job, executions, flaky_commits, names })
+    let muted = "SELECT until, reason FROM mute WHERE job = ?1";
+    let muted = all(store, muted, &[&id], |row| Ok((times::moment(row.get(0)?), row.get(1)?)))?.into_iter().next();
+    Ok(JobPage { job, executions, flaky_commits, names, muted })
 }
 
 /// What failed in an attempt; a failed test that said nothing is one, too.

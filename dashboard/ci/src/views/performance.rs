@@ -187,6 +187,14 @@ pub fn series(store: &Store, id: i64, filter: &Filter) -> Result<SeriesPage> {
     Ok(SeriesPage { series, environments, points, changes, compared })
 }
 
+/// The most figures of a commit that are compared: each with each of the other's.
+const COMPARED: usize = 300;
+
+/// Every so manieth figure, so that there are no more than that.
+fn sample(raw: &[f64]) -> Vec<f64> {
+    raw.iter().step_by(raw.len().div_ceil(COMPARED).max(1)).copied().collect()
+}
+
 /// Compares two commits in the newest environment that both were measured in.
 fn compared(points: &[Point], a: &str, b: &str) -> Result<Compared> {
     let of = |sha: &str| points.iter().rev().filter(move |point| point.sha.starts_with(sha)).collect::<Vec<_>>();
@@ -203,7 +211,7 @@ fn compared(points: &[Point], a: &str, b: &str) -> Result<Compared> {
         let verdict = "not comparable: they were measured in different environments".to_owned();
         return Ok(Compared { a: a.to_owned(), b: b.to_owned(), factor: None, probability: None, verdict });
     };
-    let found = compare(&one.raw, &two.raw, 1);
+    let found = compare(&sample(&one.raw), &sample(&two.raw), 1);
     let verdict = match found {
         None => "too few figures to compare".to_owned(),
         Some(found) if found.probability <= 0.01 => format!("larger, by {:+.1} %", 100.0 * (found.factor - 1.0)),

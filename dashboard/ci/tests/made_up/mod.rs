@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Cursor};
 
-use coracle_ci::collect::{Assessment, Report, Source};
+use coracle_ci::collect::{Assessment, Report, Source, TakeReport};
 use coracle_ci::error::Result;
 use coracle_ci::github::{Author, Commit, Job, Run, Step};
 use coracle_ci::settings::Repository;
@@ -196,19 +196,18 @@ impl Source for MadeUp {
         Ok(Some(Box::new(Cursor::new(text.into_bytes()))))
     }
 
-    fn reports(&mut self, _: &Repository, _: i64, jobs: &[(i64, String)]) -> Result<Vec<(i64, Report)>> {
-        let report = |job: i64| {
+    fn reports(&mut self, _: &Repository, _: i64, jobs: &[Job], take: &mut TakeReport<'_>) -> Result<()> {
+        for job in jobs {
             // Nothing ran where the set-up failed.
-            let is_setup = self.job(job / 10 / 1_000, job / 10 % 1_000, job % 10).steps[1].conclusion.as_deref()
-                == Some("failure");
-            let text = if is_setup { String::new() } else { self.tap(job) };
-            Report {
-                what: format!("report of job {job}"),
-                name: "report.tap".to_owned(),
-                body: Box::new(Cursor::new(text.into_bytes())),
-            }
-        };
-        Ok(jobs.iter().map(|(job, _)| (*job, report(*job))).collect())
+            let is_setup = job.steps[1].conclusion.as_deref() == Some("failure");
+            let text = if is_setup { String::new() } else { self.tap(job.id) };
+            let what = format!("report of job {}", job.id);
+            take(Ok((
+                job.id,
+                Report { what, name: "report.tap".to_owned(), body: Box::new(Cursor::new(text.into_bytes())) },
+            )))?;
+        }
+        Ok(())
     }
 
     fn required(&mut self, _: &Repository) -> Result<Option<Vec<String>>> {
