@@ -256,6 +256,34 @@ fn a_report_that_is_none_is_told_once_and_keeps_nothing_else_away() {
 }
 
 #[test]
+fn figures_of_a_change_are_not_the_project_s() {
+    struct Figures(&'static str);
+    impl Source for Figures {
+        fn runs(&mut self, _: &Repository, page: u32, _: i64) -> Result<Option<Vec<Run>>> {
+            // A fork's branch may be called as the project's.
+            let run = Run { event: Some(self.0.to_owned()), head_branch: Some("main".to_owned()), ..SMALL.night(0) };
+            Ok((page == 1).then(|| vec![run]))
+        }
+        fn jobs(&mut self, _: &Repository, run: i64) -> Result<Option<Vec<Job>>> {
+            Ok(Some(vec![SMALL.job(run, 0, 1)]))
+        }
+        fn reports(&mut self, _: &Repository, _: i64, jobs: &[Job], take: &mut TakeReport<'_>) -> Result<()> {
+            let text = "{\"at\": \"2026-01-01T00:00:00Z\", \"commit\": \"a\", \"series\": [{\"suite\": \"s\", \"name\": \"n\", \"unit\": \"ms\", \"raw\": [1]}]}";
+            let body = Box::new(std::io::Cursor::new(text.as_bytes()));
+            take(Ok((
+                jobs[0].id,
+                coracle_ci::collect::Report { what: "x".to_owned(), name: "x.json".to_owned(), body },
+            )))
+        }
+    }
+    for (event, expected) in [("pull_request", 0), ("pull_request_target", 0), ("push", 1)] {
+        let (_folder, mut store) = store();
+        gather(&mut store, &mut Figures(event), &Settings::read(None).unwrap());
+        assert_eq!(views::performance(&store, &Filter::default()).unwrap().series.len(), expected, "{event}");
+    }
+}
+
+#[test]
 fn a_number_of_another_run_s_job_takes_nothing_s_place() {
     struct Clash(i64);
     impl Source for Clash {
