@@ -125,6 +125,16 @@ impl Bench {
         crate::steps::run(remove)
     }
 
+    /// Removes whatever runs still, where something has failed on the way.
+    fn clear(&self) {
+        for entry in std::fs::read_dir(self.root.join("containers")).into_iter().flatten().flatten() {
+            if let Some(name) = entry.file_name().to_str() {
+                let _ = self.remove(name);
+            }
+        }
+        let _ = std::fs::remove_dir_all(&self.root);
+    }
+
     fn write_settings(&self, guest: &Path, run: &Path, more: &str) -> Result<()> {
         let text = format!(
             "run.folder = {:?}\nguest.folder = {:?}\nmachine.monitor = \"qemu\"\nmachine.accelerator = {:?}\n{more}\n",
@@ -153,7 +163,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(revision) => against::measure(&bench, revision, args.pairs, &run_folder),
         None => measure(&bench, args, &guest, &run_folder),
     };
-    let _ = std::fs::remove_dir_all(&bench.root);
+    bench.clear();
     let _ = std::fs::remove_dir_all(&run_folder);
     let report = outcome?;
     if let Some(folder) = crate::ci::results().filter(|_| args.against.is_none()) {

@@ -53,9 +53,8 @@ pub(super) fn measure(own: &Bench, revision: &str, pairs: usize, run_folder: &st
         Bench { image: own.image.clone(), root: work.join("bench-root"), settings: work.join("bench.toml"), built };
     let other_folder = PathBuf::from(format!("{}-other", run_folder.display()));
     let done = both(own, &other, run_folder, &other_folder, pairs);
-    for folder in [&other.root, &other_folder] {
-        let _ = std::fs::remove_dir_all(folder);
-    }
+    other.clear();
+    let _ = std::fs::remove_dir_all(&other_folder);
     let (counts, difference, seconds) = done?;
     let verdict = match difference {
         Some(found) if found.probability <= ALARM => format!("slower, by {:+.1} %", 100.0 * (found.factor - 1.0)),
