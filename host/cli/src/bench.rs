@@ -120,7 +120,10 @@ impl Bench {
         let output = command.output().await.context("start this program")?;
         let took = begin.elapsed().as_secs_f64() * 1000.0;
         if !output.status.success() {
-            bail!("coracle {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+            // Its last line says why; warnings come before it.
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            let why = text.trim().lines().last().unwrap_or_default().trim_start_matches("coracle: ").to_owned();
+            bail!("coracle {}: {why}", arguments.join(" "));
         }
         Ok(took)
     }
