@@ -5,6 +5,7 @@ mod agent;
 mod calls;
 mod devices;
 mod figures;
+mod reference;
 mod rootfs;
 mod series;
 
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// Measure beside another commit, which is built in a checkout of its own: counts, and `coracle run` of true in pairs.
     #[arg(long, value_name = "REVISION", conflicts_with_all = ["only", "suite", "gate"])]
     against: Option<String>,
+    /// Time `ctr run` beside another runtime that containerd knows, such as io.containerd.runc.v2 or io.containerd.kata.v2.
+    #[arg(long, value_name = "RUNTIME", conflicts_with_all = ["only", "suite", "gate", "against"])]
+    reference: Option<String>,
     /// How many pairs of `coracle run` and `runc run` (or the other commit's) are timed.
     #[arg(long, default_value_t = 20)]
     pairs: usize,
@@ -159,14 +163,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let run_folder = PathBuf::from(format!("/run/coracle-bench-{}", std::process::id()));
     let bench = Bench { image, root: work.join("bench-root"), settings: work.join("bench.toml"), built };
     bench.write_settings(&guest, &run_folder, "")?;
-    let outcome = match &args.against {
-        Some(revision) => against::measure(&bench, revision, args.pairs, &run_folder),
-        None => measure(&bench, args, &guest, &run_folder),
+    let outcome = match (&args.against, &args.reference) {
+        (Some(revision), _) => against::measure(&bench, revision, args.pairs, &run_folder),
+        (None, Some(runtime)) => reference::measure(&bench, runtime, args.pairs),
+        (None, None) => measure(&bench, args, &guest, &run_folder),
     };
     bench.clear();
     let _ = std::fs::remove_dir_all(&run_folder);
     let report = outcome?;
-    if let Some(folder) = crate::ci::results().filter(|_| args.against.is_none()) {
+    if let Some(folder) = crate::ci::results().filter(|_| args.against.is_none() && args.reference.is_none()) {
         series::write(&report, &folder)?;
     }
     if args.gate {
@@ -176,6 +181,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("{report:#}");
     } else if args.against.is_some() {
         against::print(&report)?;
+    } else if args.reference.is_some() {
+        reference::print(&report);
     } else {
         print_report(&report);
     }

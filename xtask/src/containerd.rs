@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::build::Built;
+use crate::image;
+use crate::steps::run;
 
 /// It is stopped, and its folders removed, when this is dropped.
 pub(crate) struct Containerd {
@@ -51,6 +53,17 @@ impl Containerd {
         }
         let status = child.wait()?;
         bail!("containerd ended with {status}: {last}")
+    }
+
+    /// Gives it an image that lies in a folder; its name there.
+    pub(crate) fn import(&self, image: &Path, work: &Path) -> Result<String> {
+        let archive = work.join("image.tar");
+        image::archive(image, &archive)?;
+        let mut import =
+            self.ctr(&["images", "import", "--base-name", "coracle-xtask", &archive.display().to_string()]);
+        import.stdout(Stdio::null());
+        run(import)?;
+        Ok("coracle-xtask:latest".to_owned())
     }
 
     /// A `ctr` command on it.

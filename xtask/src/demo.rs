@@ -66,13 +66,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (start, mut child, _containerd);
     if args.containerd {
         let containerd = step("starting a private containerd", || Containerd::start(&built, &settings))?;
-        let archive = built.work().join("image.tar");
-        image::archive(&folder, &archive)?;
-        run_quiet(containerd.ctr(&["images", "import", "--base-name", "demo", &archive.display().to_string()]))?;
+        let image = containerd.import(&folder, &built.work())?;
         eprintln!("==> ctr run --runtime io.containerd.coracle.v2");
         start = Instant::now();
-        let arguments =
-            ["run", "--rm", "--runtime", "io.containerd.coracle.v2", "demo:latest", "demo", "sh", "-c", script];
+        let arguments = ["run", "--rm", "--runtime", "io.containerd.coracle.v2", &image, "demo", "sh", "-c", script];
         child = spawn(containerd.ctr(&arguments))?;
         _containerd = Some(containerd);
     } else {
@@ -113,11 +110,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn spawn(mut command: Command) -> Result<std::process::Child> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     command.spawn().with_context(|| format!("start {command:?}"))
-}
-
-fn run_quiet(mut command: Command) -> Result<()> {
-    command.stdout(Stdio::null());
-    crate::steps::run(command)
 }
 
 fn accelerator(built: &Built, settings: &std::path::Path) -> Result<String> {
