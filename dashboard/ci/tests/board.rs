@@ -60,6 +60,8 @@ fn what_was_planted_is_found() {
     assert_eq!(broken.first_bad, SMALL.night(first_bad - 1_000).head_sha);
     assert_eq!(broken.last_good, SMALL.night(first_bad - 1_001).head_sha);
     assert_eq!((broken.required, broken.advice.as_str()), (true, "demote"));
+    let commit = views::job(&store, broken.id).unwrap().first_bad.unwrap();
+    assert_eq!(commit, (format!("Change number {}", first_bad - 1_000), "Ann Author".to_owned()));
 
     // Slower by half from the middle on.
     let slower = nightly(&store, 3);

@@ -54,9 +54,9 @@ pub(super) fn measure(bench: &Bench, reference: &str, pairs: usize) -> Result<Va
 pub(super) fn print(report: &Value) {
     let times = &report["ctr_run_true"];
     println!(
-        "ctr run of true beside {}: {} times as long (p {})",
+        "ctr run of true beside {}: {:.2} times as long (p {})",
         report["runtime"].as_str().unwrap_or_default(),
-        times["factor"],
+        times["factor"].as_f64().unwrap_or(f64::NAN),
         times["probability_that_ours_is_no_slower"]
     );
 }

@@ -266,6 +266,8 @@ pub struct JobPage {
     pub flaky_commits: Vec<String>,
     /// Names that it had.
     pub names: Vec<String>,
+    /// What is known of the first bad commit: its title and who made it.
+    pub first_bad: Option<(String, String)>,
     /// Until when nothing is told of it, and why.
     pub muted: Option<(String, String)>,
 }
@@ -322,7 +324,9 @@ pub fn job(store: &Store, id: i64) -> Result<JobPage> {
     let names = all(store, names, &[&id], |row| row.get(0))?;
     let muted = "SELECT until, reason FROM mute WHERE job = ?1";
     let muted = all(store, muted, &[&id], |row| Ok((times::moment(row.get(0)?), row.get(1)?)))?.into_iter().next();
-    Ok(JobPage { job, executions, flaky_commits, names, muted })
+    let commit = "SELECT title, author FROM commits WHERE sha = ?1";
+    let first_bad = all(store, commit, &[&job.first_bad], |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().next();
+    Ok(JobPage { job, executions, flaky_commits, names, first_bad, muted })
 }
 
 /// What failed in an attempt; a failed test that said nothing is one, too.
