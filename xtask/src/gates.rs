@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::build::{self, Built};
-use crate::steps::{command, output, run as run_command, step};
+use crate::steps::{command, output, run as run_command, step, top};
 use crate::{sbom, tests, unsafe_code};
 
 /// One gate's finding.
@@ -25,7 +25,7 @@ pub(crate) fn run() -> Result<()> {
         look("parts", || parts(&built)),
         look("reproducible guest image", || reproducible(&built)),
         look("unsafe code", || Ok(format!("{} places, each with its reason (docs/unsafe.md)", unsafe_code::places()?))),
-        not_run("advisories", "no database of advisories is reachable or given"),
+        advisories(),
         not_run("coverage", "by name: cargo xtask ci --job coverage"),
     ];
     let list: Vec<Value> = findings
@@ -53,6 +53,37 @@ fn look(gate: &'static str, work: impl FnOnce() -> Result<String>) -> Finding {
 
 fn not_run(gate: &'static str, why: &str) -> Finding {
     Finding { gate, state: "not run", summary: why.to_owned() }
+}
+
+/// Where a copy of RustSec's database lies (its git repository, checked out).
+const ADVISORIES: &str = "CORACLE_ADVISORIES";
+
+/// Crates of Cargo.lock that RustSec has an advisory of. CI has no network to fetch the database by: it is given, or this is not run.
+fn advisories() -> Finding {
+    match std::env::var_os(ADVISORIES) {
+        None => not_run("advisories", "no database is given (CORACLE_ADVISORIES: a checkout of RustSec's)"),
+        Some(folder) => look("advisories", || known_of(Path::new(&folder), &top().join("Cargo.lock"))),
+    }
+}
+
+fn known_of(folder: &Path, lock: &Path) -> Result<String> {
+    let database = rustsec::Database::open(folder).with_context(|| format!("{}: no database", folder.display()))?;
+    let lock = rustsec::Lockfile::load(lock).with_context(|| format!("read {}", lock.display()))?;
+    let count = database.iter().count();
+    if count == 0 {
+        bail!("{}: there are no advisories in it", folder.display());
+    }
+    let found: Vec<String> = database
+        .vulnerabilities(&lock)
+        .iter()
+        .map(|one| {
+            format!("{} {}: {} ({})", one.package.name, one.package.version, one.advisory.id, one.advisory.title)
+        })
+        .collect();
+    if !found.is_empty() {
+        bail!("{}", found.join("; "));
+    }
+    Ok(format!("none of {count} advisories is of one of {} crates", lock.packages.len()))
 }
 
 /// Where the findings lie.
@@ -141,4 +172,33 @@ pub(crate) fn found(jobs: &[(&str, bool)], at: &str, commit: &str) -> Result<Vec
         }
     }
     Ok(list)
+}
+
+#[test]
+fn an_advisory_of_a_crate_that_is_locked_is_found_and_one_that_is_mended_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let advisory = |id: &str, name: &str| {
+        format!(
+            "```toml\n[advisory]\nid = \"{id}\"\npackage = \"{name}\"\ndate = \"2026-01-01\"\n\n[versions]\npatched = [\">= 1.2.0\"]\n```\n\n# Something is wrong\n\nIt is.\n"
+        )
+    };
+    write("db/crates/one/RUSTSEC-2026-0001.md", &advisory("RUSTSEC-2026-0001", "one"));
+    let lock = |version: &str| {
+        write(
+            "Cargo.lock",
+            &format!(
+                "version = 4\n\n[[package]]\nname = \"one\"\nversion = \"{version}\"\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\n"
+            ),
+        );
+        known_of(&folder.path().join("db"), &folder.path().join("Cargo.lock"))
+    };
+    let error = lock("1.1.9").unwrap_err().to_string();
+    assert!(error.contains("one 1.1.9: RUSTSEC-2026-0001 (Something is wrong)"), "{error}");
+    assert_eq!(lock("1.2.0").unwrap(), "none of 1 advisories is of one of 1 crates");
+    assert!(known_of(&folder.path().join("nothing"), &folder.path().join("Cargo.lock")).is_err());
 }
