@@ -84,8 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             done.push(Done { name, passed, begin: own, end: now(), log });
         }
     }
-    record(&folder, begin, &done)?;
-    let shown = board::collect(folder.parent().unwrap_or(&folder));
+    let shown = record(&folder, begin, &done).and_then(|()| board::collect(folder.parent().unwrap_or(&folder)));
     print_times(&done, &budgets)?;
     if let Err(error) = &shown {
         println!("the results are not on the board: {error:#}");
@@ -151,7 +150,10 @@ fn one(name: &str, task: &[&str], (log, results): (&Path, &Path), minutes: u64) 
     while !(is_whole && status.is_some()) {
         let rest = deadline.saturating_duration_since(Instant::now());
         match (rest.is_zero(), came.recv_timeout(rest)) {
-            (false, Ok(Came::Bytes(bytes))) => write(&bytes)?,
+            // Who reads nothing of it has no use for it.
+            (false, Ok(Came::Bytes(bytes))) => write(&bytes).inspect_err(|_| {
+                let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+            })?,
             (false, Ok(Came::End)) => is_whole = true,
             (false, Ok(Came::Ended(ended))) => {
                 status = Some(ended);
