@@ -8,6 +8,7 @@ mod figures;
 mod reference;
 mod rootfs;
 mod series;
+mod syscalls;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -60,7 +61,7 @@ pub(crate) struct Args {
 const SUITES: [(&str, &[&str]); 8] = [
     ("size", &["sizes_bytes"]),
     ("memory", &["idle_pod", "memory"]),
-    ("start", &["run_true_against_runc"]),
+    ("start", &["run_true_against_runc", "system_calls"]),
     ("exec", &["pods"]),
     ("guest-boot", &["guest_instructions_to_ready"]),
     ("io", &["rootfs", "volumes"]),
@@ -213,6 +214,7 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
         part("memory", &format!("memory of {PODS} pods"), &|| memory(bench))?,
         part("guest_instructions_to_ready", "instructions to ready", &|| instructions(bench, guest, run_folder))?,
         part("run_true_against_runc", &format!("{pairs} pairs with runc"), &|| ratio(bench, pairs))?,
+        part("system_calls", "system calls of the command line", &|| syscalls::measure(bench))?,
         part("rootfs", "what roots are made of", &|| rootfs::measure(bench, guest, run_folder))?,
         part("networks", "networks", &|| figures::measure(&bench.built, "networks"))?,
         part("volumes", "volumes", &|| figures::measure(&bench.built, "volumes"))?,
