@@ -7,8 +7,14 @@ use serde_json::{Value, json};
 use crate::steps::{files, top};
 
 /// File, number of places, and what they are for.
-const KNOWN: [(&str, usize, &str); 12] = [
+const KNOWN: [(&str, usize, &str); 14] = [
     ("boundary/faults/src/inject.rs", 1, "the delay that a test asked for; only with the feature `inject`"),
+    (
+        "dashboard/ci/src/collect/api.rs",
+        1,
+        "before a request is tried again, or until the API gives more: it says when",
+    ),
+    ("dashboard/ci/src/serve.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),
     ("guest/agent/src/guest.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),
     ("host/cli/src/logs.rs", 1, "logs --follow: how soon new text shows"),
     ("host/cli/src/monitor.rs", 1, "after an accept that failed: nothing tells when descriptors are there again"),
@@ -25,9 +31,9 @@ const KNOWN: [(&str, usize, &str); 12] = [
 /// What makes a task or a thread wait for the clock.
 const CALLS: [&str; 4] = ["sleep(", "sleep_until(", "interval(", "interval_at("];
 
-/// File and number of places, of what runs on the host and in the guest; tests left out.
+/// File and number of places, of what runs on the host and in the guest, and of the dashboard; tests left out.
 fn find() -> Result<Vec<(String, usize)>> {
-    let sources = files(&["host/*.rs", "guest/*.rs", "boundary/*.rs"])?.into_iter();
+    let sources = files(&["host/*.rs", "guest/*.rs", "boundary/*.rs", "dashboard/*.rs"])?.into_iter();
     let sources = sources.filter(|path| path.contains("/src/") && !path.ends_with("tests.rs"));
     let counted = sources.filter_map(|path| std::fs::read_to_string(top().join(&path)).ok().map(|text| (path, text)));
     Ok(counted.map(|(path, text)| (path, places(&text))).filter(|(_, count)| *count > 0).collect())

@@ -14,7 +14,7 @@ use coracle_ci::collect::{Collected, collect};
 use coracle_ci::settings::{Repository, Settings};
 use coracle_ci::store::{Point, Store};
 use coracle_ci::{evidence, export, serve, times};
-use made_up::{FIRST, MadeUp, PROJECT, drawn};
+use made_up::{FIRST, MadeUp, PROJECT, drawn, point};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,7 +40,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         collected.results,
         collected.results as f64 / took
     );
-    points(&mut store, made.nights)?;
+    let points: Vec<Point> = (0..made.nights).map(|night| point(night, made.nights, 30.0)).collect();
+    store.store_points(PROJECT, &points, None)?;
     let begin = Instant::now();
     evidence::derive(&mut store, &settings, FIRST + made.nights * times::DAY)?;
     println!("evidence: {:.1} s", begin.elapsed().as_secs_f64());
@@ -59,27 +60,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         begin.elapsed().as_secs_f64()
     );
     Ok(())
-}
-
-/// A series that changes in its middle.
-fn points(store: &mut Store, nights: i64) -> Result<(), coracle_ci::error::Error> {
-    let points: Vec<Point> = (0..nights)
-        .map(|night| {
-            let base = if night < nights / 2 { 400.0 } else { 430.0 };
-            let raw: Vec<f64> = (0..10).map(|at| base + (drawn(&[night, at]) % 200) as f64 / 10.0).collect();
-            Point {
-                suite: "start".to_owned(),
-                name: "run true".to_owned(),
-                unit: "ms".to_owned(),
-                at: FIRST + night * times::DAY,
-                sha: format!("{:016x}", drawn(&[night, 1])),
-                environment: "{\"cpu\":\"made up\"}".to_owned(),
-                value: raw[5],
-                raw,
-            }
-        })
-        .collect();
-    store.store_points(PROJECT, &points, None)
 }
 
 /// 50 readers, each asking for pages one after another; the time is the one from the request's end to the answer's. The server is a process of its own,

@@ -32,8 +32,8 @@ CREATE TABLE execution (
     label TEXT NOT NULL, runner TEXT NOT NULL, link TEXT NOT NULL,
     -- An earlier attempt, told again with a rerun of others: it began when that one did.
     retold INTEGER NOT NULL DEFAULT 0,
-    -- Whether its log and its results have been read.
-    has_log INTEGER NOT NULL DEFAULT 0, has_results INTEGER NOT NULL DEFAULT 0
+    -- Whether its log has been read.
+    has_log INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX execution_job ON execution (job, created);
 CREATE INDEX execution_run ON execution (run, job);
@@ -68,7 +68,7 @@ CREATE TABLE assessment (repository INTEGER NOT NULL REFERENCES repository, gate
 
 -- Alerts, which outlive each calculation.
 CREATE TABLE alert (
-    id INTEGER PRIMARY KEY, job INTEGER NOT NULL REFERENCES job, opened INTEGER NOT NULL, recovered INTEGER, first_bad INTEGER, told INTEGER NOT NULL
+    id INTEGER PRIMARY KEY, job INTEGER NOT NULL REFERENCES job, opened INTEGER NOT NULL, recovered INTEGER
 );
 CREATE INDEX alert_open ON alert (job) WHERE recovered IS NULL;
 -- What a sink is still to be told. A sink is named by the SHA-256 of its address, which may be a secret.

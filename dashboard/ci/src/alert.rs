@@ -86,8 +86,8 @@ pub fn alert(store: &mut Store, settings: &Settings, now: i64) -> Result<Vec<Ale
         if is_red && open.is_none() && !is_muted {
             let alert = opened(job);
             note(store, settings, Some(&alert), |transaction| {
-                let insert = "INSERT INTO alert (job, opened, first_bad, told) VALUES (?1, ?2, ?3, ?2)";
-                transaction.execute(insert, params![job.id, now, job.since]).map(drop)
+                let insert = "INSERT INTO alert (job, opened) VALUES (?1, ?2)";
+                transaction.execute(insert, params![job.id, now]).map(drop)
             })?;
             told.push(alert);
         } else if let Some((alert_id, opened)) = open
@@ -219,10 +219,7 @@ fn digest(store: &mut Store, settings: &Settings, overview: &views::Overview, no
         minutes: views::cost(store, &week, &settings.minute_costs)?.minutes,
     };
     let moment = times::moment(now);
-    note(store, settings, Some(&alert), |transaction| {
-        let insert = "INSERT INTO fact VALUES ('digest', ?1) ON CONFLICT DO UPDATE SET value = excluded.value";
-        transaction.execute(insert, [moment]).map(drop)
-    })?;
+    note(store, settings, Some(&alert), |transaction| crate::store::set_fact(transaction, "digest", &moment))?;
     Ok(Some(alert))
 }
 

@@ -255,19 +255,13 @@ fn one_run(
         let reason = format!("job {other} is known as one of another run: numbers of jobs must be unique");
         return Err(Error::Malformed { what: format!("run {}", run.id), reason });
     }
-    let judged: Vec<(Job, Outcome)> = jobs
-        .into_iter()
-        .map(|job| (outcome::of_job(&job, &settings.test_steps), job))
-        .map(|(end, job)| (job, end))
-        .collect();
-    let has_ended =
-        run.status.as_deref() == Some("completed") && judged.iter().all(|(_, end)| *end != Outcome::Running);
     // Not whole before the logs and reports have been read, too: what breaks off here is read again.
-    let stored = store.store_jobs(row, &judged, None)?;
+    let judged = jobs.iter().map(|job| (job, outcome::of_job(job, &settings.test_steps)));
+    let stored = store.store_jobs(row, judged)?;
     collected.jobs += stored.len() as u64;
     let is_of_branch = !is_of_change(run) && run.head_branch.as_deref() == Some(settings.branch(&repository.name));
-    read_reports(store, source, repository, (run.id, is_of_branch), &judged, &stored, collected)?;
-    for ((job, _), stored) in judged.iter().zip(&stored) {
+    read_reports(store, source, repository, (run.id, is_of_branch), &jobs, &stored, collected)?;
+    for (job, stored) in jobs.iter().zip(&stored) {
         // A pass after a failure is read, too: what it passed is what was flaky.
         let is_read = source.has_all_logs()
             || stored.outcome.verdict() == Some(false)
@@ -278,8 +272,10 @@ fn one_run(
             unless_fatal(read, collected)?;
         }
     }
+    let has_ended =
+        run.status.as_deref() == Some("completed") && stored.iter().all(|stored| stored.outcome != Outcome::Running);
     if has_ended && collected.passing == passing {
-        store.store_jobs(row, &[], Some(run.run_attempt.unwrap_or(1).clamp(1, 1000)))?;
+        store.set_whole(row)?;
     }
     Ok(())
 }
@@ -322,31 +318,19 @@ fn read_reports(
     source: &mut dyn Source,
     repository: &Repository,
     (run, is_of_branch): (i64, bool),
-    judged: &[(Job, Outcome)],
+    jobs: &[Job],
     stored: &[StoredJob],
     collected: &mut Collected,
 ) -> Result<()> {
-    let jobs: Vec<Job> = judged.iter().map(|(job, _)| job.clone()).collect();
-    let mut problems = Vec::new();
-    let read = source.reports(repository, run, &jobs, &mut |report| {
+    let read = source.reports(repository, run, jobs, &mut |report| {
         let read = report.and_then(|(job, report)| {
             let found = jobs.iter().zip(stored).find(|(known, _)| known.id == job);
             let Some(execution) = found.map(|(_, stored)| stored.execution) else { return Ok(()) };
             read_report(store, repository, execution, is_of_branch, report, collected)
         });
-        match read {
-            Err(error @ (Error::Database { .. } | Error::Limited { .. })) => Err(error),
-            Err(error) => {
-                problems.push(error);
-                Ok(())
-            }
-            Ok(()) => Ok(()),
-        }
+        unless_fatal(read, collected).map(drop)
     });
-    for problem in problems {
-        unless_fatal::<()>(Err(problem), collected)?;
-    }
-    unless_fatal(read, collected).map(|_| ())
+    unless_fatal(read, collected).map(drop)
 }
 
 fn read_report(

@@ -13,12 +13,15 @@ use crate::store::Store;
 use crate::times;
 use crate::views::{self, Age, Filter};
 
-/// The same for a page that lies as a file: what a header alone may say is left out.
-const POLICY_OF_FILES: &str =
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'";
+/// What a browser may do with a page (Content Security Policy, level 3), as far as a page itself may say it.
+macro_rules! policy {
+    () => {
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'"
+    };
+}
 
-/// What a browser may do with a page (Content Security Policy, level 3).
-pub const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+/// The same in an answer's head, which alone may say the last part.
+pub const POLICY: &str = concat!(policy!(), "; frame-ancestors 'none'");
 
 /// Files that pages need: name, media type, contents. uPlot 1.6.32 is as its authors publish it; `vendor/README.md` says where it is from.
 pub const ASSETS: [(&str, &str, &str); 5] = [
@@ -194,7 +197,7 @@ impl Frame<'_> {
     }
 
     fn policy(&self) -> &'static str {
-        POLICY_OF_FILES
+        policy!()
     }
 
     fn version(&self) -> &'static str {
@@ -207,6 +210,10 @@ impl Frame<'_> {
 
     fn day(&self, at: impl Of<i64>) -> String {
         times::day(at.of())
+    }
+
+    fn moment(&self, at: impl Of<i64>) -> String {
+        times::moment(at.of())
     }
 
     fn span(&self, seconds: impl Of<i64>) -> String {

@@ -94,7 +94,7 @@ pub async fn serve(
             Some(_) = served.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
-        // One that is gone before it is taken, or no descriptors for now: others come.
+        // One that is gone before it is taken, or no descriptors for now: others come, and nothing tells when.
         let Ok((stream, _)) = accepted else {
             tokio::time::sleep(PAUSE).await;
             continue;

@@ -9,8 +9,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 use crate::error::{Error, Result};
 
-pub(crate) use write::counts_as;
 pub use write::{Point, RunToStore, StoredJob, TestResult};
+pub(crate) use write::{counts_as, set_fact};
 
 /// The schema, step by step: never changed, only added to.
 const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001.sql")];

@@ -15,7 +15,7 @@ use coracle_ci::settings::{Repository, Settings};
 use coracle_ci::store::Store;
 use coracle_ci::views::{self, Filter};
 use coracle_ci::{evidence, export, times};
-use made_up::{FIRST, MadeUp, PROJECT};
+use made_up::{FIRST, MadeUp, PROJECT, point};
 
 const SMALL: MadeUp = MadeUp { jobs: 12, nights: 60, tests: 120, failures: 60 };
 
@@ -89,6 +89,12 @@ fn what_was_planted_is_found() {
         !flakes.tests.is_empty()
             && flakes.tests.iter().all(|flake| flake.commits.count > 0 && !flake.evidence.is_empty())
     );
+
+    // A series is larger by a tenth from its middle on.
+    let points: Vec<_> = (0..60).map(|night| point(night, 60, 40.0)).collect();
+    store.store_points(PROJECT, &points, None).unwrap();
+    let changes = views::series(&store, 1, &Filter::default()).unwrap().changes;
+    assert_eq!(changes.iter().map(|change| change.at).collect::<Vec<_>>(), [points[30].at]);
 
     // Three causes of tests, and one of set-ups.
     let kinds: BTreeSet<String> = views::failures(&store, &Filter::default())

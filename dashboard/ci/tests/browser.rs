@@ -13,7 +13,7 @@ use coracle_ci::collect::{Collected, collect};
 use coracle_ci::settings::{Repository, Settings};
 use coracle_ci::store::{Point, Store};
 use coracle_ci::{evidence, export, serve, times};
-use made_up::{FIRST, MadeUp, PROJECT, drawn};
+use made_up::{FIRST, MadeUp, PROJECT, point};
 use serde_json::{Value, json};
 
 /// A browser, driven by the WebDriver protocol (W3C, 2018).
@@ -159,10 +159,10 @@ impl Board {
         let settings = Settings::read(Some(&path)).unwrap();
         let database = folder.path().join("ci.db");
         let mut store = Store::open(&database).unwrap();
-        let mut made = MadeUp { jobs: 24, nights: 60, tests: 240, failures: 50 };
+        let mut made = MadeUp { jobs: 24, nights: NIGHTS, tests: 240, failures: 50 };
         let repository = Repository::named(PROJECT);
         collect(&mut store, &mut made, &settings, &repository, 0, &mut Collected::default()).unwrap();
-        let points: Vec<Point> = (0..60).map(point).collect();
+        let points: Vec<Point> = (0..NIGHTS).map(|night| point(night, NIGHTS, 40.0)).collect();
         store.store_points(PROJECT, &points, None).unwrap();
         evidence::derive(&mut store, &settings, FIRST + 60 * times::DAY).unwrap();
         evidence::set_collected(&mut store, times::now() - 3 * 3_600).unwrap();
@@ -177,20 +177,8 @@ impl Board {
     }
 }
 
-fn point(night: i64) -> Point {
-    let base = if night < 30 { 400.0 } else { 440.0 };
-    let raw: Vec<f64> = (0..10).map(|at| base + (drawn(&[night, at]) % 200) as f64 / 10.0).collect();
-    Point {
-        suite: "start".to_owned(),
-        name: "run true".to_owned(),
-        unit: "ms".to_owned(),
-        at: FIRST + night * times::DAY,
-        sha: format!("{:016x}", drawn(&[night, 1])),
-        environment: "{\"cpu\":\"made up\"}".to_owned(),
-        value: raw[5],
-        raw,
-    }
-}
+/// How long the project has been there.
+const NIGHTS: i64 = 60;
 
 const PAGES: [(&str, &str); 13] = [
     ("overview", ""),
@@ -301,7 +289,7 @@ fn filters_are_permalinks_served_and_as_files() {
     }
     // Two commits of a series, compared.
     browser.open(&format!("{}series/1", board.root));
-    let (a, b) = (point(10).sha, point(50).sha);
+    let (a, b) = (point(10, NIGHTS, 40.0).sha, point(50, NIGHTS, 40.0).sha);
     browser.run(&format!(
         "const form = document.querySelector('form.filter'); form.elements.a.value = '{a}'; form.elements.b.value = '{b}'; form.querySelector('button').click();"
     ));

@@ -90,7 +90,8 @@ fn mean(figures: &[f64]) -> f64 {
     figures.iter().sum::<f64>() / figures.len() as f64
 }
 
-fn median(figures: &mut [f64]) -> Option<f64> {
+/// The middle of figures, which are put into their order; of an even number the mean of the two. None of nothing.
+pub fn median(figures: &mut [f64]) -> Option<f64> {
     figures.sort_by(f64::total_cmp);
     let upper = figures.get(figures.len() / 2)?;
     let lower = figures.get(figures.len().checked_sub(1)? / 2)?;

@@ -15,6 +15,6 @@ mod random;
 mod share;
 
 pub use change::{Change, change_points};
-pub use compare::{Difference, compare, compare_pairs};
+pub use compare::{Difference, compare, compare_pairs, median};
 pub use flake::{Flakes, flakes};
 pub use share::Share;

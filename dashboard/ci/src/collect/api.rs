@@ -118,6 +118,7 @@ impl Api {
         Err(Error::Server { what, reason })
     }
 
+    /// Waits as long as the API says, or before a try: nothing else tells when it answers again.
     fn pause(&self, time: Duration) {
         // Made inside: a timer belongs to the runtime it is made in.
         self.runtime.block_on(async { tokio::time::sleep(time).await });

@@ -5,6 +5,7 @@
 //!   "series": [ { "suite": "start", "name": "run true", "unit": "ms", "raw": [ 1, 2, 3 ] } ] }
 //! ```
 
+use coracle_ci_statistics::median;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -110,11 +111,10 @@ fn kata(document: &Value) -> Option<Vec<Point>> {
 
 /// The median; none of nothing, or of what is no number.
 fn middle(raw: &[f64]) -> Option<f64> {
-    let mut sorted = raw.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
-    let middle = (low + high) / 2.0;
-    sorted.iter().all(|figure| figure.is_finite()).then_some(middle)
+    if raw.iter().any(|figure| !figure.is_finite()) {
+        return None;
+    }
+    median(&mut raw.to_vec())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What is stored of what was collected. Each of these writes a thing again without harm: newer figures take the place of older ones, and what the
 //! source no longer tells stays.
 
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::Store;
 use crate::error::Result;
@@ -75,14 +75,14 @@ fn kept(text: &str, max: usize) -> String {
     text.chars().filter(|character| !character.is_control() || *character == '\n').take(max).collect()
 }
 
-pub(super) fn set_fact(transaction: &Transaction<'_>, name: &str, value: &str) -> rusqlite::Result<()> {
+/// Says a fact of the whole database.
+pub(crate) fn set_fact(transaction: &Transaction<'_>, name: &str, value: &str) -> rusqlite::Result<()> {
     transaction
         .execute("INSERT INTO fact VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value", [name, value])?;
     Ok(())
 }
 
 fn id(transaction: &Transaction<'_>, find: &str, make: &str, values: &[&dyn rusqlite::ToSql]) -> rusqlite::Result<i64> {
-    use rusqlite::OptionalExtension as _;
     if let Some(id) = transaction.prepare_cached(find)?.query_row(values, |row| row.get(0)).optional()? {
         return Ok(id);
     }
@@ -95,18 +95,15 @@ pub(crate) fn repository(transaction: &Transaction<'_>, name: &str) -> rusqlite:
 }
 
 fn workflow(transaction: &Transaction<'_>, repository: i64, path: &str, name: &str) -> rusqlite::Result<i64> {
-    use rusqlite::OptionalExtension as _;
-    let find = "SELECT id FROM workflow WHERE repository = ?1 AND path = ?2";
-    let found = transaction.prepare_cached(find)?.query_row(params![repository, path], |row| row.get(0)).optional()?;
-    if let Some(id) = found {
-        transaction.prepare_cached("UPDATE workflow SET name = ?2 WHERE id = ?1")?.execute(params![id, name])?;
-        return Ok(id);
-    }
-    transaction.execute(
-        "INSERT INTO workflow (repository, path, name) VALUES (?1, ?2, ?3)",
-        params![repository, path, name],
+    let id = id(
+        transaction,
+        "SELECT id FROM workflow WHERE repository = ?1 AND path = ?2",
+        "INSERT INTO workflow (repository, path, name) VALUES (?1, ?2, '')",
+        &[&repository, &path],
     )?;
-    Ok(transaction.last_insert_rowid())
+    // Its file is what it is; its name may change.
+    transaction.prepare_cached("UPDATE workflow SET name = ?2 WHERE id = ?1")?.execute(params![id, name])?;
+    Ok(id)
 }
 
 impl Store {
@@ -118,13 +115,17 @@ impl Store {
         self.change(|transaction| store_run(transaction, given))
     }
 
-    /// Stores attempts of a run's jobs, all or none. `whole` says that these are all there are, of this attempt.
+    /// Stores attempts of a run's jobs, all or none.
     ///
     /// # Errors
     /// [`crate::error::Error::Database`].
-    pub fn store_jobs(&mut self, run: i64, jobs: &[(Job, Outcome)], whole: Option<i64>) -> Result<Vec<StoredJob>> {
+    pub fn store_jobs<'a>(
+        &mut self,
+        run: i64,
+        jobs: impl Iterator<Item = (&'a Job, Outcome)>,
+    ) -> Result<Vec<StoredJob>> {
         self.change(|transaction| {
-            let stored = jobs.iter().map(|(job, outcome)| store_job(transaction, run, job, *outcome));
+            let stored = jobs.map(|(job, outcome)| store_job(transaction, run, job, outcome));
             let stored = stored.collect::<rusqlite::Result<_>>()?;
             transaction
                 .prepare_cached(
@@ -133,11 +134,16 @@ impl Store {
                         AND o.attempt < execution.attempt AND o.started = execution.started) WHERE run = ?1",
                 )?
                 .execute([run])?;
-            if let Some(attempt) = whole {
-                transaction.execute("UPDATE run SET whole = ?2 WHERE id = ?1", params![run, attempt])?;
-            }
             Ok(stored)
         })
+    }
+
+    /// Says that everything of a run's latest attempt is stored.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Database`].
+    pub fn set_whole(&mut self, run: i64) -> Result<()> {
+        self.change(|transaction| transaction.execute("UPDATE run SET whole = attempt WHERE id = ?1", [run]).map(drop))
     }
 
     /// Which of these numbers are known as those of jobs of another run: they would take their place.
@@ -179,12 +185,9 @@ impl Store {
             } else if !said.is_empty() {
                 store_failure(transaction, execution, 0, said)?;
             }
-            let mark = if is_log {
-                "UPDATE execution SET has_log = 1 WHERE id = ?1"
-            } else {
-                "UPDATE execution SET has_results = 1 WHERE id = ?1"
-            };
-            transaction.prepare_cached(mark)?.execute([execution])?;
+            if is_log {
+                transaction.prepare_cached("UPDATE execution SET has_log = 1 WHERE id = ?1")?.execute([execution])?;
+            }
             Ok(())
         })
     }
@@ -352,7 +355,6 @@ fn store_job(transaction: &Transaction<'_>, run: i64, job: &Job, outcome: Outcom
 
 /// What a job is called now: the end of the renames that a person has confirmed.
 pub(crate) fn counts_as(transaction: &Transaction<'_>, named: i64) -> rusqlite::Result<i64> {
-    use rusqlite::OptionalExtension as _;
     let mut job = named;
     let mut find = transaction.prepare_cached("SELECT new FROM rename WHERE old = ?1 AND state = 'confirmed'")?;
     // A chain is at most as long as there are renames; a circle is never confirmed.

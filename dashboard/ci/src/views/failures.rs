@@ -6,7 +6,6 @@ use serde::Serialize;
 use super::{Filter, Rate, all, one};
 use crate::error::Result;
 use crate::store::Store;
-use crate::times;
 
 /// Failures that say the same.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -27,20 +26,6 @@ pub struct Cluster {
     pub last: i64,
     /// Where it is spoken about; empty where nobody has said.
     pub issue: String,
-}
-
-impl Cluster {
-    /// When it was seen first, for people.
-    #[must_use]
-    pub fn first_text(&self) -> String {
-        times::day(self.first)
-    }
-
-    /// And last.
-    #[must_use]
-    pub fn last_text(&self) -> String {
-        times::day(self.last)
-    }
 }
 
 const COLUMNS: &str = "c.signature, s.pattern, c.failures, c.jobs, c.tests, c.first, c.last, c.issue FROM evidence_cluster c JOIN signature s ON s.id = c.signature";
@@ -100,14 +85,6 @@ pub struct Failure {
     pub text: String,
     /// The attempt's page at GitHub.
     pub link: String,
-}
-
-impl Failure {
-    /// When, for people.
-    #[must_use]
-    pub fn at_text(&self) -> String {
-        times::moment(self.at)
-    }
 }
 
 /// A cluster's page.

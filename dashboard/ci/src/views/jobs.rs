@@ -247,14 +247,6 @@ pub struct Execution {
     pub failed: Vec<FailedTest>,
 }
 
-impl Execution {
-    /// When, for people.
-    #[must_use]
-    pub fn at_text(&self) -> String {
-        times::moment(self.at)
-    }
-}
-
 /// A job's page.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct JobPage {
@@ -360,14 +352,6 @@ pub struct TestResult {
     pub text: String,
     /// The attempt's page at GitHub.
     pub link: String,
-}
-
-impl TestResult {
-    /// When, for people.
-    #[must_use]
-    pub fn at_text(&self) -> String {
-        times::moment(self.at)
-    }
 }
 
 /// A test's page.

@@ -7,7 +7,6 @@ use serde::Serialize;
 use super::{Filter, all, one, short};
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::times;
 
 /// A series, as a row.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -28,14 +27,6 @@ pub struct Series {
     pub newest: f64,
     /// When that was.
     pub at: i64,
-}
-
-impl Series {
-    /// When it was measured last, for people.
-    #[must_use]
-    pub fn at_text(&self) -> String {
-        times::day(self.at)
-    }
 }
 
 /// All series.
@@ -88,14 +79,6 @@ pub struct Point {
     pub raw: Vec<f64>,
 }
 
-impl Point {
-    /// When, for people.
-    #[must_use]
-    pub fn at_text(&self) -> String {
-        times::moment(self.at)
-    }
-}
-
 /// A change of a series.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Changed {
@@ -109,14 +92,6 @@ pub struct Changed {
     pub after: f64,
     /// How probable so sharp a change is where there is none.
     pub probability: f64,
-}
-
-impl Changed {
-    /// Since when, for people.
-    #[must_use]
-    pub fn at_text(&self) -> String {
-        times::day(self.at)
-    }
 }
 
 /// Two commits of a series, compared.

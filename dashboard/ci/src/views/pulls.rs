@@ -7,7 +7,6 @@ use super::{Filter, all};
 use crate::error::{Error, Result};
 use crate::outcome::Outcome;
 use crate::store::Store;
-use crate::times;
 
 /// A pull request, as a row.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -26,14 +25,6 @@ pub struct Pull {
     pub minutes: i64,
     /// When it ran last.
     pub last: i64,
-}
-
-impl Pull {
-    /// When it ran last, for people.
-    #[must_use]
-    pub fn last_text(&self) -> String {
-        times::day(self.last)
-    }
 }
 
 /// All pull requests, the ones that ran last first; at most 300.
@@ -87,14 +78,6 @@ pub struct PullRun {
     pub is_flake: bool,
     /// The attempt's page at GitHub.
     pub link: String,
-}
-
-impl PullRun {
-    /// When, for people.
-    #[must_use]
-    pub fn at_text(&self) -> String {
-        times::moment(self.at)
-    }
 }
 
 /// A pull request's page.

@@ -8,7 +8,6 @@ use crate::error::Result;
 use crate::evidence::{Rename, renames};
 use crate::settings::{Deprecation, Settings};
 use crate::store::Store;
-use crate::times;
 
 /// A gate's newest finding.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -25,14 +24,6 @@ pub struct Assessment {
     pub state: String,
     /// In a sentence.
     pub summary: String,
-}
-
-impl Assessment {
-    /// When, for people.
-    #[must_use]
-    pub fn at_text(&self) -> String {
-        times::day(self.at)
-    }
 }
 
 /// All of it.

@@ -6,6 +6,7 @@ use coracle_ci::collect::{Assessment, Report, Source, TakeReport};
 use coracle_ci::error::Result;
 use coracle_ci::github::{Author, Commit, Job, Run, Step};
 use coracle_ci::settings::Repository;
+use coracle_ci::store::Point;
 use coracle_ci::times;
 
 /// The first night.
@@ -36,6 +37,22 @@ pub(crate) fn drawn(parts: &[i64]) -> u64 {
         state ^= state >> 32;
     }
     state
+}
+
+/// A point of a series that becomes larger by `change` in the middle of its nights.
+pub(crate) fn point(night: i64, nights: i64, change: f64) -> Point {
+    let base = if night < nights / 2 { 400.0 } else { 400.0 + change };
+    let raw: Vec<f64> = (0..10).map(|at| base + (drawn(&[night, at]) % 200) as f64 / 10.0).collect();
+    Point {
+        suite: "start".to_owned(),
+        name: "run true".to_owned(),
+        unit: "ms".to_owned(),
+        at: FIRST + night * times::DAY,
+        sha: format!("{:016x}", drawn(&[night, 1])),
+        environment: "{\"cpu\":\"made up\"}".to_owned(),
+        value: raw[5],
+        raw,
+    }
 }
 
 impl MadeUp {
