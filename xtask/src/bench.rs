@@ -75,15 +75,24 @@ fn suite(part: &str) -> &'static str {
 }
 
 impl Args {
-    /// Whether a part is to be measured.
-    fn wants(&self, part: &str) -> Result<bool> {
+    /// The parts that are to be measured.
+    fn chosen(&self) -> Result<Vec<&'static str>> {
         if let Some(wrong) = self.suite.iter().find(|suite| !SUITES.iter().any(|(known, _)| known == suite)) {
             bail!("there is no suite {wrong}; there are {}", SUITES.map(|(name, _)| name).join(", "));
         }
-        let is_gated = || Ok::<_, anyhow::Error>(Budgets::read()?.parts().contains(&part));
-        Ok(self.only.as_deref().is_none_or(|only| only == part)
-            && (self.suite.is_empty() || self.suite.iter().any(|wanted| wanted == suite(part)))
-            && (!self.gate || is_gated()?))
+        let budgets = Budgets::read()?;
+        let gated = budgets.parts();
+        let parts = SUITES.iter().flat_map(|(suite, parts)| parts.iter().map(move |part| (*suite, *part)));
+        let is_chosen = |(suite, part): &(&str, &str)| {
+            self.only.as_deref().is_none_or(|only| only == *part)
+                && (self.suite.is_empty() || self.suite.iter().any(|wanted| wanted == suite))
+                && (!self.gate || gated.contains(part))
+        };
+        let chosen: Vec<_> = parts.clone().filter(is_chosen).map(|(_, part)| part).collect();
+        if let Some(only) = self.only.as_ref().filter(|_| chosen.is_empty()) {
+            bail!("--only {only}: the parts are {}", parts.map(|(_, part)| part).collect::<Vec<_>>().join(", "));
+        }
+        Ok(chosen)
     }
 }
 
@@ -114,6 +123,11 @@ impl Bench {
 
     fn image(&self) -> String {
         format!("oci:{}", self.image.display())
+    }
+
+    /// How long a container of `true` takes, from the command to its end.
+    fn run_true(&self) -> Result<f64> {
+        timed(self.coracle(&["run", "--rm", "--network", "none", &self.image(), "true"]))
     }
 
     fn detached(&self, name: &str) -> Result<()> {
@@ -152,6 +166,7 @@ impl Bench {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let chosen = args.chosen()?;
     setup::ensure(Level::Test)?;
     let built = build::all()?;
     if !setup::is_root() {
@@ -167,13 +182,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let outcome = match (&args.against, &args.reference) {
         (Some(revision), _) => against::measure(&bench, revision, args.pairs, &run_folder),
         (None, Some(runtime)) => reference::measure(&bench, runtime, args.pairs),
-        (None, None) => measure(&bench, args, &guest, &run_folder),
+        (None, None) => measure(&bench, args, &chosen, &guest, &run_folder),
     };
     bench.clear();
     let _ = std::fs::remove_dir_all(&run_folder);
     let report = outcome?;
-    if let Some(folder) = crate::ci::results().filter(|_| args.against.is_none() && args.reference.is_none()) {
-        series::write(&report, &folder)?;
+    if args.against.is_none() && args.reference.is_none() {
+        series::give(&report)?;
     }
     if args.gate {
         return Budgets::read()?.hold(&report);
@@ -190,9 +205,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Result<Value> {
+fn measure(bench: &Bench, args: &Args, chosen: &[&str], guest: &Path, run_folder: &Path) -> Result<Value> {
     let part = |name: &str, text: &str, work: &dyn Fn() -> Result<Value>| -> Result<(String, Value)> {
-        let wanted = args.wants(name)?;
+        let wanted = chosen.contains(&name);
         let value = if wanted { step(text, work)? } else { Value::Null };
         Ok((name.to_owned(), value))
     };
@@ -223,12 +238,6 @@ fn measure(bench: &Bench, args: &Args, guest: &Path, run_folder: &Path) -> Resul
         part("monitor", "the built-in monitor", &lane)?,
     ];
     let mut report = serde_json::Map::from_iter(parts);
-    if let Some(only) = &args.only
-        && report.get(only).is_none()
-    {
-        let names: Vec<&str> = report.keys().map(String::as_str).collect();
-        bail!("--only {only}: the parts are {}", names.join(", "));
-    }
     report.insert("environment".into(), environment(bench)?);
     Ok(report.into())
 }
@@ -419,14 +428,7 @@ fn ratio(bench: &Bench, pairs: usize) -> Result<Value> {
     let bundle = bench.root.join("runc");
     std::fs::create_dir_all(&bundle).context("runc's bundle")?;
     runc_bundle(&bundle, &unpacked(bench, &bench.image)?, true, &json!(["true"]))?;
-    let image = bench.image();
-    let timed = |mut command: Command| -> Result<f64> {
-        command.stdout(Stdio::null());
-        let start = Instant::now();
-        crate::steps::run(command)?;
-        Ok(start.elapsed().as_secs_f64())
-    };
-    let ours = || timed(bench.coracle(&["run", "--rm", "--network", "none", &image, "true"]));
+    let ours = || bench.run_true();
     let runcs = || {
         let mut run = Command::new("runc");
         run.args(["run", "--bundle"]).arg(&bundle).arg("coracle-bench").stdin(Stdio::null()).stderr(Stdio::null());
@@ -451,6 +453,34 @@ fn ratio(bench: &Bench, pairs: usize) -> Result<Value> {
         "seconds": series.iter().map(|(ours, runcs)| json!([ours, runcs])).collect::<Vec<_>>(),
         "target": null,
     }))
+}
+
+/// How long a command takes, in seconds; it must succeed.
+fn timed(mut command: Command) -> Result<f64> {
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let start = Instant::now();
+    crate::steps::run(command)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Times of two things in pairs, after one of each to warm caches. Who comes first has it warmer, or colder: each is by turns.
+fn in_turn(
+    pairs: usize,
+    mut first: impl FnMut() -> Result<f64>,
+    mut second: impl FnMut() -> Result<f64>,
+) -> Result<Vec<(f64, f64)>> {
+    let (_, _) = (second()?, first()?);
+    let mut series = Vec::new();
+    for pair in 0..pairs {
+        series.push(if pair % 2 == 0 {
+            let one = first()?;
+            (one, second()?)
+        } else {
+            let two = second()?;
+            (first()?, two)
+        });
+    }
+    Ok(series)
 }
 
 fn print_report(report: &Value) {

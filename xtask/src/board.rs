@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 
 use crate::build;
+use crate::ci;
 use crate::setup;
 use crate::steps::{command, output, run, step, top};
 
@@ -77,6 +79,16 @@ pub(crate) fn lane(filter: &[&str]) -> Result<()> {
         test.env("CORACLE_TEST_SCREENSHOTS", build::target()?.join("ci/screenshots"));
         run(test)
     })
+}
+
+/// Puts figures where the board finds them, where CI runs this: a list of `{"suite", "name", "unit", "raw"}`, and where they were taken.
+pub(crate) fn figures(environment: &Value, series: &[Value]) -> Result<()> {
+    let Some(folder) = ci::results() else { return Ok(()) };
+    let at = output(command("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]))?;
+    let commit = output(command("git", &["rev-parse", "HEAD"])).unwrap_or_default();
+    let document = json!({ "at": at.trim(), "commit": commit.trim(), "environment": environment, "series": series });
+    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    std::fs::write(folder.join("figures.json"), document.to_string()).context("write the figures")
 }
 
 /// Collects the results of all runs below a folder, and writes the pages.

@@ -49,17 +49,7 @@ pub(crate) fn run() -> Result<()> {
         println!("{name:32} {reached:8} {all:8} {percent:6.1} %");
         series.push(json!({ "suite": "coverage", "name": name, "unit": "%", "raw": [percent] }));
     }
-    if let Some(folder) = crate::ci::results() {
-        let text =
-            |program: &str, arguments: &[&str]| output(command(program, arguments)).map(|text| text.trim().to_owned());
-        let document = json!({
-            "at": text("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"])?, "commit": text("git", &["rev-parse", "HEAD"]).unwrap_or_default(),
-            "environment": { "tests": "unit" }, "series": series,
-        });
-        std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-        std::fs::write(folder.join("figures.json"), document.to_string()).context("write the figures")?;
-    }
-    Ok(())
+    crate::board::figures(&json!({ "tests": "unit" }), &series)
 }
 
 /// Lines reached and lines in all, by the crate's folder.

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::build::{self, Built};
-use crate::steps::{command, output, run as run_command, step, top};
-use crate::{sbom, tests, unsafe_code};
+use crate::steps::{command, run as run_command, step, top};
+use crate::{metadata, sbom, tests, unsafe_code};
 
 /// One gate's finding.
 struct Finding {
@@ -95,10 +95,11 @@ fn file() -> Result<PathBuf> {
 pub(crate) fn bills(built: &Built, folder: &Path) -> Result<usize> {
     std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     let guest = built.guest(tests::KERNEL)?;
+    let metadata = metadata::read(Some(sbom::PLATFORM))?;
     let bills = [
-        ("coracle", sbom::of_program("coracle-cli", &built.coracle())?),
-        ("containerd-shim-coracle-v2", sbom::of_program("coracle-shim", &built.shim())?),
-        ("coracle-agent", sbom::of_program("coracle-agent", &built.agent())?),
+        ("coracle", sbom::of_program(&metadata, "coracle-cli", &built.coracle())?),
+        ("containerd-shim-coracle-v2", sbom::of_program(&metadata, "coracle-shim", &built.shim())?),
+        ("coracle-agent", sbom::of_program(&metadata, "coracle-agent", &built.agent())?),
         ("guest-image", sbom::of_image(&guest, &built.agent())?),
     ];
     let mut count = 0;
@@ -134,8 +135,7 @@ fn reproducible(built: &Built) -> Result<String> {
         }
     }
     std::fs::remove_dir_all(&again).context("remove the second one")?;
-    let manifest: Value =
-        serde_json::from_str(&output(command("cat", &[&first.join("manifest.json").display().to_string()]))?)?;
+    let manifest = sbom::manifest(&first)?;
     let digest = manifest["initrd_sha256"].as_str().unwrap_or_default().chars().take(16).collect::<String>();
     Ok(format!(
         "{} files are the same made twice (initrd {digest}…, kernel {})",

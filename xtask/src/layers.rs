@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::steps::{command, output, top};
+use crate::metadata;
+use crate::steps::top;
 
 /// Crates that a crate must not reach, directly or through others: (who, whom).
 const FORBIDDEN: [(&str, &[&str]); 15] = [
@@ -46,8 +47,7 @@ fn wing(path: &str) -> &str {
 }
 
 pub(crate) fn run() -> Result<()> {
-    let text = output(command("cargo", &["metadata", "--format-version=1", "--locked"]))?;
-    let metadata: Value = serde_json::from_str(&text).context("cargo metadata")?;
+    let metadata = metadata::read(None)?;
     let mut faults = wings(&metadata)?;
     faults.extend(forbidden(&metadata)?);
     faults.extend(files()?);
@@ -91,39 +91,12 @@ fn wings(metadata: &Value) -> Result<Vec<String>> {
     Ok(faults)
 }
 
-/// Everything that `name` reaches by normal dependencies.
-fn reach(metadata: &Value, name: &str) -> Result<Vec<String>> {
-    let nodes = metadata["resolve"]["nodes"].as_array().context("resolve")?;
-    let name_of = |id: &str| {
-        let packages = metadata["packages"].as_array().into_iter().flatten();
-        packages
-            .into_iter()
-            .find(|package| package["id"] == id)
-            .and_then(|package| package["name"].as_str())
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let start = nodes.iter().find(|node| node["id"].as_str().is_some_and(|id| name_of(id) == name));
-    let start = start.with_context(|| format!("there is no crate {name}"))?;
-    let mut seen: Vec<&str> = Vec::new();
-    let mut stack = vec![start];
-    while let Some(node) = stack.pop() {
-        for dependency in node["deps"].as_array().into_iter().flatten() {
-            let normal = dependency["dep_kinds"].as_array().into_iter().flatten().any(|kind| kind["kind"].is_null());
-            let Some(id) = dependency["pkg"].as_str().filter(|id| normal && !seen.contains(id)) else { continue };
-            seen.push(id);
-            stack.extend(nodes.iter().find(|node| node["id"] == id));
-        }
-    }
-    Ok(seen.into_iter().map(name_of).collect())
-}
-
 fn forbidden(metadata: &Value) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for (name, forbidden) in FORBIDDEN {
-        let reached = reach(metadata, name)?;
+        let reached = metadata::reached(metadata, name, |_| true)?;
         for other in forbidden {
-            if reached.iter().any(|reached| reached == other) {
+            if reached.iter().any(|reached| reached["name"] == *other) {
                 faults.push(format!("{name} reaches {other}"));
             }
         }

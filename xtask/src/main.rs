@@ -19,6 +19,7 @@ mod interface;
 mod lab;
 mod layers;
 mod lint;
+mod metadata;
 mod notes;
 #[cfg(test)]
 mod parity;

@@ -1,38 +1,37 @@
 //! What the programs and the guest image are made of: CycloneDX 1.5, as JSON.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::steps::{command, output, top};
+use crate::metadata;
+use crate::steps::top;
+
+/// What is shipped is for this one.
+pub(crate) const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 
 /// A program's bill: all crates that it reaches by normal dependencies, with their licences and checksums.
-pub(crate) fn of_program(package: &str, file: &Path) -> Result<Value> {
-    let text = output(command(
-        "cargo",
-        &["metadata", "--format-version=1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"],
-    ))?;
-    let metadata: Value = serde_json::from_str(&text).context("cargo metadata")?;
+pub(crate) fn of_program(metadata: &Value, package: &str, file: &Path) -> Result<Value> {
     let checksums = checksums()?;
-    let crates = reached(&metadata, package)?;
+    // A macro runs where something is built, and so do those that only it has.
+    let crates = metadata::reached(metadata, package, |found| !is_macro(found))?;
     let components: Vec<Value> = crates.iter().map(|found| component(found, &checksums)).collect();
-    let version = metadata["packages"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|found| found["name"] == package)
-        .and_then(|found| found["version"].as_str())
-        .unwrap_or_default();
+    let own = metadata["packages"].as_array().into_iter().flatten().find(|found| found["name"] == package);
+    let version = own.and_then(|own| own["version"].as_str()).unwrap_or_default();
     Ok(bill(json!({ "type": "application", "name": package, "version": version, "hashes": [hash(file)?] }), components))
+}
+
+fn is_macro(package: &Value) -> bool {
+    let targets = package["targets"].as_array().into_iter().flatten();
+    let mut kinds = targets.flat_map(|target| target["kind"].as_array().into_iter().flatten());
+    kinds.any(|kind| kind == "proc-macro")
 }
 
 /// The guest image's: its kernel, and the agent in it, by the manifest that `coracle image build` writes.
 pub(crate) fn of_image(folder: &Path, agent: &Path) -> Result<Value> {
-    let path = folder.join("manifest.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let manifest: Value = serde_json::from_str(&text).context("the image's manifest")?;
+    let manifest = manifest(folder)?;
     let text = |name: &str| manifest[name].as_str().unwrap_or_default().to_owned();
     let components = vec![
         json!({ "type": "operating-system", "name": "linux", "version": text("kernel_release"), "licenses": [{ "license": { "id": "GPL-2.0-only" } }],
@@ -41,6 +40,13 @@ pub(crate) fn of_image(folder: &Path, agent: &Path) -> Result<Value> {
     ];
     let image = json!({ "type": "container", "name": "coracle-guest", "version": text("version"), "hashes": [{ "alg": "SHA-256", "content": text("initrd_sha256") }] });
     Ok(bill(image, components))
+}
+
+/// What `coracle image build` says of an image that it has made.
+pub(crate) fn manifest(folder: &Path) -> Result<Value> {
+    let path = folder.join("manifest.json");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_str(&text).context("the image's manifest")
 }
 
 fn bill(subject: Value, components: Vec<Value>) -> Value {
@@ -66,38 +72,6 @@ fn checksums() -> Result<BTreeMap<(String, String), String>> {
         .collect())
 }
 
-/// The packages that one reaches by normal dependencies.
-fn reached<'a>(metadata: &'a Value, package: &str) -> Result<Vec<&'a Value>> {
-    let packages = metadata["packages"].as_array().context("packages")?;
-    let nodes = metadata["resolve"]["nodes"].as_array().context("resolve")?;
-    let start = packages
-        .iter()
-        .find(|found| found["name"] == package)
-        .with_context(|| format!("there is no crate {package}"))?;
-    let mut seen = BTreeSet::new();
-    let mut stack = vec![start["id"].as_str().context("an id")?];
-    while let Some(id) = stack.pop() {
-        let node = nodes.iter().find(|node| node["id"] == id).context("a node")?;
-        for dependency in node["deps"].as_array().into_iter().flatten() {
-            let is_normal = dependency["dep_kinds"].as_array().into_iter().flatten().any(|kind| kind["kind"].is_null());
-            // A macro runs where something is built, and so do those that only it has.
-            let is_macro = |id: &str| {
-                let found = packages.iter().find(|found| found["id"] == id);
-                let targets = found.and_then(|found| found["targets"].as_array()).into_iter().flatten();
-                targets.into_iter().any(|target| {
-                    target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "proc-macro"))
-                })
-            };
-            if let Some(other) = dependency["pkg"].as_str().filter(|id| is_normal && !is_macro(id))
-                && seen.insert(other)
-            {
-                stack.push(other);
-            }
-        }
-    }
-    Ok(packages.iter().filter(|found| found["id"].as_str().is_some_and(|id| seen.contains(id))).collect())
-}
-
 fn component(package: &Value, checksums: &BTreeMap<(String, String), String>) -> Value {
     let text = |name: &str| package[name].as_str().unwrap_or_default().to_owned();
     let (name, version) = (text("name"), text("version"));
@@ -117,7 +91,12 @@ fn component(package: &Value, checksums: &BTreeMap<(String, String), String>) ->
 
 #[test]
 fn a_program_s_bill_names_what_it_reaches_and_not_what_builds_it() {
-    let bill = of_program("coracle-agent", Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml").as_path()).unwrap();
+    let bill = of_program(
+        &metadata::read(Some(PLATFORM)).unwrap(),
+        "coracle-agent",
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml").as_path(),
+    )
+    .unwrap();
     let components = bill["components"].as_array().unwrap();
     let find = |name: &str| components.iter().find(|one| one["name"] == name);
     let ttrpc = find("ttrpc").unwrap();

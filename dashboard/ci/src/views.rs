@@ -134,7 +134,7 @@ pub struct Rate {
 impl Rate {
     fn new(count: i64, of: i64) -> Self {
         let share = Share { count: u64::try_from(count).unwrap_or(0), of: u64::try_from(of).unwrap_or(0) };
-        let (low, high) = share.interval();
+        let (low, high) = share.bounds();
         Self { count: share.count, of: share.of, low: 100.0 * low, high: 100.0 * high }
     }
 

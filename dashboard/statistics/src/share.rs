@@ -19,7 +19,7 @@ impl Share {
     /// Between which two rates the true one lies with 95 % (E. B. Wilson, "Probable inference", 1927, with z = 1.96); all rates where there is
     /// nothing to go by.
     #[must_use]
-    pub fn interval(self) -> (f64, f64) {
+    pub fn bounds(self) -> (f64, f64) {
         const Z: f64 = 1.959_963_984_540_054;
         let Some(rate) = self.rate() else { return (0.0, 1.0) };
         let of = self.of as f64;
@@ -38,11 +38,11 @@ mod tests {
     #[test]
     fn known_intervals_come_out() {
         // R's prop.test(81, 263, correct = FALSE), and what is known of the ends.
-        let (low, high) = Share { count: 81, of: 263 }.interval();
+        let (low, high) = Share { count: 81, of: 263 }.bounds();
         assert!((low - 0.2553).abs() < 5e-4 && (high - 0.3662).abs() < 5e-4, "{low} {high}");
-        let (low, high) = Share { count: 0, of: 10 }.interval();
+        let (low, high) = Share { count: 0, of: 10 }.bounds();
         assert!(low == 0.0 && (high - 0.2775).abs() < 5e-4, "{high}");
-        assert_eq!(Share { count: 0, of: 0 }.interval(), (0.0, 1.0));
+        assert_eq!(Share { count: 0, of: 0 }.bounds(), (0.0, 1.0));
         assert_eq!(Share { count: 0, of: 0 }.rate(), None);
     }
 
@@ -52,7 +52,7 @@ mod tests {
         for (rate, of) in [(0.5, 40), (0.05, 200), (0.2, 25)] {
             let held = (0..1000).filter(|_| {
                 let count = (0..of).filter(|_| random.unit() < rate).count() as u64;
-                let (low, high) = Share { count, of }.interval();
+                let (low, high) = Share { count, of }.bounds();
                 (low..=high).contains(&rate)
             });
             let held = held.count();

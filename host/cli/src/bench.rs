@@ -128,16 +128,15 @@ impl Bench {
         Ok(took)
     }
 
+    /// `run` with these options, the image, and a command.
+    fn run<'a>(&'a self, options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
+        let hypervisor = self.args.hypervisor.iter().flat_map(|name| ["--hypervisor", name]);
+        let words = ["run"].into_iter().chain(options.iter().copied()).chain(["--network", "none"]).chain(hypervisor);
+        words.chain([self.args.image.as_str()]).chain(command.iter().copied()).collect()
+    }
+
     async fn measure(&self) -> Result<Vec<Series>> {
-        let hypervisor: Vec<&str> = self.args.hypervisor.iter().flat_map(|name| ["--hypervisor", name]).collect();
-        let with = |first: &[&'static str], last: &[&'static str]| -> Vec<String> {
-            let image = std::iter::once(self.args.image.as_str());
-            let words =
-                first.iter().copied().chain(hypervisor.iter().copied()).chain(image).chain(last.iter().copied());
-            words.map(str::to_owned).collect()
-        };
-        let run = with(&["run", "--rm", "--network", "none"], &["true"]);
-        let run: Vec<&str> = run.iter().map(String::as_str).collect();
+        let run = self.run(&["--rm"], &["true"]);
         // Once, to fetch the image and to warm caches.
         self.time(&run).await?;
         let mut starts = Vec::new();
@@ -145,10 +144,7 @@ impl Bench {
             starts.push(self.time(&run).await?);
         }
         let name = self.name();
-        let kept = with(&["run", "--detach", "--network", "none"], &["sleep", "100000"]);
-        let mut kept: Vec<&str> = kept.iter().map(String::as_str).collect();
-        kept.splice(1..1, ["--name", name.as_str()]);
-        self.time(&kept).await?;
+        self.time(&self.run(&["--detach", "--name", &name], &["sleep", "100000"])).await?;
         let mut execs = Vec::new();
         for _ in 0..self.args.rounds {
             execs.push(self.time(&["exec", &name, "true"]).await?);

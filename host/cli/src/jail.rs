@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use coracle_process::{Bounds, CapabilitySet, Role, Running};
+use coracle_protocol::management::Description;
 use coracle_protocol::metrics::Process as Texts;
 use serde::Serialize;
 
@@ -32,21 +33,23 @@ struct Process {
 
 const NAMESPACES: [&str; 8] = ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup", "time"];
 
-/// The processes of the pod of this name: what each is, and its number.
-pub(crate) async fn processes(name: &str) -> Result<Vec<(&'static str, u32)>> {
+/// The pod of this name, and its processes.
+async fn of_pod(name: &str) -> Result<(Description, Vec<Process>)> {
     let (_, about) = pods::find(name).await?;
     let shim = Running::of(about.pid).with_context(|| format!("the shim of {} has ended", about.id))?;
     let mut found = Vec::new();
     look(&shim, &mut found)?;
-    Ok(found.into_iter().map(|process| (process.role, process.pid)).collect())
+    Ok((about, found))
+}
+
+/// The processes of the pod of this name: what each is, and its number.
+pub(crate) async fn processes(name: &str) -> Result<Vec<(&'static str, u32)>> {
+    Ok(of_pod(name).await?.1.into_iter().map(|process| (process.role, process.pid)).collect())
 }
 
 /// Looks at the pod of this name; whether nothing has too much.
 pub(crate) async fn run(name: &str, as_json: bool) -> Result<bool> {
-    let (_, about) = pods::find(name).await?;
-    let shim = Running::of(about.pid).with_context(|| format!("the shim of {} has ended", about.id))?;
-    let mut found = Vec::new();
-    look(&shim, &mut found)?;
+    let (about, found) = of_pod(name).await?;
     let mut missing = Vec::new();
     if !about.monitor.is_empty() && !found.iter().any(|process| process.role == Role::Monitor.name()) {
         missing.push(format!(

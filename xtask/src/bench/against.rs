@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use coracle_ci_statistics::{Difference, compare_pairs};
 use serde_json::{Value, json};
 
-use super::{Bench, SEED, calls, instructions, pod};
+use super::{Bench, SEED, calls, in_turn, instructions};
 use crate::build::{self, Built};
 use crate::steps::{command, output, run, step};
 use crate::tests;
@@ -84,27 +83,7 @@ fn both(
         let percent = if before == 0 { 0.0 } else { 100.0 * (after as f64 - before as f64) / before as f64 };
         counts.insert(name.to_owned(), json!({ "other": before, "own": after, "percent": percent }));
     }
-    let time = |bench: &Bench| -> Result<f64> {
-        let image = bench.image();
-        let mut command = bench.coracle(&["run", "--rm", "--network", "none", &image, "true"]);
-        command.stdout(Stdio::null());
-        let begin = Instant::now();
-        run(command)?;
-        Ok(begin.elapsed().as_secs_f64())
-    };
-    // Once each, to warm caches.
-    let (_, _) = (time(own)?, time(other)?);
-    let mut series = Vec::new();
-    for pair in 0..pairs {
-        // Who comes first has it warmer, or colder: each is by turns.
-        series.push(if pair % 2 == 0 {
-            let theirs = time(other)?;
-            (theirs, time(own)?)
-        } else {
-            let ours = time(own)?;
-            (time(other)?, ours)
-        });
-    }
+    let series = in_turn(pairs, || other.run_true(), || own.run_true())?;
     Ok((counts.into(), compare_pairs(&series, SEED), series))
 }
 
@@ -122,7 +101,6 @@ fn counted(bench: &Bench, run_folder: &std::path::Path) -> Result<Vec<(&'static 
     ];
     bench.detached("calls")?;
     let log = std::fs::read_to_string(bench.root.join("containers/calls/log")).context("the shim's log")?;
-    let _ = pod(run_folder)?;
     bench.remove("calls")?;
     let called = calls::count(&log)?;
     for (name, key) in [("agent calls to first output", "calls"), ("depth of their chain", "depth")] {

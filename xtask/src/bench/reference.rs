@@ -1,15 +1,13 @@
 //! `ctr run … true` by our shim and by another runtime that containerd knows, in turn, through one containerd.
 
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use coracle_ci_statistics::compare_pairs;
 use serde_json::{Value, json};
 
-use super::{Bench, SEED};
+use super::{Bench, SEED, in_turn, timed};
 use crate::containerd::Containerd;
-use crate::steps::run;
 
 /// Our own.
 const OWN: &str = "io.containerd.coracle.v2";
@@ -18,28 +16,15 @@ const OWN: &str = "io.containerd.coracle.v2";
 pub(super) fn measure(bench: &Bench, reference: &str, pairs: usize) -> Result<Value> {
     let containerd = Containerd::start(&bench.built, Path::new(&bench.settings))?;
     let image = containerd.import(&bench.image, &bench.built.work())?;
-    let mut number = 0;
-    let mut time = |runtime: &str| -> Result<f64> {
-        number += 1;
-        let id = format!("bench-{number}");
-        let begin = Instant::now();
-        let mut command = containerd.ctr(&["run", "--rm", "--runtime", runtime, &image, &id, "true"]);
-        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-        run(command).with_context(|| format!("a container by {runtime}"))?;
-        Ok(begin.elapsed().as_secs_f64())
+    let number = std::cell::Cell::new(0);
+    let time = |runtime: &str| {
+        number.set(number.get() + 1);
+        let id = format!("bench-{}", number.get());
+        timed(containerd.ctr(&["run", "--rm", "--runtime", runtime, &image, &id, "true"]))
+            .with_context(|| format!("a container by {runtime}"))
     };
-    // Once each, to warm caches; a runtime that is not there is told of here.
-    let (_, _) = (time(OWN)?, time(reference)?);
-    let mut series = Vec::new();
-    for pair in 0..pairs {
-        series.push(if pair % 2 == 0 {
-            let own = time(OWN)?;
-            (time(reference)?, own)
-        } else {
-            let other = time(reference)?;
-            (other, time(OWN)?)
-        });
-    }
+    // A runtime that is not there is told of by the first of all.
+    let series = in_turn(pairs, || time(reference), || time(OWN))?;
     let difference = compare_pairs(&series, SEED);
     Ok(json!({
         "runtime": reference,

@@ -1,25 +1,21 @@
 //! A report as the board takes it: one series for each figure.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::suite;
-use crate::steps::{command, output};
+use crate::board;
 
-/// Writes a report's figures into a folder of results.
-pub(super) fn write(report: &Value, folder: &Path) -> Result<()> {
-    let at = output(command("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]))?;
+/// Gives a report's figures to the board.
+pub(super) fn give(report: &Value) -> Result<()> {
     let mut series = Vec::new();
     for (part, value) in report.as_object().context("a report")?.iter().filter(|(part, _)| *part != "environment") {
         figures(part, part, value, &mut series);
     }
     let mut environment = report["environment"].clone();
-    let commit = environment.as_object_mut().and_then(|facts| facts.remove("commit")).unwrap_or_default();
-    let document = json!({ "at": at.trim(), "commit": commit, "environment": environment, "series": series });
-    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    std::fs::write(folder.join("figures.json"), document.to_string()).context("write the figures")
+    // What it was measured of is not where.
+    environment.as_object_mut().map(|facts| facts.remove("commit"));
+    board::figures(&environment, &series)
 }
 
 /// All figures below a value: numbers, and lists of numbers.

@@ -16,9 +16,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Value> {
     let image = bench.image();
     let container = ["run", "--rm", "--network", "none", &image, "true"];
     // Once before, so that the image is there.
-    let mut first = bench.coracle(&container);
-    first.stdout(std::process::Stdio::null());
-    run(first)?;
+    bench.run_true()?;
     let series = (0..ROUNDS).map(|_| count(bench, &container)).collect::<Result<Vec<_>>>()?;
     Ok(
         json!({ "settings_check": count(bench, &["settings", "check"])?, "run_true": { "least": series.iter().min(), "series": series } }),
